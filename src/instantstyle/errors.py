@@ -1,0 +1,38 @@
+"""The tree of what can go wrong.  Every message is a sentence: what was given, what is known, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InstantStyleError(Exception):
+    """Anything this library refuses or fails at; the message is meant for a person."""
+
+
+class InputError(InstantStyleError):
+    """The request asks for something that does not exist or does not fit (exit code 2)."""
+
+
+class PlanError(InputError):
+    """A block plan that cannot be read, or that names a block the model does not have."""
+
+
+class PictureError(InputError):
+    """A picture that cannot be read safely."""
+
+
+class WeightsError(InstantStyleError):
+    """A weight file that is missing, damaged, or made for another model (exit code 1)."""
+
+
+class OutputError(InstantStyleError):
+    """A result that cannot be written (exit code 1)."""
+
+
+class Cancelled(InstantStyleError):
+    """The run was asked to stop at a step boundary."""
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` when some known word is close to the given one, else an empty string."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

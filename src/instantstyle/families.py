@@ -1,0 +1,99 @@
+"""The facts of each architecture as data: UNet layout, presets, encoders, latent scale, sizes, defaults.  No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from instantstyle.blocks import BlockPlan, UNetConfig
+
+_ALL = BlockPlan({"all": 1.0})
+
+
+def _presets(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping[str, BlockPlan]:
+    return {
+        "style": BlockPlan(style),
+        "layout": BlockPlan(layout),
+        "style+layout": BlockPlan({**style, **layout}),
+        "all": _ALL,
+        "precise": BlockPlan(style, negative=layout),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What is true of every checkpoint of one architecture."""
+
+    name: str
+    unet: UNetConfig
+    presets: Mapping[str, BlockPlan]
+    """Named plans; `style` is where style was found to live in this architecture."""
+    presets_source: str
+    """Where the presets come from, for people who ask."""
+    size: tuple[int, int]
+    """Native (width, height) in pixels."""
+    multiple: int
+    """Widths and heights must be multiples of this many pixels."""
+    text_length: int
+    """Text tokens a prompt is padded to."""
+    clip_skip: int
+    """Which hidden state of the text encoders is the context: 1 the last with its norm, 2 the one before it."""
+    image_tokens: int = 4
+    zero_empty: bool = False
+    """Whether an empty negative prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`)."""
+    steps: int = 30
+    guidance: float = 5.0
+
+
+SDXL = Family(
+    name="sdxl",
+    unet=UNetConfig(),
+    presets=_presets({"up.0.1": 1.0}, {"down.2.1": 1.0}),
+    presets_source="InstantStyle, arXiv 2404.02733, section 3.2",
+    size=(1024, 1024),
+    multiple=8,
+    text_length=77,
+    clip_skip=2,
+    zero_empty=True,
+)
+
+SD15 = Family(
+    name="sd15",
+    unet=UNetConfig(
+        channels=(320, 640, 1280, 1280),
+        depths=(1, 1, 1, 0),
+        heads=(8, 8, 8, 8),
+        context_dim=768,
+        pooled_dim=None,
+        linear=False,
+    ),
+    presets=_presets({"up.1": 1.0}, {"down.2": 1.0, "mid": 1.0}),
+    presets_source="comments of the official SD1.5 script; its authors call them experimental",
+    size=(512, 512),
+    multiple=8,
+    text_length=77,
+    clip_skip=1,
+)
+
+EMOJI = Family(
+    name="emoji",
+    unet=UNetConfig(
+        in_channels=32,
+        out_channels=32,
+        channels=(96, 128, 128),
+        depths=(0, 1, 1),
+        heads=(3, 4, 4),
+        context_dim=192,
+        pooled_dim=192,
+        size_dim=32,
+    ),
+    presets=_presets({"up.0.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
+    presets_source="a probe of one module at a time on the built-in model",
+    size=(64, 64),
+    multiple=32,
+    text_length=24,
+    clip_skip=2,
+    zero_empty=False,
+    steps=25,
+    guidance=3.0,
+)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (SDXL, SD15, EMOJI)}

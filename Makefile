@@ -1,0 +1,62 @@
+# Two commands matter to a newcomer: `make demo` and `make test`.  Both set up first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.set-up
+FLOOR  := 85
+
+# Two threads on a busy machine are slower than one: threads spin while they wait for each other.
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format bench docs clean
+
+help:
+	@echo "make demo       set up, then draw prompts x reference pictures with the built-in model into out/demo.png"
+	@echo "make test       set up, then run the tests"
+	@echo "make check      everything a change must pass: format, lint, types, layers, tests, coverage"
+	@echo "make test-slow  the tests that take longer than a few seconds"
+	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
+	@echo "make docs       write the generated pages anew: docs/help.md and the tree in README.md"
+	@echo "make format     format the code"
+
+# torch first, so that nothing else chooses its build: a CPU build that pip knows of is kept.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(FLOOR)
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .coverage src/*.egg-info

@@ -1,0 +1,232 @@
+"""Pictures in and out: read safely, made square, written whole with their request inside, laid out as grids.
+
+Everything a stranger's file can do is met here: limits hold before a pixel is decoded, and whatever Pillow raises
+becomes a sentence.  Nothing here knows what a request is; a request's pictures are values of this module's making.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from instantstyle.errors import OutputError, PictureError
+
+Fit = Literal["crop", "pad", "squash"]
+"""How a picture that is not square becomes square: cut its ends off, add white bars, or change its proportions."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""What is read.  Pillow knows more, some of which starts other programs (EPS) or carries little but trouble."""
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 50_000_000
+CHUNK = "instantstyle"
+"""The keyword of the PNG text chunk that holds a picture's request."""
+
+
+def read(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """Any picture as plain RGB: upright, its first frame, transparency over white, sixteen bits made eight.
+
+    Raises PictureError when the source is missing, too large, no picture, or damaged.
+    """
+    if isinstance(source, Image.Image):
+        name, opened = "the given picture", source
+    else:
+        name, opened = _open(source)
+    _bounded(opened, name)
+    try:
+        opened.load()
+        upright = ImageOps.exif_transpose(opened)
+        return _over_white(_eight_bits(upright))
+    except Exception as broken:  # Pillow raises OSError, SyntaxError, ValueError, struct.error... for a damaged file
+        raise PictureError(f"{name} is damaged or cut short: {_reason(broken)}") from broken
+
+
+def png(picture: Image.Image, *, longest: int | None = None) -> bytes:
+    """The picture as PNG bytes, made smaller when its longer side is above `longest` pixels.  Deterministic."""
+    if longest is not None and max(picture.size) > longest:
+        scale = longest / max(picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def fit_square(picture: Image.Image, how: Fit, size: int) -> Image.Image:
+    """A picture of `size` x `size` pixels, bicubic as CLIP's own preprocessing is."""
+    square = (size, size)
+    if how == "crop":
+        return ImageOps.fit(picture, square, Image.Resampling.BICUBIC)
+    if how == "pad":
+        return ImageOps.pad(picture, square, Image.Resampling.BICUBIC, color="white")
+    return picture.resize(square, Image.Resampling.BICUBIC)
+
+
+def write_png(picture: Image.Image, path: str | Path, request_json: str | None = None, line: str | None = None) -> Path:
+    """Write a PNG whole or not at all: `request_json` as an iTXt chunk, `line` as A1111's `parameters`.
+
+    The file appears under its name only once it is complete, so an interruption leaves nothing.
+    Raises OutputError when it cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    if request_json is not None:
+        # Not compressed: embedded references are compressed already, and readers refuse large compressed text.
+        info.add_itxt(CHUNK, request_json)
+    if line is not None:
+        info.add_text("parameters", line.replace("\0", " "))  # becomes iTXt where Latin-1 does not suffice
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info)
+    return write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: str | Path, content: bytes) -> Path:
+    """Write bytes under a temporary name in the same folder, then give them their name in one step."""
+    path = Path(path)
+    check_writable(path)
+    # Opened plainly rather than by `tempfile`, whose files nobody else may read.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as refused:
+        raise OutputError(f"cannot write {str(path)!r}: {_reason(refused)}") from refused
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OutputError when a file of this name cannot be written, so that no one waits for a result in vain."""
+    path = Path(path)
+    try:
+        if path.is_dir() or not path.name:
+            raise OutputError(f"cannot write {str(path)!r}: it is a folder; give a file name such as cat.png")
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+    except (OSError, ValueError) as refused:  # a name too long, or with a zero byte
+        raise OutputError(f"cannot write {str(path)!r}: {_reason(refused)}") from refused
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OutputError(f"cannot write {str(path)!r}: permission denied")
+
+
+def read_metadata(path: str | Path | bytes) -> str | None:
+    """The request JSON that `write_png` put into a picture, None when there is none.  No pixel is decoded."""
+    name, opened = _open(path)
+    with opened:
+        _bounded(opened, name)
+        text: object = getattr(opened, "text", {}).get(CHUNK)
+    return str(text) if text is not None else None
+
+
+def grid(
+    pictures: Sequence[Sequence[Image.Image | None]],
+    *,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    cell: int = 128,
+    gap: int = 6,
+) -> Image.Image:
+    """Rows of pictures as one, each `cell` pixels square, with a label before each row and above each column.
+
+    None leaves a cell white.  Small pictures are enlarged without smoothing, so that what is seen was made.
+    """
+    font = ImageFont.load_default(max(10, cell // 9))
+    across = max((len(row) for row in pictures), default=0)
+    left = max((int(font.getlength(label)) + 2 * gap for label in rows), default=0)
+    top = cell // 5 + gap if columns else 0
+    width, height = left + across * (cell + gap) + gap, top + len(pictures) * (cell + gap) + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, label in enumerate(columns):
+        draw.text((left + gap + i * (cell + gap) + cell // 2, top // 2 + gap // 2), label, "black", font, anchor="mm")
+    for j, label in enumerate(rows):
+        draw.text((gap, top + gap + j * (cell + gap) + cell // 2), label, "black", font, anchor="lm")
+    for j, row in enumerate(pictures):
+        for i, picture in enumerate(row):
+            if picture is not None:
+                small = max(picture.size) <= cell
+                way = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+                shown = ImageOps.contain(picture.convert("RGB"), (cell, cell), way)
+                x, y = left + gap + i * (cell + gap), top + gap + j * (cell + gap)
+                sheet.paste(shown, (x + (cell - shown.width) // 2, y + (cell - shown.height) // 2))
+    return sheet
+
+
+def _open(source: str | Path | bytes) -> tuple[str, Image.Image]:
+    """A name for messages, and the opened picture of which only the header has been read."""
+    name, content = ("the given bytes", source) if isinstance(source, bytes) else (f"{str(source)!r}", _bytes(source))
+    if not content:
+        raise PictureError(f"{name} is empty: 0 bytes are no picture")
+    if len(content) > MAX_BYTES:
+        raise PictureError(f"{name} is too large: {len(content):,} bytes, and at most {MAX_BYTES:,} are read")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of many pixels and odd EXIF; our limits refuse
+            return name, Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as huge:
+        raise PictureError(f"{name} has too many pixels: at most {MAX_PIXELS:,} are read") from huge
+    except Exception as unknown:
+        known = ", ".join(FORMATS)
+        raise PictureError(f"{name} is no picture that can be read: give one of {known}, not cut short") from unknown
+
+
+def _bytes(path: str | Path) -> bytes:
+    """The file's content; at most one byte more than the limit, whatever a device or a pipe would give."""
+    try:
+        path = Path(path)
+        if path.is_dir():
+            raise PictureError(f"{str(path)!r} is a folder: give one picture file")
+        if path.exists() and not path.is_file():
+            raise PictureError(f"{str(path)!r} is no regular file: give one picture file")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError as missing:
+        raise PictureError(f"there is no picture at {str(path)!r}") from missing
+    except (OSError, ValueError) as refused:
+        raise PictureError(f"cannot read {str(path)!r}: {_reason(refused)}") from refused
+
+
+def _bounded(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(
+            f"{name} has too many pixels: {width} x {height} is {width * height:,}, and at most {MAX_PIXELS:,} are read"
+        )
+    if not width or not height:
+        raise PictureError(f"{name} has no pixels: its size is {width} x {height}")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Sixteen-bit, integer and float grey as eight-bit grey; Pillow's own conversion would clip them at 255."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
+    top = values.max(initial=0)
+    # Integers count to 65535 whatever their width (Pillow's "I" is a 16-bit PNG); floats to 1, or else to 255.
+    full = 65535 if picture.mode.startswith("I") else 1 if top <= 1 else 255
+    return Image.fromarray(np.clip(np.rint(values / full * 255), 0, 255).astype(np.uint8))
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    transparent = "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    if not transparent:
+        # A copy through bytes drops what the file said about itself (profiles, EXIF, text).
+        return Image.frombytes("RGB", picture.size, picture.convert("RGB").tobytes())
+    rgba = picture.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a few words, without Pillow's or the system's decoration."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".").lower()[:200]

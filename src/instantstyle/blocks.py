@@ -32,6 +32,10 @@ class Site(NamedTuple):
         """The attention module this layer belongs to, as plans name it: `up.0.1`, `down.2.1`, `mid`."""
         return "mid" if self.stage == "mid" else f"{self.stage}.{self.block}.{self.attention}"
 
+    def level(self, levels: int) -> int:
+        """The resolution it works at, 0 the highest, in a UNet of so many: the index into `channels` and `heads`."""
+        return {"down": self.block, "mid": levels - 1, "up": levels - 1 - self.block}[self.stage]
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:

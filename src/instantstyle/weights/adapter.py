@@ -1,0 +1,239 @@
+"""IP-Adapter files: how an image embedding becomes tokens, and what each cross-attention reads of them.
+
+Published layout: `image_proj.*` and, for the Nth attention layer of `UNetConfig.sites`, `ip_adapter.N.to_k_ip.weight`
+and `ip_adapter.N.to_v_ip.weight`, [width, context_dim] without bias; flat in .safetensors, two nested dictionaries in
+.bin.  A file may hold only some layers (a style-only adapter is 82 % smaller): that is an error only once a plan asks
+for the others.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from instantstyle.blocks import BlockPlan, Site, UNetConfig
+from instantstyle.errors import OutputError, WeightsError
+from instantstyle.families import FAMILIES
+from instantstyle.nets.attention import KeysValues, split_heads
+from instantstyle.nets.projection import ImageProjection, Resampler
+from instantstyle.weights.files import TensorFile, open_tensors
+
+ENCODERS: Mapping[int, str] = {768: "CLIP ViT-L/14", 1024: "OpenCLIP ViT-H/14", 1280: "OpenCLIP ViT-bigG/14"}
+"""Who makes image embeddings of a width (after the projection), among the encoders adapters were published for."""
+HIDDEN: Mapping[int, str] = {1024: "CLIP ViT-L/14", 1280: "OpenCLIP ViT-H/14", 1664: "OpenCLIP ViT-bigG/14"}
+"""Who has hidden states of a width: what Plus adapters read."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The image's way into cross-attention; its tensors may be parameters in training."""
+
+    projection: nn.Module
+    """`ImageProjection`, or for Plus adapters `Resampler`."""
+    keys: Mapping[Site, Tensor]
+    """The weight of each site's key projection, [width, context_dim]."""
+    values: Mapping[Site, Tensor]
+    """The weight of each site's value projection, [width, context_dim]."""
+    embed_dim: int
+    """Width of the image features that the projection reads."""
+    token_count: int
+    """Tokens a picture becomes."""
+
+    @property
+    def plus(self) -> bool:
+        """Whether it reads the encoder's last-but-one hidden states instead of the image embedding."""
+        return isinstance(self.projection, Resampler)
+
+    def tokens(self, embedding: Float[Tensor, "n *sequence width"]) -> Float[Tensor, "n tokens context_dim"]:
+        """The tokens of each picture, from its un-normalised embedding [n, embed_dim] (Plus: [n, sequence, embed_dim]).
+
+        Raises WeightsError when the embedding is of another encoder.
+        """
+        self.check_encoder(embedding.shape[-1])
+        return self.projection(embedding)
+
+    def check_encoder(self, width: int) -> None:
+        """Raises WeightsError when image features of this width are not what the adapter was trained for."""
+        if width != self.embed_dim:
+            names, what = (HIDDEN, "hidden states") if self.plus else (ENCODERS, "image embeddings")
+            raise WeightsError(
+                f"this adapter was trained for {what} {_named(self.embed_dim, names)}, but the image encoder gives "
+                f"{_named(width, names)}: load the encoder the adapter was trained with"
+            )
+
+    def read(
+        self, tokens: Float[Tensor, "n tokens context_dim"], plan: BlockPlan, config: UNetConfig
+    ) -> Mapping[Site, KeysValues]:
+        """The image tokens' keys and values, [n, heads, tokens, dim] each, at the sites where the plan is not zero.
+
+        Raises WeightsError when the plan speaks at attention modules that the adapter has no weights for.
+        """
+        sites = [site for site in config.sites if _speaks(plan, site)]
+        _check_present([site for site in sites if site not in self.keys], self.keys)
+
+        def project(weight: Tensor, site: Site) -> Tensor:
+            return split_heads(F.linear(tokens, weight), config.heads[site.level(len(config.heads))])
+
+        return {site: (project(self.keys[site], site), project(self.values[site], site)) for site in sites}
+
+
+def load_adapter(
+    path: str | Path,
+    config: UNetConfig,
+    *,
+    plan: BlockPlan | None = None,
+    embed_dim: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Adapter:
+    """Read an adapter for a UNet: all that the file holds, or only the sites where `plan` is not zero.
+
+    `embed_dim` is the width of the features of the image encoder at hand, if it is to be checked.  Of a .safetensors
+    file nothing but the projection and the asked-for sites is read.  Raises WeightsError, naming the tensor, family or
+    encoder, when the file is missing, damaged, for another UNet or encoder, of a kind not supported, holds NaN, or lacks
+    sites that the plan asks for.
+    """
+    with open_tensors(path) as file:
+        names = _sites(file, config, path)
+        projection, width, count = _projection(file, config, path)
+        if plan is not None:
+            sites = [site for site in config.sites if _speaks(plan, site)]
+            _check_present([site for site in sites if site not in names], names, f" in {path}")
+            names = {site: names[site] for site in sites}
+
+        def weights(kind: str) -> dict[Site, Tensor]:
+            return {site: file.read(f"{name}.to_{kind}_ip.weight").to(device, dtype) for site, name in names.items()}
+
+        adapter = Adapter(projection.to(device, dtype), weights("k"), weights("v"), width, count)
+    if embed_dim is not None:
+        adapter.check_encoder(embed_dim)
+    return adapter
+
+
+def save_adapter(path: str | Path, adapter: Adapter, config: UNetConfig) -> None:
+    """Write an adapter in the published layout, flat .safetensors, whole or not at all.  Raises OutputError."""
+    path = Path(path)
+    number = {site: n for n, site in enumerate(config.sites)}
+    tensors = {f"image_proj.{name}": tensor for name, tensor in adapter.projection.state_dict().items()}
+    for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
+        tensors |= {f"ip_adapter.{number[site]}.to_{kind}_ip.weight": weight for site, weight in weights.items()}
+    # Cloned: tensors that share memory cannot be written.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            save_file(tensors, Path(folder) / "adapter", metadata={"format": "pt"})
+            os.replace(Path(folder) / "adapter", path)  # noqa: PTH105
+    except OSError as e:
+        raise OutputError(f"cannot write the adapter to {path}: {e.strerror or e}") from e
+
+
+_LAYER = re.compile(r"(?P<layer>ip_adapter\.(?P<number>\d+))\.to_(?P<kind>[kv])_ip\.weight")
+_PROJECTION = "image_proj."
+
+
+def _sites(file: TensorFile, config: UNetConfig, path: str | Path) -> dict[Site, str]:
+    """Which sites the file has, and the first part of their tensors' names; all names and shapes are checked."""
+    if not any(name.startswith(_PROJECTION) for name in file.shapes):
+        raise WeightsError(f"{path} is no IP-Adapter file: it has no tensor named {_PROJECTION}*")
+    _check_context(file, config, path)
+    names: dict[Site, str] = {}
+    for name, shape in file.shapes.items():
+        if name.startswith(_PROJECTION):
+            continue
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            kind = "FaceID adapters are not supported" if "_lora" in name else "this is no part of an IP-Adapter"
+            raise WeightsError(f"{path} holds a tensor named {name}: {kind}")
+        number = int(match["number"])
+        site = config.sites[number] if number < len(config.sites) else None
+        if site is None or site.kind != "cross":
+            last = max(n for n, site in enumerate(config.sites) if site.kind == "cross")
+            raise WeightsError(
+                f"{path} holds a tensor named {name}, but this UNet has no cross-attention number {number}: they are the "
+                f"odd numbers up to {last}; the adapter is for another UNet"
+            )
+        expected = (config.channels[site.level(len(config.channels))], config.context_dim)
+        if shape != expected:
+            raise WeightsError(
+                f"{name} in {path} has shape {list(shape)}, but {site} of this UNet needs {list(expected)}"
+            )
+        for kind in "kv":
+            if f"{match['layer']}.to_{kind}_ip.weight" not in file.shapes:
+                raise WeightsError(f"{path} has {name} but no {match['layer']}.to_{kind}_ip.weight beside it")
+        names[site] = match["layer"]
+    if not names:
+        raise WeightsError(f"{path} has a projection but not one tensor named ip_adapter.N.to_k_ip.weight")
+    return {site: names[site] for site in config.sites if site in names}
+
+
+def _check_context(file: TensorFile, config: UNetConfig, path: str | Path) -> None:
+    """The width of the text tokens is what tells the families apart; say so before any shape is complained about."""
+    layers = (shape for name, shape in file.shapes.items() if _LAYER.fullmatch(name) and len(shape) == 2)
+    given = next((shape[1] for shape in layers), config.context_dim)
+    if given != config.context_dim:
+        families = {family.unet.context_dim: f"family {name}" for name, family in FAMILIES.items()}
+        raise WeightsError(
+            f"the adapter {path} is for a UNet whose text tokens are {_named(given, families)}, but this UNet's are "
+            f"{_named(config.context_dim, families)}"
+        )
+
+
+def _projection(file: TensorFile, config: UNetConfig, path: str | Path) -> tuple[nn.Module, int, int]:
+    """The projection, the width of what it reads, and the tokens it makes."""
+    shapes = {name.removeprefix(_PROJECTION): s for name, s in file.shapes.items() if name.startswith(_PROJECTION)}
+    try:
+        with torch.device("meta"):
+            if "latents" in shapes:
+                module, width, count = _resampler(shapes, config)
+            elif "proj.weight" in shapes:
+                (out, width), context = shapes["proj.weight"], config.context_dim
+                count = max(1, out // context)
+                module = ImageProjection(width, context, count)
+            else:
+                raise WeightsError(
+                    f"{path} has a projection of another kind ({', '.join(list(shapes)[:3])}, ...): base and Plus adapters "
+                    "are supported, FaceID and full-face ones are not"
+                )
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as e:
+        raise WeightsError(f"the projection in {path} is incomplete or of wrong shapes: {e}") from e
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    for name in [*expected, *(name for name in shapes if name not in expected)]:
+        if shapes.get(name) != expected.get(name):
+            has = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
+            needs = f"shape {list(expected[name])} is needed" if name in expected else "no such tensor belongs there"
+            raise WeightsError(f"{_PROJECTION}{name} in {path} {has}, but {needs}")
+    tensors = {name: file.read(_PROJECTION + name) for name in expected}
+    module.load_state_dict(tensors, strict=True, assign=True)
+    return module.requires_grad_(False).eval(), width, count
+
+
+def _resampler(shapes: Mapping[str, tuple[int, ...]], config: UNetConfig) -> tuple[nn.Module, int, int]:
+    _, count, dim = shapes["latents"]
+    width = shapes["proj_in.weight"][1]
+    depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
+    heads = shapes["layers.0.0.to_q.weight"][0] // 64
+    ff_mult = shapes["layers.0.1.1.weight"][0] // dim
+    resampler = Resampler(width, config.context_dim, count, dim=dim, depth=depth, heads=heads, ff_mult=ff_mult)
+    return resampler, width, count
+
+
+def _speaks(plan: BlockPlan, site: Site) -> bool:
+    return site.kind == "cross" and bool(plan.at(site) or plan.against(site))
+
+
+def _check_present(missing: Sequence[Site], present: Mapping[Site, object], where: str = "") -> None:
+    if missing:
+        lacks, has = (", ".join(dict.fromkeys(site.module for site in sites)) for sites in (missing, present))
+        raise WeightsError(f"the plan speaks at {lacks}, which the adapter{where} has no weights for: it has {has}")
+
+
+def _named(width: int, names: Mapping[int, str]) -> str:
+    return f"{width} wide ({names[width]})" if width in names else f"{width} wide"

@@ -1,0 +1,105 @@
+"""Reading tensors from a weight file, one at a time and by name, without running what is in it.
+
+Which format a file has is told by its first bytes, not by its name.  This module does not know what tensors mean.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from instantstyle.errors import WeightsError
+
+
+class TensorFile(Protocol):
+    """An open weight file."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's name and shape, in the file's order."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as stored, on the CPU.  Raises WeightsError when it holds NaN or infinity."""
+        ...
+
+
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[TensorFile]:
+    """Open a .safetensors file (tensors are read when asked for) or a torch pickle of nothing but tensors.
+
+    Nested dictionaries of a pickle are flattened, their keys joined by dots.  Raises WeightsError when the file is
+    missing, empty, truncated, no weight file, or wants to run code.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except FileNotFoundError:
+        raise WeightsError(f"there is no weight file at {path}") from None
+    except OSError as e:
+        raise WeightsError(f"cannot read the weight file {path}: {e.strerror or e}") from e
+    if not head:
+        raise WeightsError(f"the weight file {path} is empty")
+    if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
+        yield _Pickled(path)
+        return
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield _Safe(path, handle)
+    except SafetensorError as e:
+        raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file at all: {e}") from e
+
+
+class _Safe:
+    def __init__(self, path: Path, handle: Any) -> None:
+        self.path, self.handle = path, handle
+        self.shapes = {name: tuple(cast("list[int]", handle.get_slice(name).get_shape())) for name in handle.keys()}  # noqa: SIM118
+
+    def read(self, name: str) -> Tensor:
+        return _finite(self.handle.get_tensor(name), name, self.path)
+
+
+class _Pickled:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as e:
+            if "Unsupported" in str(e):
+                reason = "holds something other than tensors, which could run code, and is not loaded"
+            else:
+                reason = "is truncated or damaged"
+            raise WeightsError(f"the weight file {path} {reason}; ask for it as .safetensors") from e
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+            raise WeightsError(f"the weight file {path} is truncated or damaged: {str(e).splitlines()[0]}") from e
+        self.tensors = dict(_flat("", content, path))
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return _finite(self.tensors[name], name, self.path)
+
+
+def _flat(prefix: str, content: object, path: Path) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield prefix, content
+    elif isinstance(content, Mapping):
+        for key, inner in cast("Mapping[object, object]", content).items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner, path)
+    else:
+        where = f"{prefix!r} in it" if prefix else "it"
+        raise WeightsError(f"the weight file {path} is no dictionary of tensors: {where} is {type(content).__name__}")
+
+
+def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+    if not tensor.is_floating_point():
+        raise WeightsError(f"{name} in {path} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point")
+    # A sum is NaN or infinite if any term is, and needs no mask as large as the tensor.
+    if not tensor.sum(dtype=torch.float64).isfinite():
+        raise WeightsError(f"{name} in {path} holds NaN or infinity: the file is damaged, or its training diverged")
+    return tensor

@@ -163,7 +163,9 @@ def grid(
 
 def _open(source: str | Path | bytes) -> tuple[str, Image.Image]:
     """A name for messages, and the opened picture of which only the header has been read."""
-    name, content = ("the given bytes", source) if isinstance(source, bytes) else (f"{str(source)!r}", _bytes(source))
+    name, content = (
+        ("the given bytes", source) if isinstance(source, bytes) else (f"{str(source)!r}", file_bytes(source))
+    )
     if not content:
         raise PictureError(f"{name} is empty: 0 bytes are no picture")
     if len(content) > MAX_BYTES:
@@ -179,7 +181,7 @@ def _open(source: str | Path | bytes) -> tuple[str, Image.Image]:
         raise PictureError(f"{name} is no picture that can be read: give one of {known}, not cut short") from unknown
 
 
-def _bytes(path: str | Path) -> bytes:
+def file_bytes(path: str | Path) -> bytes:
     """The file's content; at most one byte more than the limit, whatever a device or a pipe would give."""
     try:
         path = Path(path)

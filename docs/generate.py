@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree: written by docs/generate.py -->\n", "<!-- /tree -->"
 _COLUMN = 30
 
-# What has no docstring.  A file or folder at the top that is neither here nor hidden is an error, so this list is whole.
+# What has no docstring to take its line from.
 PLAIN = {
     "Makefile": "the commands: make help",
     "pyproject.toml": "packaging; settings of the checks; who may import whom",

@@ -6,7 +6,7 @@ as diffusers publishes them (`Transformer2DModel`, `BasicTransformerBlock`, `Att
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -17,13 +17,17 @@ from instantstyle.blocks import Kind, Site, Stage
 Heads = Float[Tensor, "rows heads _tokens dim"]
 """Queries, keys or values, split into heads; `_tokens` is not bound, as queries and keys differ in it."""
 
-KeysValues = tuple[Heads, Heads]
-"""What one attention layer reads: its keys and its values."""
+KeysValues = tuple[Float[Tensor, "rows _heads _tokens _dim"], Float[Tensor, "rows _heads _tokens _dim"]]
+"""What one attention layer reads: its keys and its values, split into heads.
+
+Heads and dim are not bound: in a mapping over sites they differ from site to site.
+"""
 
 TextKeysValues = Mapping[Site, KeysValues]
 """The text's keys and values at every cross-attention, projected once a run."""
 
 
+@runtime_checkable
 class Attend(Protocol):
     """What an attention layer does with its queries, keys and values.
 

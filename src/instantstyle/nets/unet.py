@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ class Midway:
         return Midway(change(self.x), tuple(change(s) for s in self.skips), change(self.temb), residuals)
 
 
+@runtime_checkable
 class First(Protocol):
     """The network up to a cut: arguments as `UNet.forward`."""
 
@@ -61,6 +62,7 @@ class First(Protocol):
     ) -> Midway: ...
 
 
+@runtime_checkable
 class Rest(Protocol):
     """The network from a cut on: the prediction, shaped like the latents."""
 
@@ -139,7 +141,7 @@ class UNet(nn.Module):
         return self._finish(state)
 
     def upto(self, where: Site | str) -> tuple[First, Rest]:
-        """The network cut before an attention module (`up.0.1`; of a site, its module): `rest(first(...))` is the whole.
+        """The network cut before an attention module, or a site's; `rest(first(...))` is the whole.
 
         Nothing upstream of the module a plan first names can see the style, so `first` may run without a graph, and
         once for several references.  Raises PlanError when there is no such module.
@@ -213,7 +215,8 @@ def _control(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
     down, mid = state.residuals
     if len(down) != len(state.skips):
         raise InputError(
-            f"{len(down)} ControlNet residuals were given for {len(state.skips)} places: the ControlNet is for another UNet"
+            f"{len(down)} ControlNet residuals were given, but this UNet has {len(state.skips)} places for them: "
+            "the ControlNet is for another UNet"
         )
     skips = tuple(skip + residual for skip, residual in zip(state.skips, down, strict=True))
     return Midway(state.x + mid, skips, state.temb)

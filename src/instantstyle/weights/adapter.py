@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, Site, UNetConfig
@@ -98,8 +98,8 @@ def load_adapter(
 
     `embed_dim` is the width of the features of the image encoder at hand, if it is to be checked.  Of a .safetensors
     file nothing but the projection and the asked-for sites is read.  Raises WeightsError, naming the tensor, family or
-    encoder, when the file is missing, damaged, for another UNet or encoder, of a kind not supported, holds NaN, or lacks
-    sites that the plan asks for.
+    encoder, when the file is missing, damaged, for another UNet or encoder, of a kind not supported, holds NaN, or
+    lacks sites that the plan asks for.
     """
     with open_tensors(path) as file:
         names = _sites(file, config, path)
@@ -157,8 +157,8 @@ def _sites(file: TensorFile, config: UNetConfig, path: str | Path) -> dict[Site,
         if site is None or site.kind != "cross":
             last = max(n for n, site in enumerate(config.sites) if site.kind == "cross")
             raise WeightsError(
-                f"{path} holds a tensor named {name}, but this UNet has no cross-attention number {number}: they are the "
-                f"odd numbers up to {last}; the adapter is for another UNet"
+                f"{path} holds a tensor named {name}, but this UNet has no cross-attention number {number}: they are "
+                f"the odd numbers up to {last}; the adapter is for another UNet"
             )
         expected = (config.channels[site.level(len(config.channels))], config.context_dim)
         if shape != expected:
@@ -199,8 +199,8 @@ def _projection(file: TensorFile, config: UNetConfig, path: str | Path) -> tuple
                 module = ImageProjection(width, context, count)
             else:
                 raise WeightsError(
-                    f"{path} has a projection of another kind ({', '.join(list(shapes)[:3])}, ...): base and Plus adapters "
-                    "are supported, FaceID and full-face ones are not"
+                    f"{path} has a projection of another kind ({', '.join(list(shapes)[:3])}, ...): base and Plus "
+                    "adapters are supported, FaceID and full-face ones are not"
                 )
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as e:
         raise WeightsError(f"the projection in {path} is incomplete or of wrong shapes: {e}") from e

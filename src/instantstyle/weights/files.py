@@ -4,10 +4,10 @@ Which format a file has is told by its first bytes, not by its name.  This modul
 """
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,7 @@ from torch import Tensor
 from instantstyle.errors import WeightsError
 
 
+@runtime_checkable
 class TensorFile(Protocol):
     """An open weight file."""
 
@@ -30,7 +31,7 @@ class TensorFile(Protocol):
 
 
 @contextmanager
-def open_tensors(path: str | Path) -> Iterator[TensorFile]:
+def open_tensors(path: str | Path) -> Generator[TensorFile, None, None]:
     """Open a .safetensors file (tensors are read when asked for) or a torch pickle of nothing but tensors.
 
     Nested dictionaries of a pickle are flattened, their keys joined by dots.  Raises WeightsError when the file is
@@ -50,7 +51,7 @@ def open_tensors(path: str | Path) -> Iterator[TensorFile]:
         yield _Pickled(path)
         return
     try:
-        with safe_open(path, framework="pt") as handle:
+        with cast("Any", safe_open(path, framework="pt")) as handle:
             yield _Safe(path, handle)
     except SafetensorError as e:
         raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file at all: {e}") from e

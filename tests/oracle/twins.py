@@ -1,0 +1,117 @@
+"""The same random network twice: as ours, and as diffusers' with the same weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from instantstyle.blocks import UNetConfig
+from instantstyle.nets.unet import TextKeysValues, UNet
+
+TINY_SDXL = UNetConfig(channels=(32, 64, 96), heads=(1, 2, 3), context_dim=48, pooled_dim=24, size_dim=8)
+"""SDXL's block layout and depths, so the published numbers of its attention layers too."""
+TINY_SD15 = UNetConfig(
+    channels=(32, 64, 96, 96), depths=(1, 1, 1, 0), heads=(4, 4, 4, 4), context_dim=40, pooled_dim=None, linear=False
+)
+"""SD1.5's block layout and depths."""
+TINY_WIDE = UNetConfig(
+    in_channels=7,
+    out_channels=5,
+    channels=(32, 64),
+    depths=(0, 2),
+    heads=(2, 2),
+    context_dim=24,
+    pooled_dim=16,
+    size_dim=4,
+)
+"""Other latent widths than four, another number of resolutions."""
+TINY = {"sdxl": TINY_SDXL, "sd15": TINY_SD15, "wide": TINY_WIDE}
+
+
+def diffusers_config(config: UNetConfig) -> dict[str, Any]:
+    """A layout as diffusers writes it in unet/config.json."""
+    cross = [depth > 0 for depth in config.depths]
+    added = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": config.size_dim,
+        "projection_class_embeddings_input_dim": (config.pooled_dim or 0) + 6 * config.size_dim,
+    }
+    return {
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": config.channels,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in cross),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(cross)),
+        "transformer_layers_per_block": [depth or 1 for depth in config.depths],
+        "attention_head_dim": config.heads,
+        "cross_attention_dim": config.context_dim,
+        "norm_num_groups": config.groups,
+        "use_linear_projection": config.linear,
+        "layers_per_block": config.resnets,
+        **(added if config.pooled_dim is not None else {}),
+    }
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One call's arguments."""
+
+    latents: Tensor
+    time: Tensor
+    context: Tensor
+    pooled: Tensor | None
+    sizes: Tensor | None
+
+    @classmethod
+    def random(cls, config: UNetConfig, *, rows: int = 2, size: tuple[int, int] = (8, 8), seed: int = 1) -> "Inputs":
+        """Every row at its own time and with its own text."""
+        make = torch.Generator().manual_seed(seed)
+        pooled = None if config.pooled_dim is None else torch.randn(rows, config.pooled_dim, generator=make)
+        return cls(
+            torch.randn(rows, config.in_channels, *size, generator=make),
+            torch.randint(1000, (rows,), generator=make).float(),
+            torch.randn(rows, 6, config.context_dim, generator=make),
+            pooled,
+            None if pooled is None else torch.randint(1024, (rows, 6), generator=make).float(),
+        )
+
+    @property
+    def ours(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What both calls of ours need beside the text read."""
+        return self.latents, self.time, self.pooled, self.sizes
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two networks with the same weights."""
+
+    config: UNetConfig
+    ours: UNet
+    theirs: UNet2DConditionModel
+
+    @classmethod
+    def random(cls, config: UNetConfig, seed: int = 0) -> "Twins":
+        """Weights of diffusers' own initialisation, read strictly by ours."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            theirs = UNet2DConditionModel(**diffusers_config(config)).eval().requires_grad_(False)
+        with torch.device("meta"):
+            ours = UNet(config)
+        ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+        return cls(config, ours.eval().requires_grad_(False), theirs)
+
+    def predict(self, inputs: Inputs, text: TextKeysValues | None = None, **extra: Any) -> Tensor:
+        """Our prediction; `extra` are `attend` and `residuals`."""
+        latents, time, pooled, sizes = inputs.ours
+        return self.ours(latents, time, text or self.ours.read(inputs.context), pooled, sizes, **extra)
+
+    def expect(self, inputs: Inputs, *, image_embeds: Tensor | None = None, **extra: Any) -> Tensor:
+        """Diffusers' prediction; `image_embeds` [rows, pictures, embed_dim] are for a loaded IP-Adapter."""
+        added: dict[str, Any] = {}
+        if inputs.pooled is not None:
+            added |= {"text_embeds": inputs.pooled, "time_ids": inputs.sizes}
+        if image_embeds is not None:
+            added["image_embeds"] = [image_embeds]
+        return self.theirs(inputs.latents, inputs.time, inputs.context, added_cond_kwargs=added, **extra).sample

@@ -6,6 +6,7 @@ becomes a sentence.  Nothing here knows what a request is; a request's pictures 
 
 import io
 import os
+import secrets
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,15 +29,16 @@ CHUNK = "instantstyle"
 """The keyword of the PNG text chunk that holds a picture's request."""
 
 
-def read(source: str | Path | bytes | Image.Image) -> Image.Image:
+def read(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
     """Any picture as plain RGB: upright, its first frame, transparency over white, sixteen bits made eight.
 
+    `name` is what messages call it, its path where it has one.
     Raises PictureError when the source is missing, too large, no picture, or damaged.
     """
     if isinstance(source, Image.Image):
-        name, opened = "the given picture", source
+        name, opened = name or "the given picture", source
     else:
-        name, opened = _open(source)
+        name, opened = _open(source, name)
     _bounded(opened, name)
     try:
         opened.load()
@@ -89,7 +91,7 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     path = Path(path)
     check_writable(path)
     # Opened plainly rather than by `tempfile`, whose files nobody else may read.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("xb") as file:
             file.write(content)
@@ -112,6 +114,8 @@ def check_writable(path: str | Path) -> None:
             raise OutputError(f"cannot write {str(path)!r}: it is a folder; give a file name such as cat.png")
         if not path.parent.is_dir():
             raise OutputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+        with suppress(FileNotFoundError):
+            path.lstat()
     except (OSError, ValueError) as refused:  # a name too long, or with a zero byte
         raise OutputError(f"cannot write {str(path)!r}: {_reason(refused)}") from refused
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
@@ -161,7 +165,7 @@ def grid(
     return sheet
 
 
-def _open(source: str | Path | bytes) -> tuple[str, Image.Image]:
+def _open(source: str | Path | bytes, name: str | None = None) -> tuple[str, Image.Image]:
     """A name for messages, and the opened picture of which only the header has been read."""
     name, content = (
         ("the given bytes", source) if isinstance(source, bytes) else (f"{str(source)!r}", file_bytes(source))

@@ -144,10 +144,14 @@ def remember(source: PictureLike, longest: int = REFERENCE_SIDE) -> Picture:
     if isinstance(source, Picture):
         small = source.open()
         return source if max(small.size) <= longest else Picture(source.sha256, pictures.png(small, longest=longest))
-    picture = pictures.read(source)
-    content = pictures.png(picture)
-    if not isinstance(source, Image.Image):
-        content = source if isinstance(source, bytes) else pictures.file_bytes(source)
+    if isinstance(source, Image.Image):
+        picture = pictures.read(source)
+        content = pictures.png(picture)
+    elif isinstance(source, bytes):
+        picture, content = pictures.read(source), source
+    else:  # read once, so that the hash is that of the very bytes that were decoded
+        content = pictures.file_bytes(source)
+        picture = pictures.read(content, repr(str(source)))
     return Picture(hashlib.sha256(content).hexdigest(), pictures.png(picture, longest=longest))
 
 

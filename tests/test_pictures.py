@@ -1,0 +1,221 @@
+"""Pictures are read safely and rightly, and written whole or not at all."""
+
+import io
+import os
+import struct
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from instantstyle import pictures
+from instantstyle.errors import OutputError, PictureError
+from instantstyle.pictures import Fit
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels: a bomb costs its sender nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_a_plain_picture_is_read_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+    read = pictures.read(encoded(Image.fromarray(pixels)))
+    assert np.array_equal(np.asarray(read), pixels)
+    assert not read.info
+
+
+@pytest.mark.parametrize(
+    ("picture", "how", "expected"),
+    [
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), {}, WHITE),
+        (Image.new("RGBA", (4, 4), (0, 0, 0, 51)), {}, (204, 204, 204)),
+        (Image.new("LA", (4, 4), (0, 0)), {}, WHITE),
+        (Image.new("RGB", (4, 4), RED), {"transparency": RED}, WHITE),
+        (Image.new("P", (4, 4), 0), {"transparency": 0}, WHITE),
+        (Image.new("1", (4, 4), 1), {}, WHITE),
+        (Image.new("L", (4, 4), 77), {}, (77, 77, 77)),
+        (Image.new("I;16", (4, 4), 0x8080), {}, (128, 128, 128)),
+    ],
+)
+def test_every_png_mode_becomes_rgb_over_white(picture: Image.Image, how: dict[str, Any], expected: Any) -> None:
+    read = pictures.read(encoded(picture, **how))
+    assert read.mode == "RGB"
+    assert read.getpixel((1, 1)) == expected
+
+
+def test_a_picture_of_floats_keeps_its_greys() -> None:
+    ramp = np.linspace(0, 1, 5, dtype=np.float32)[None]
+    assert [pixel[0] for pixel in np.asarray(pictures.read(Image.fromarray(ramp)))[0]] == [0, 64, 128, 191, 255]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    red, green, blue = np.asarray(pictures.read(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")))[4, 4]
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_exif_orientation_is_applied() -> None:
+    picture = Image.new("RGB", (8, 4), WHITE)
+    picture.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to show it upright
+    read = pictures.read(encoded(picture, exif=exif))
+    assert read.size == (4, 8)
+    assert read.getpixel((3, 0)) == RED
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_read(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255))]
+    data = encoded(
+        frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
+    )
+    assert pictures.read(data).getpixel((4, 4)) == RED
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "empty"),
+        (b"hello, I am text", "no picture"),
+        (header(10_000, 10_000), "too many pixels: 10000 x 10000 is 100,000,000"),
+        (header(60_000, 60_000), "too many pixels"),
+        (header(8, 8), "damaged or cut short"),
+        (encoded(Image.effect_noise((64, 64), 50))[:900], "damaged or cut short"),
+        (encoded(Image.effect_noise((64, 64), 50))[:20], "no picture"),
+        (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:600], "damaged or cut short"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
+        (b"\0" * (pictures.MAX_BYTES + 1), "too large"),
+    ],
+)
+def test_a_bad_picture_is_a_sentence(data: bytes, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    for source in (data, path):
+        with pytest.raises(PictureError, match=sentence) as refused:
+            pictures.read(source)
+        assert "\n" not in str(refused.value)
+    assert "bad.png" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["missing.png", "", "a\0b.png", "x" * 5000])
+def test_a_path_that_leads_nowhere_is_a_sentence(name: str, tmp_path: Path) -> None:
+    with pytest.raises(PictureError):
+        pictures.read(tmp_path / name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(PictureError, match="no regular file"):
+        pictures.read(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damage_anywhere_is_a_picture_or_a_sentence(seed: int) -> None:
+    """Bytes changed at random: whatever Pillow makes of them, nothing but a picture or a PictureError comes out."""
+    chance = np.random.default_rng(seed)
+    whole = Image.effect_noise((24, 24), 80).convert("RGB")
+    data = bytearray(encoded(whole, ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")[seed % 6]))
+    for at in chance.integers(0, len(data), 12):
+        data[at] = chance.integers(0, 256)
+    with suppress(PictureError):
+        assert pictures.read(bytes(data)).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("how", "corner", "edge"), [("crop", RED, RED), ("pad", WHITE, RED), ("squash", (0, 0, 255), RED)]
+)
+def test_fits(how: Fit, corner: tuple[int, int, int], edge: tuple[int, int, int]) -> None:
+    """A wide picture, red with blue ends: cropped the ends are gone, padded white is above, squashed all is there."""
+    wide = Image.new("RGB", (120, 40), RED)
+    wide.paste((0, 0, 255), (0, 0, 20, 40))
+    wide.paste((0, 0, 255), (100, 0, 120, 40))
+    square = pictures.fit_square(wide, how, 24)
+    assert square.size == (24, 24)
+    assert square.getpixel((0, 0)) == corner
+    assert square.getpixel((12, 12)) == edge
+
+
+def test_a_bounded_png_keeps_its_shape() -> None:
+    assert Image.open(io.BytesIO(pictures.png(Image.new("RGB", (900, 300)), longest=512))).size == (512, 171)
+    assert Image.open(io.BytesIO(pictures.png(Image.new("RGB", (5000, 1)), longest=512))).size == (512, 1)
+
+
+def test_metadata_is_where_others_look_for_it(tmp_path: Path) -> None:
+    """The chunks as the PNG specification lays them out, found without Pillow."""
+    path = pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png", '{"prompt": "猫"}', "a cat\nSteps: 3")
+    data = path.read_bytes()
+    assert b"iTXtinstantstyle\0\0\0\0\0" + '{"prompt": "猫"}'.encode() in data
+    assert b"tEXtparameters\0a cat\nSteps: 3" in data
+    assert pictures.read_metadata(path) == '{"prompt": "猫"}'
+
+
+def test_metadata_is_none_where_there_is_none(tmp_path: Path) -> None:
+    assert pictures.read_metadata(encoded(Image.new("RGB", (4, 4)), "JPEG")) is None
+    assert pictures.read_metadata(pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")) is None
+
+
+def test_an_interruption_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"old")]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="no space left on device"):
+        pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["missing/a.png", "file/a.png", "folder", "x" * 300 + ".png", "a\0.png"])
+def test_a_name_that_cannot_be_written_is_a_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_written_files_have_the_permissions_others_have(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_grid_shows_every_picture_in_its_place() -> None:
+    colours = [[RED, (0, 255, 0)], [(0, 0, 255), None]]
+    cells = [[Image.new("RGB", (16, 16), colour) if colour else None for colour in row] for row in colours]
+    sheet = pictures.grid(cells, rows=["one", "two"], columns=["a", "b"], cell=32, gap=4)
+    found = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height) or []}
+    assert {RED, (0, 255, 0), (0, 0, 255)} <= found
+    counts = {colour: count for count, colour in sheet.getcolors(sheet.width * sheet.height) or []}
+    assert counts[RED] == counts[0, 255, 0] == counts[0, 0, 255] == 32 * 32
+    assert sheet.getpixel((sheet.width - 20, sheet.height - 20)) == WHITE

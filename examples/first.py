@@ -4,11 +4,10 @@ from pathlib import Path
 
 import instantstyle as ist
 
-HERE = Path(__file__).parent
-
 if __name__ == "__main__":
     model = ist.load()
-    reference = ist.StyleReference(sorted(HERE.glob("references/*.png"))[0], content="dog")
+    reference = ist.StyleReference(Path(__file__).parent / "references/dog-neon.png", content="dog")
     result = ist.generate(model, ist.Request("a cat", references=[reference], seed=7))
     Path("out").mkdir(exist_ok=True)
-    print(result.save("out/first.png"))
+    result.save("out/first.png")
+    print("out/first.png")

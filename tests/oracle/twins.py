@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from instantstyle.blocks import UNetConfig
 from instantstyle.nets.unet import TextKeysValues, UNet
@@ -83,24 +83,36 @@ class Inputs:
         return self.latents, self.time, self.pooled, self.sizes
 
 
+def random_weights(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """A random state dict of tame outputs; norms and biases random too, so that none can be mistaken for another."""
+    make = torch.Generator().manual_seed(seed)
+
+    def weight(name: str, shape: torch.Size) -> Tensor:
+        noise = torch.randn(shape, generator=make)
+        if len(shape) > 1:
+            return noise / shape[1:].numel() ** 0.5
+        return 1 + 0.2 * noise if name.endswith("weight") else 0.2 * noise
+
+    return {name: weight(name, tensor.shape) for name, tensor in network.state_dict().items()}
+
+
 @dataclass(frozen=True)
 class Twins:
     """Two networks with the same weights."""
 
     config: UNetConfig
     ours: UNet
-    theirs: UNet2DConditionModel
+    theirs: Any
 
     @classmethod
     def random(cls, config: UNetConfig, seed: int = 0) -> "Twins":
-        """Weights of diffusers' own initialisation, read strictly by ours."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            theirs = UNet2DConditionModel(**diffusers_config(config)).eval().requires_grad_(False)
+        """Random weights, read strictly by both."""
         with torch.device("meta"):
-            ours = UNet(config)
-        ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
-        return cls(config, ours.eval().requires_grad_(False), theirs)
+            ours, theirs = UNet(config), UNet2DConditionModel(**diffusers_config(config))
+        for network in (ours, theirs):
+            network.load_state_dict(random_weights(ours, seed), strict=True, assign=True)
+            network.eval().requires_grad_(False)
+        return cls(config, ours, theirs)
 
     def predict(self, inputs: Inputs, text: TextKeysValues | None = None, **extra: Any) -> Tensor:
         """Our prediction; `extra` are `attend` and `residuals`."""

@@ -1,0 +1,98 @@
+"""A picture in the style of a picture.
+
+import instantstyle as ist
+
+model = ist.load()
+request = ist.Request("a cat", references=[ist.StyleReference("ref.png", content="dog")], seed=7)
+ist.generate(model, request).save("cat.png")
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from instantstyle.blocks import BlockPlan, Site
+    from instantstyle.engine import Engine, Progress, Run
+    from instantstyle.errors import (
+        Cancelled,
+        InputError,
+        InstantStyleError,
+        OutputError,
+        PictureError,
+        PlanError,
+        WeightsError,
+    )
+    from instantstyle.generate import generate
+    from instantstyle.model import Model, load
+    from instantstyle.request import Control, Init, Request, Result, StyleReference, recall
+
+__all__ = [
+    "BlockPlan",
+    "Cancelled",
+    "Control",
+    "Engine",
+    "Init",
+    "InputError",
+    "InstantStyleError",
+    "Model",
+    "OutputError",
+    "PictureError",
+    "PlanError",
+    "Progress",
+    "Request",
+    "Result",
+    "Run",
+    "Site",
+    "StyleReference",
+    "WeightsError",
+    "__version__",
+    "generate",
+    "load",
+    "recall",
+]
+
+_HOME = {
+    "blocks": ("BlockPlan", "Site"),
+    "engine": ("Engine", "Progress", "Run"),
+    "errors": (
+        "Cancelled",
+        "InputError",
+        "InstantStyleError",
+        "OutputError",
+        "PictureError",
+        "PlanError",
+        "WeightsError",
+    ),
+    "generate": ("generate",),
+    "model": ("Model", "load"),
+    "request": ("Control", "Init", "Request", "Result", "StyleReference", "recall"),
+}
+"""Which module each public name lives in; it is imported when the name is first used, so that importing the package
+imports no torch."""
+
+
+class _Package(ModuleType):
+    """Python binds a submodule to its package under the submodule's name; `generate` is to stay the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "generate" and isinstance(value, ModuleType):
+            value = value.generate
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("instantstyle.request").version()
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"instantstyle.{module}"), name)
+    raise AttributeError(f"module 'instantstyle' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,60 @@
+"""see − say: taking the content out of what the image encoder saw, and making one style of several references.
+
+Pure functions of embeddings.  The paper (arXiv 2404.02733, section 3.1) subtracts the text embedding of the content
+from the image embedding, both from one CLIP, un-normalised; the two variants are ours.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from instantstyle.errors import InputError
+
+Subtraction = Literal["paper", "normalised", "projected"]
+
+
+def subtract(
+    image: Float[Tensor, "n dim"], texts: Float[Tensor, "m dim"], weight: float, how: Subtraction = "paper"
+) -> Float[Tensor, "n dim"]:
+    """The image embeddings without the content that the texts name.
+
+    paper       image - weight * text, as the published code does it (several texts: their mean); neither is normalised,
+                so what a weight does depends on the norms of both.
+    normalised  the same between directions, the image's own length given back: a weight means the same in every model.
+    projected   the part of the image that lies in the span of the texts, removed; weight 1 leaves none of it, and an
+                image that shows nothing of the content is not changed at all.
+    """
+    match how:
+        case "paper":
+            return image - weight * texts.mean(0)
+        case "normalised":
+            without = F.normalize(image, dim=-1) - weight * F.normalize(texts, dim=-1).mean(0)
+            return F.normalize(without, dim=-1) * image.norm(dim=-1, keepdim=True)
+        case "projected":
+            span = torch.linalg.qr(texts.mT.float()).Q.to(image.dtype)
+            return image - weight * (image @ span) @ span.mT
+
+
+def nearest_text(image: Float[Tensor, "n dim"], texts: Float[Tensor, "m dim"]) -> list[int]:
+    """For each image the index of the text whose direction is nearest to it."""
+    return (F.normalize(image, dim=-1) @ F.normalize(texts, dim=-1).mT).argmax(-1).tolist()
+
+
+def average(embeddings: Float[Tensor, "n *rest"], weights: Sequence[float]) -> Float[Tensor, "1 *rest"]:
+    """One embedding of several, each with its share of the weights."""
+    shares = torch.tensor(weights, dtype=embeddings.dtype, device=embeddings.device)
+    return torch.tensordot(shares / shares.sum(), embeddings, dims=1)[None]
+
+
+def strength(weights: Sequence[float]) -> float:
+    """How loudly references of these weights speak together: the mean weight, each with its share of the weights.
+
+    Equal weights w give w, and a reference of weight zero is as if it were not there.  Raises InputError when all are.
+    """
+    if not any(weights):
+        raise InputError("every reference has weight 0: there is nothing to combine")
+    return sum(weight * weight for weight in weights) / sum(weights)

@@ -1,0 +1,158 @@
+"""IP-Adapter (arXiv 2308.06721) and InstantStyle (arXiv 2404.02733): one way of attending, with two plans.
+
+A picture becomes a few tokens, and cross-attention looks at them beside the text's.  IP-Adapter does so everywhere.
+InstantStyle does so only where style lives, and takes out of the picture's embedding what the picture shows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from instantstyle.blocks import BlockPlan, Site, parse_plan
+from instantstyle.errors import InputError
+from instantstyle.features import average, nearest_text, strength, subtract
+from instantstyle.methods.injection import Injection
+from instantstyle.model import Model
+from instantstyle.nets.attention import Attend, Heads, KeysValues, plain
+from instantstyle.request import Request, StyleReference
+
+
+def image_prompt(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None) -> Attend:
+    """Z = Attn(Q, K_text, V_text) + s * Attn(Q, K_image, V_image), where s is the plan's strength at the site.
+
+    `share` is added to the scores of the image's tokens, so that references count by their weights.
+    """
+
+    def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
+        out = attend(site, q, k, v, bias=bias)
+        if site not in image:
+            return out
+        return out + plan.at(site) * plain(site, q, *image[site], bias=share)
+
+    return attended
+
+
+def instantstyle(model: Model, request: Request) -> Injection:
+    """The references' style at the blocks of the request's plan, their content subtracted."""
+    return _inject(model, request, parse_plan(request.plan, model.family.unet, model.family.presets))
+
+
+def ip_adapter(model: Model, request: Request) -> Injection:
+    """The references at every block, nothing subtracted: the adapter as published.
+
+    Raises InputError when the request has a plan of its own: that is method instantstyle.
+    """
+    if request.plan not in ("style", "all"):  # the first is what a request says that says nothing
+        raise InputError(
+            f"method 'ip-adapter' speaks at all blocks, so the plan {request.plan!r} does not go with it: use method "
+            "'instantstyle' with this plan"
+        )
+    bare = tuple(reference.model_copy(update={"content": None}) for reference in request.references)
+    return _inject(model, request.model_copy(update={"references": bare, "plan": "all"}), model.family.presets["all"])
+
+
+def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
+    guided = request.guidance > 1
+    if plan.negative and not guided:
+        raise InputError(
+            f"the plan {request.plan!r} puts the reference where guidance pushes away from, which guidance "
+            f"{request.guidance:g} does not do: give a guidance above 1"
+        )
+    references = tuple(_settled(model, request, reference) for reference in request.references)
+    settled = {"references": references, "plan": request.plan}
+    speaking = [reference for reference in references if reference.weight]
+    if not plan or not speaking:
+        return Injection(window=request.window, settled=settled)
+    tokens, weights = _tokens(model, request, speaking)
+    seen, unseen = tokens[:1], tokens[1:]
+    rows = torch.cat([unseen, seen]) if guided else seen
+    attend = _attend(model, plan.weights, rows, rows, weights, request.count, plain)
+    if plan.negative:
+        # The reference stands in the unconditional row, and in the conditional one nothing does (no value speaks).
+        attend = _attend(
+            model,
+            plan.negative,
+            torch.cat([seen, seen]),
+            torch.cat([seen, torch.zeros_like(seen)]),
+            weights,
+            request.count,
+            attend,
+        )
+    return Injection(attend, request.window, settled)
+
+
+def _attend(
+    model: Model,
+    strengths: Mapping[str, float],
+    keys: Tensor,
+    values: Tensor,
+    weights: Sequence[float],
+    count: int,
+    inner: Attend,
+) -> Attend:
+    """`inner` and then the image's tokens, read once here; each row `count` times."""
+    plan, adapter, config = BlockPlan(strengths), model.need_adapter(), model.family.unet
+    each = keys.shape[1] // len(weights)
+    loud = torch.tensor(weights, dtype=keys.dtype, device=keys.device).repeat_interleave(each)
+
+    def repeated(x: Tensor) -> Tensor:
+        return x.repeat_interleave(count, dim=0)
+
+    with torch.no_grad():
+        read_keys = adapter.read(keys, plan, config)
+        read_values = read_keys if values is keys else adapter.read(values, plan, config)
+    image = {site: (repeated(read_keys[site][0]), repeated(read_values[site][1] * loud[:, None])) for site in read_keys}
+    # A reference of weight w counts w times among the tokens and speaks w times as loudly: for one reference that is
+    # its weight times the plan's, and one whose weight goes to zero fades out of the softmax too.
+    unequal = len(set(weights)) > 1
+    return image_prompt(inner, plan, image, loud.log()[None, None, None] if unequal else None)
+
+
+def _tokens(model: Model, request: Request, references: Sequence[StyleReference]) -> tuple[Tensor, list[float]]:
+    """The tokens of the references and those of no reference, [2, tokens, context_dim], and the weight of each group."""
+    adapter = model.need_adapter()
+    pictures = [reference.image.open() for reference in references]
+    look = model.see_hidden if adapter.plus else model.see
+    seen = look(pictures, request.fit)
+    without = [_without_content(model, request, *pair) for pair in zip(references, seen.split(1), strict=True)]
+    seen, weights = torch.cat(without), [reference.weight for reference in references]
+    if request.combine == "average":
+        seen, weights = average(seen, weights), [strength(weights)]
+    with torch.no_grad():
+        tokens, empty = adapter.tokens(seen), adapter.tokens(model.see_nothing())
+    return torch.cat([tokens.flatten(0, 1)[None], empty.repeat(1, len(tokens), 1)]), weights
+
+
+def _without_content(model: Model, request: Request, reference: StyleReference, seen: Tensor) -> Tensor:
+    if not reference.contents or not reference.content_weight:
+        return seen
+    texts = model.say(reference.contents).embeds
+    _check_space(model, texts, seen)
+    assert texts is not None
+    return subtract(seen, texts, reference.content_weight, request.subtraction)
+
+
+def _check_space(model: Model, texts: Tensor | None, seen: Tensor) -> None:
+    """Subtraction is defined only where both towers end in one space.  Raises InputError."""
+    if model.need_adapter().plus:
+        raise InputError(
+            "content cannot be subtracted with a Plus adapter, which reads patches and no embedding: leave content out, or "
+            "load a base adapter"
+        )
+    if texts is None or texts.shape[-1] != seen.shape[-1]:
+        has = "no projection" if texts is None else f"embeddings {texts.shape[-1]} wide"
+        raise InputError(
+            f"content cannot be subtracted in this model: its text encoder gives {has} and its image encoder embeddings "
+            f"{seen.shape[-1]} wide, not one shared space; leave content out"
+        )
+
+
+def _settled(model: Model, request: Request, reference: StyleReference) -> StyleReference:
+    """The reference with `content="auto"` replaced by the word nearest to what it shows."""
+    if reference.content != "auto":
+        return reference
+    words = model.vocabulary_embeds
+    seen = model.see([reference.image.open()], request.fit)
+    _check_space(model, words, seen)
+    return reference.model_copy(update={"content": model.vocabulary[nearest_text(seen, words)[0]]})

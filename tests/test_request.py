@@ -114,7 +114,7 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
     assert StyleReference(str(tmp_path / "a.png")).image.sha256 == expected
 
 
-@pytest.mark.parametrize("way", [str, Path, lambda p: Path(p).read_bytes(), Image.open])
+@pytest.mark.parametrize("way", [str, Path, Path.read_bytes, Image.open])
 def test_a_reference_is_the_same_however_it_is_given(way: Any, tmp_path: Path) -> None:
     noise(20, 30).save(tmp_path / "a.png")
     assert StyleReference(way(tmp_path / "a.png")).image.open().tobytes() == noise(20, 30).tobytes()

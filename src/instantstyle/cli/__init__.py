@@ -1,0 +1,53 @@
+"""The command line: one file a command, nothing heavy imported before a command runs.
+
+Results go to stdout, progress and complaints to stderr.  Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+"""
+
+import io
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from instantstyle.cli.again import again
+from instantstyle.cli.doctor import doctor
+from instantstyle.cli.generate import generate
+from instantstyle.errors import InputError, InstantStyleError
+
+# Plain help and plain errors: rich's take a tenth of a second more, and cut long names in the middle.
+app = typer.Typer(
+    name="instantstyle",
+    help="A picture in the style of a picture.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(generate)
+app.command()(again)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Run the command line; whatever goes wrong is a sentence on stderr and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as it was given
+    try:
+        app(prog_name="instantstyle")
+    except InstantStyleError as error:
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except SystemExit as done:
+        if done.code == 130:
+            _fail("interrupted; no unfinished file is left", 130)
+        raise
+    except Exception as error:
+        if os.environ.get("INSTANTSTYLE_TRACEBACK"):
+            raise
+        kind, text = type(error).__name__, " ".join(str(error).split())[:500]
+        _fail(f"{kind}: {text} (this is a mistake of ours; INSTANTSTYLE_TRACEBACK=1 shows where)", 1)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    sys.stderr.write(f"error: {sentence}\n")
+    raise SystemExit(code)

@@ -1,0 +1,88 @@
+"""`instantstyle again`: a picture made again from its own metadata, and whether it is the same to the pixel."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def again(
+    picture: Annotated[Path, typer.Argument(help="A picture that instantstyle made.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Where to write the new one; nowhere unless given.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model.", show_default="the one remembered")] = None,
+    adapter: Annotated[str | None, typer.Option(help="IP-Adapter weights.", show_default="those remembered")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to run.", show_default="the one remembered")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Numbers to run in.", show_default="the one remembered")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Make a picture again from its own metadata and compare: exit code 0 if the pixels are identical, 1 if not."""
+    from instantstyle import pictures
+    from instantstyle.cli.progress import bar, hush
+    from instantstyle.errors import InputError
+    from instantstyle.request import numbered, recall
+
+    memory = recall(picture)
+    before = pictures.read(picture)
+    if memory.index >= memory.request.count:
+        raise InputError(f"{str(picture)!r} says it is picture {memory.index + 1} of {memory.request.count}")
+    if out is not None:
+        pictures.check_writable(numbered(out, 1)[0])
+
+    hush()
+    from instantstyle.generate import generate as make
+    from instantstyle.model import load
+
+    loaded = load(
+        model or memory.model or "emoji",
+        adapter=adapter or (memory.adapter if model is None else None),
+        device=device or memory.device,
+        dtype=dtype or memory.dtype,
+    )
+    notes = _notes(memory.identity, loaded.identity, memory.version)
+    with bar(picture.name) as tick:
+        result = make(loaded, memory.request, progress=lambda at: tick(at.step, at.steps))
+    after = result.images[memory.index]
+    if out is not None:
+        new = result.memory(memory.index)
+        pictures.write_png(after, out, new.to_json(), new.parameters())
+    found = {"identical": False, **_compared(before, after), "notes": notes, "written": str(out) if out else None}
+    found["identical"] = found["differing"] == 0
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+        typer.echo(f"{picture}: {_verdict(found)}")
+        if out is not None:
+            typer.echo(str(out))
+    raise typer.Exit(0 if found["identical"] else 1)
+
+
+def _notes(then: str, now: str, version: str) -> list[str]:
+    """Why the pixels might differ."""
+    from instantstyle.request import version as ours
+
+    notes: list[str] = []
+    if then and then != now:
+        notes.append(f"the picture was made with weights {then[:12]}, and these are {now[:12]}")
+    if version != ours():
+        notes.append(f"the picture was made by version {version}, and this is {ours()}")
+    return notes
+
+
+def _compared(before: Any, after: Any) -> dict[str, Any]:
+    """How many pixels differ, of how many, and the largest difference of a channel."""
+    import numpy as np
+
+    if before.size != after.size:
+        pixels = before.width * before.height
+        return {"differing": pixels, "pixels": pixels, "largest": 255}
+    apart = np.abs(np.asarray(before, np.int16) - np.asarray(after.convert("RGB"), np.int16)).max(axis=-1)
+    return {"differing": int((apart > 0).sum()), "pixels": int(apart.size), "largest": int(apart.max())}
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    if found["identical"]:
+        return f"identical, all {found['pixels']:,} pixels"
+    return f"differs in {found['differing']:,} of {found['pixels']:,} pixels, by at most {found['largest']} of 255"

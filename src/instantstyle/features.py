@@ -4,7 +4,7 @@ Pure functions of embeddings.  The paper (arXiv 2404.02733, section 3.1) subtrac
 from the image embedding, both from one CLIP, un-normalised; the two variants are ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -33,21 +33,23 @@ def subtract(
             return image - weight * texts.mean(0)
         case "normalised":
             without = F.normalize(image, dim=-1) - weight * F.normalize(texts, dim=-1).mean(0)
-            return F.normalize(without, dim=-1) * image.norm(dim=-1, keepdim=True)
+            return F.normalize(without, dim=-1) * image.square().sum(-1, keepdim=True).sqrt()
         case "projected":
-            span = torch.linalg.qr(texts.mT.float()).Q.to(image.dtype)
-            return image - weight * (image @ span) @ span.mT
+            qr: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.linalg.qr  # pyright: ignore[reportUnknownMemberType]
+            span = qr(texts.T.float())[0].to(image.dtype)
+            return image - weight * (image @ span) @ span.T
 
 
 def nearest_text(image: Float[Tensor, "n dim"], texts: Float[Tensor, "m dim"]) -> list[int]:
     """For each image the index of the text whose direction is nearest to it."""
-    return (F.normalize(image, dim=-1) @ F.normalize(texts, dim=-1).mT).argmax(-1).tolist()
+    nearness = F.normalize(image, dim=-1) @ F.normalize(texts, dim=-1).T
+    return [int(index) for index in nearness.argmax(-1)]
 
 
 def average(embeddings: Float[Tensor, "n *rest"], weights: Sequence[float]) -> Float[Tensor, "1 *rest"]:
     """One embedding of several, each with its share of the weights."""
     shares = torch.tensor(weights, dtype=embeddings.dtype, device=embeddings.device)
-    return torch.tensordot(shares / shares.sum(), embeddings, dims=1)[None]
+    return ((shares / shares.sum()) @ embeddings.flatten(1)).reshape(1, *embeddings.shape[1:])
 
 
 def strength(weights: Sequence[float]) -> float:

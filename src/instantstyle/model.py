@@ -6,6 +6,8 @@ tokenizers are borrowed from transformers and diffusers here and nowhere else.  
 
 import dataclasses
 import hashlib
+import importlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,8 +117,8 @@ class Model:
                 shown = text if len(text) <= 60 else f"{text[:57]}..."
                 left = tower.tokenizer.decode(ids[tower.length - 1 : -1]).strip()
                 raise InputError(
-                    f"the text {shown!r} is {len(ids) - 2} tokens long and this model reads {tower.length - 2}: it would "
-                    f"not see {left[:60]!r}; say it in fewer words"
+                    f"the text {shown!r} is {len(ids) - 2} tokens long and this model reads {tower.length - 2}: it "
+                    f"would not see {left[:60]!r}; say it in fewer words"
                 )
         return tower.tokenizer(
             list(texts), padding="max_length", max_length=tower.length, return_tensors="pt"
@@ -160,8 +162,8 @@ class Model:
     def _adapter(self) -> Adapter:
         if self.adapter is None:
             raise InputError(
-                f"the model {self.found.spec!r} has no IP-Adapter, so no style can enter: load it with adapter=..., a file "
-                "or a hub path such as h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors"
+                f"the model {self.found.spec!r} has no IP-Adapter, so no style can enter: load it with adapter=..., "
+                "a file or a hub path such as h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors"
             )
         return self.adapter
 
@@ -200,7 +202,8 @@ class Model:
         """The vocabulary in the space shared with images.  Raises InputError when there is no such thing."""
         if not self.vocabulary:
             raise InputError(
-                f"the model {self.found.spec!r} has no vocabulary to choose content='auto' from: say what the reference shows"
+                f"the model {self.found.spec!r} has no vocabulary to choose content='auto' from: say what the "
+                "reference shows"
             )
         embeds = self.say(self.vocabulary).embeds
         if embeds is None:
@@ -220,7 +223,7 @@ class Model:
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in self._tensors():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -250,8 +253,8 @@ def load(
 
     Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
     """
-    from diffusers import AutoencoderKL
-    from transformers import CLIPVisionModelWithProjection
+    diffusers: Any = importlib.import_module("diffusers")  # late: these take seconds, and a wrong folder should not
+    transformers: Any = importlib.import_module("transformers")
 
     where, found = pick_device(device), find(model, adapter)
     kind = pick_dtype(dtype, where)
@@ -265,7 +268,8 @@ def load(
     wide = sum(int(tower.net.config.hidden_size) for tower in towers)
     if wide != family.unet.context_dim:
         raise WeightsError(
-            f"the text encoders in {found.folder} give {wide} numbers a token and the UNet reads {family.unet.context_dim}"
+            f"the text encoders in {found.folder} give {wide} numbers a token, and the UNet reads "
+            f"{family.unet.context_dim}"
         )
     family = dataclasses.replace(family, text_length=towers[0].length)
     vae_config = found.config("vae/config.json")
@@ -273,11 +277,11 @@ def load(
     vae_kind = torch.float32 if kind == torch.float16 and vae_config.get("force_upcast", True) else kind
     eyes = None
     if found.image_encoder is not None:
-        eyes = _eyes(load_part(CLIPVisionModelWithProjection, found.image_encoder, kind, where), found)
+        eyes = _eyes(load_part(transformers.CLIPVisionModelWithProjection, found.image_encoder, kind, where), found)
     return Model(
         family=family,
         unet=unet,
-        vae=load_part(AutoencoderKL, found.folder / "vae", vae_kind, where),
+        vae=load_part(diffusers.AutoencoderKL, found.folder / "vae", vae_kind, where),
         towers=towers,
         eyes=eyes,
         adapter=_adapter(found, family, eyes, kind, where),
@@ -301,12 +305,12 @@ def _with_index(family: Family, found: Found) -> Family:
 
 
 def _tower(found: Found, part: str, tokenizer: str, dtype: torch.dtype, device: torch.device) -> Tower:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    projects = "CLIPTextModelWithProjection" in (found.config(f"{part}/config.json").get("architectures") or ())
-    net = load_part(CLIPTextModelWithProjection if projects else CLIPTextModel, found.folder / part, dtype, device)
+    transformers: Any = importlib.import_module("transformers")
+    kinds = found.config(f"{part}/config.json").get("architectures") or ()
+    name = "CLIPTextModelWithProjection" if "CLIPTextModelWithProjection" in kinds else "CLIPTextModel"
+    net = load_part(getattr(transformers, name), found.folder / part, dtype, device)
     try:
-        tokens: Any = CLIPTokenizer.from_pretrained(found.folder / tokenizer, local_files_only=True)
+        tokens = transformers.CLIPTokenizer.from_pretrained(found.folder / tokenizer, local_files_only=True)
     except Exception as e:  # a dozen kinds, none of them documented
         raise WeightsError(f"cannot read the tokenizer in {found.folder / tokenizer}: {e}") from e
     return Tower(tokens, net)
@@ -339,8 +343,6 @@ def _vocabulary(found: Found) -> tuple[str, ...]:
     path = found.folder / "vocabulary.json"
     if not path.is_file():
         return ()
-    import json
-
     try:
         words: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -382,7 +384,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _pixels(picture: Image.Image) -> Float[Tensor, "3 height width"]:
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
+    return torch.tensor(np.asarray(picture)).permute(2, 0, 1).float() / 255
 
 
 def _image(pixels: Tensor) -> Image.Image:

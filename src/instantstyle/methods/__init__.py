@@ -25,7 +25,7 @@ LATER = ("style-aligned", "swapped", "b-lora")
 
 
 def inject(model: Model, request: Request) -> Injection:
-    """What the request's method asks for; without references that is nothing.  Raises InputError for unknown methods."""
+    """What the request's method asks for; without references nothing.  Raises InputError for unknown methods."""
     if request.method not in METHODS:
         there = f"there is no method {request.method!r}"
         if request.method in LATER:

@@ -110,12 +110,15 @@ def _attend(
 
 
 def _tokens(model: Model, request: Request, references: Sequence[StyleReference]) -> tuple[Tensor, list[float]]:
-    """The tokens of the references and those of no reference, [2, tokens, context_dim], and the weight of each group."""
+    """Tokens of the references and of no reference, [2, tokens, context_dim], and the weight of each reference."""
     adapter = model.need_adapter()
     pictures = [reference.image.open() for reference in references]
     look = model.see_hidden if adapter.plus else model.see
     seen = look(pictures, request.fit)
-    without = [_without_content(model, request, *pair) for pair in zip(references, seen.split(1), strict=True)]
+    without = [
+        _without_content(model, request, *pair)
+        for pair in zip(references, [seen[i : i + 1] for i in range(len(seen))], strict=True)
+    ]
     seen, weights = torch.cat(without), [reference.weight for reference in references]
     if request.combine == "average":
         seen, weights = average(seen, weights), [strength(weights)]
@@ -137,14 +140,14 @@ def _check_space(model: Model, texts: Tensor | None, seen: Tensor) -> None:
     """Subtraction is defined only where both towers end in one space.  Raises InputError."""
     if model.need_adapter().plus:
         raise InputError(
-            "content cannot be subtracted with a Plus adapter, which reads patches and no embedding: leave content out, or "
-            "load a base adapter"
+            "content cannot be subtracted with a Plus adapter, which reads patches and no embedding: leave content "
+            "out, or load a base adapter"
         )
     if texts is None or texts.shape[-1] != seen.shape[-1]:
         has = "no projection" if texts is None else f"embeddings {texts.shape[-1]} wide"
         raise InputError(
-            f"content cannot be subtracted in this model: its text encoder gives {has} and its image encoder embeddings "
-            f"{seen.shape[-1]} wide, not one shared space; leave content out"
+            f"content cannot be subtracted in this model: its text encoder gives {has} and its image encoder "
+            f"embeddings {seen.shape[-1]} wide, not one shared space; leave content out"
         )
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,8 +95,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         )
     else:
         raise WeightsError(
-            f"this UNet is conditioned as SDXL's, but has {len(unet.channels)} resolutions with {unet.depths} transformer "
-            "layers where SDXL has three, the first without: SDXL, SD1.5 and their fine-tunings are supported"
+            f"this UNet is conditioned as SDXL's, but has {len(unet.channels)} resolutions with {unet.depths} "
+            "transformer layers where SDXL has three, the first without: SDXL, SD1.5 and fine-tunings are supported"
         )
     return dataclasses.replace(family, unet=unet)
 
@@ -130,7 +131,8 @@ def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
     for name, allowed in _MUST.items():
         if config.get(name, allowed[0]) not in allowed:
             raise WeightsError(
-                f"this UNet has {name} = {config[name]!r}, which is not supported: SDXL, SD1.5 and their fine-tunings are"
+                f"this UNet has {name} = {config[name]!r}, which is not supported: SDXL, SD1.5 and their "
+                "fine-tunings are"
             )
     channels = tuple(cast("list[int]", config["block_out_channels"]))
     kinds = cast("list[str]", config["down_block_types"])
@@ -203,13 +205,13 @@ def _folder(spec: str | Path) -> Path:
 
 def _from_hub(repo: str) -> Path:
     """A repository's parts, in half precision where it has them in both; what is here already is not fetched."""
-    from huggingface_hub import HfApi, snapshot_download
+    hub: Any = import_module("huggingface_hub")
 
     try:
-        files = list(HfApi().list_repo_files(repo))
+        files = list(hub.HfApi().list_repo_files(repo))
     except Exception as e:  # offline, or whatever the hub answers: what was fetched before will do
         try:
-            return Path(snapshot_download(repo, local_files_only=True))
+            return Path(hub.snapshot_download(repo, local_files_only=True))
         except Exception:
             raise WeightsError(f"cannot fetch {repo!r} from the hub, and it is not on this machine: {_line(e)}") from e
     chosen = ["model_index.json"]
@@ -221,7 +223,7 @@ def _from_hub(repo: str) -> Path:
         chosen += [file for file in own if file.endswith((".json", ".txt")) and file not in tensors]
         chosen += half or full
     try:
-        return Path(snapshot_download(repo, allow_patterns=chosen))
+        return Path(hub.snapshot_download(repo, allow_patterns=chosen))
     except Exception as e:
         raise WeightsError(f"cannot fetch {repo!r} from the hub: {_line(e)}") from e
 
@@ -230,15 +232,15 @@ def _adapter(spec: str) -> Path:
     path = Path(spec).expanduser()
     if path.exists() or spec.count("/") < 2 or spec.startswith((".", "/", "~")):
         return _existing(path)
-    from huggingface_hub import hf_hub_download, snapshot_download
+    hub: Any = import_module("huggingface_hub")
 
     owner, name, *inside = spec.split("/")
     folder = "/".join(inside[:-1])
     try:
-        file = Path(hf_hub_download(f"{owner}/{name}", "/".join(inside)))
+        file = Path(hub.hf_hub_download(f"{owner}/{name}", "/".join(inside)))
         # The encoder it was trained with is published beside it.
         patterns = [f"{folder}/image_encoder/*.json", f"{folder}/image_encoder/*.safetensors"]
-        snapshot_download(f"{owner}/{name}", allow_patterns=patterns)
+        hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns)
     except Exception as e:
         raise WeightsError(f"cannot fetch the adapter {spec!r} from the hub: {_line(e)}") from e
     return file

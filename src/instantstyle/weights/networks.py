@@ -1,6 +1,6 @@
 """Filling networks from files, strictly: a missing, extra or mis-shaped tensor is an error that names it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -105,7 +105,7 @@ def _arguments(kind: Any, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without the progress bars of libraries, which would be drawn over ours."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

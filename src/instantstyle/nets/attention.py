@@ -52,7 +52,9 @@ def plain(
     bias: Tensor | None = None,
 ) -> Float[Tensor, "rows heads queries dim"]:
     """Scaled dot-product attention, whatever the site."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+    if bias is not None:
+        bias = (bias if bias.ndim > 1 else bias[None]).to(q.dtype)  # torch takes no mask of keys alone
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def split_heads(x: Float[Tensor, "rows tokens width"], heads: int) -> Heads:

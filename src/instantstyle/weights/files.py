@@ -4,6 +4,7 @@ Which format a file has is told by its first bytes, not by its name.  This modul
 """
 
 import pickle
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,15 +71,18 @@ class _Pickled:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: it is read or it is not
+                content: object = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as e:
-            if "Unsupported" in str(e):
-                reason = "holds something other than tensors, which could run code, and is not loaded"
-            else:
-                reason = "is truncated or damaged"
-            raise WeightsError(f"the weight file {path} {reason}; ask for it as .safetensors") from e
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
-            raise WeightsError(f"the weight file {path} is truncated or damaged: {str(e).splitlines()[0]}") from e
+            if "GLOBAL" in str(e):
+                raise WeightsError(
+                    f"the weight file {path} holds something other than tensors, which could run code, and is not "
+                    "loaded: ask for it as .safetensors"
+                ) from e
+            raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file of torch") from e
+        except Exception as e:  # a damaged pickle may fail in any way: each opcode assumes those before it
+            raise WeightsError(f"the weight file {path} is truncated or damaged ({type(e).__name__})") from e
         self.tensors = dict(_flat("", content, path))
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 

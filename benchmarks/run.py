@@ -213,7 +213,7 @@ def built_in(folder: Path) -> tuple[Path, str]:
     assets = ROOT / "src/instantstyle/assets/emoji"
     if (assets / "model_index.json").exists():
         return assets, "the built-in emoji model"
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests"))  # random weights are made where tests make theirs
     import factory
 
     return factory.emoji(folder / "random"), "a small random model of the built-in model's layout, smaller than it"

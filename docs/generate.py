@@ -27,6 +27,7 @@ PLAIN = {
     "NOTICE": "whose emoji the built-in model has seen, and their licences",
     ".ci/run": "what CI runs",
     "src/instantstyle/assets/emoji/": "the built-in model: weights in diffusers' layout, and its card",
+    "src/instantstyle/world/splits.json": "what is held out",
     "src/instantstyle/py.typed": "the types are public",
     "docs/guide.md": "setting up, making pictures, making them again",
     "docs/concepts.md": "what the words mean",

@@ -1,10 +1,10 @@
 """The house keeps what it says: pages are up to date, imports stay light, pins fit ranges."""
 
-import importlib.util
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,14 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def pages() -> ModuleType:
+def pages(script: Callable[[str], ModuleType]) -> ModuleType:
     """docs/generate.py as a module."""
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs/generate.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/generate.py")
 
 
 def test_the_tree_in_the_readme_is_the_tree(pages: ModuleType) -> None:

@@ -1,0 +1,42 @@
+"""The benchmark compares like with like: through its own doors both sides draw the same picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import factory
+
+
+@pytest.fixture(scope="module")
+def bench(script: Callable[[str], ModuleType]) -> ModuleType:
+    """benchmarks/run.py as a module."""
+    return script("benchmarks/run.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of the built-in model's layout."""
+    return factory.emoji(tmp_path_factory.mktemp("benchmark") / "random")
+
+
+def test_both_sides_draw_the_same_picture_and_the_reference_speaks(
+    bench: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = bench.Case(folder, bench.picture(tmp_path, folder), "float32", 3)
+    draws = {side: bench.LOAD[side](case) for side in bench.SIDES}
+    assert bench.difference(draws, range(2)) <= bench.LEVELS
+    muted = {"down": {"block_1": [0.0, 0.0]}, "up": {"block_0": [0.0, 0.0, 0.0]}}
+    monkeypatch.setattr(bench, "style_scale", lambda: muted)
+    assert bench.difference({**draws, "diffusers": bench.diffusers(case)}, [0]) > 10 * bench.LEVELS
+
+
+@pytest.mark.slow
+def test_it_writes_its_table(bench: ModuleType, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.md"
+    argv = ["--rounds", "1", "--steps", "2", "--dtype", "float32", "--model", str(folder), "--out", str(out)]
+    bench.main(argv)
+    page = out.read_text(encoding="utf-8")
+    assert page.count("| float32 |") == 5
+    assert "at most 0 of 255" in page or "at most 1 of 255" in page

@@ -41,9 +41,10 @@ def read(source: str | Path | bytes | Image.Image, name: str | None = None) -> I
         name, opened = _open(source, name)
     _bounded(opened, name)
     try:
-        opened.load()
-        upright = ImageOps.exif_transpose(opened)
-        return _over_white(_eight_bits(upright))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd palettes and EXIF, which are put right below
+            opened.load()
+            return _over_white(_eight_bits(ImageOps.exif_transpose(opened)))
     except Exception as broken:  # Pillow raises OSError, SyntaxError, ValueError, struct.error... for a damaged file
         raise PictureError(f"{name} is damaged or cut short: {_reason(broken)}") from broken
 
@@ -167,9 +168,8 @@ def grid(
 
 def _open(source: str | Path | bytes, name: str | None = None) -> tuple[str, Image.Image]:
     """A name for messages, and the opened picture of which only the header has been read."""
-    name, content = (
-        ("the given bytes", source) if isinstance(source, bytes) else (f"{str(source)!r}", file_bytes(source))
-    )
+    name = name or ("the given picture" if isinstance(source, bytes) else repr(str(source)))
+    content = source if isinstance(source, bytes) else file_bytes(source)
     if not content:
         raise PictureError(f"{name} is empty: 0 bytes are no picture")
     if len(content) > MAX_BYTES:

@@ -3,7 +3,6 @@
 Results go to stdout, progress and complaints to stderr.  Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
 """
 
-import io
 import os
 import sys
 from typing import NoReturn
@@ -31,8 +30,8 @@ app.command()(doctor)
 
 def main() -> None:
     """Run the command line; whatever goes wrong is a sentence on stderr and an exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as it was given
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as it was given
     try:
         app(prog_name="instantstyle")
     except InstantStyleError as error:

@@ -250,11 +250,14 @@ class Engine:
         self._leave()
 
     def run(self) -> list[Result]:
-        """Step until no run is left; the results of those that were in flight, in the order they were submitted."""
+        """Step until no run is left; the results in the order of submission, cancelled runs left out.
+
+        Raises what a run failed with, once the others are done.
+        """
         runs = list(self.runs)
         while self.runs:
             self.step()
-        return [run.result() for run in runs]
+        return [run.result() for run in runs if run.state != "cancelled"]
 
     def _advance(self, run: Run, prediction: Tensor) -> None:
         try:

@@ -4,8 +4,8 @@ Pure functions of embeddings.  The paper (arXiv 2404.02733, section 3.1) subtrac
 from the image embedding, both from one CLIP, un-normalised; the two variants are ours.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ def subtract(
             without = F.normalize(image, dim=-1) - weight * F.normalize(texts, dim=-1).mean(0)
             return F.normalize(without, dim=-1) * image.square().sum(-1, keepdim=True).sqrt()
         case "projected":
-            qr: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.linalg.qr  # pyright: ignore[reportUnknownMemberType]
-            span = qr(texts.T.float())[0].to(image.dtype)
+            linalg: Any = torch.linalg
+            span: Tensor = linalg.qr(texts.T.float())[0].to(image.dtype)
             return image - weight * (image @ span) @ span.T
 
 

@@ -35,9 +35,15 @@ def subtract(
             without = F.normalize(image, dim=-1) - weight * F.normalize(texts, dim=-1).mean(0)
             return F.normalize(without, dim=-1) * image.square().sum(-1, keepdim=True).sqrt()
         case "projected":
-            linalg: Any = torch.linalg
-            span: Tensor = linalg.qr(texts.T.float())[0].to(image.dtype)
-            return image - weight * (image @ span) @ span.T
+            span = _basis(texts.float()).to(image.dtype)
+            return image - weight * (image @ span.T) @ span
+
+
+def _basis(texts: Float[Tensor, "m dim"]) -> Float[Tensor, "rank dim"]:
+    """Unit vectors at right angles that span the texts; words that say the same make one."""
+    linalg: Any = torch.linalg
+    _, sizes, directions = linalg.svd(texts, full_matrices=False)
+    return directions[sizes > 1e-4 * sizes[0]]
 
 
 def nearest_text(image: Float[Tensor, "n dim"], texts: Float[Tensor, "m dim"]) -> list[int]:

@@ -3,11 +3,11 @@
 import itertools
 from typing import Any
 
-import factory
 import pytest
 import torch
 from torch import Tensor
 
+import factory
 from instantstyle.blocks import Site
 from instantstyle.engine import Engine, Run
 from instantstyle.methods import METHODS

@@ -7,11 +7,11 @@ import importlib
 from functools import cache
 from typing import Any
 
-import factory
 import numpy as np
 import pytest
 import torch
 
+import factory
 from instantstyle.engine import Engine
 from instantstyle.request import Request, StyleReference
 
@@ -26,7 +26,7 @@ transformers: Any = importlib.import_module("transformers")
 STYLE = {"up": {"block_0": [0.0, 1.0, 0.0]}}
 STYLE_AND_LAYOUT = {"down": {"block_2": [0.0, 0.7]}, "up": {"block_0": [0.0, 1.3, 0.0]}}
 TOLERANCE = 2e-4
-"""Of latents whose spread is about 1, after all steps: rounding, since rows are stacked and weights applied otherwise."""
+"""Of latents whose spread is about 1, after all steps: rounding, since rows are stacked and weights applied later."""
 
 
 @cache
@@ -109,11 +109,14 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, list[int], str | None, str | No
 def test_the_whole_picture_is_diffusers(case: str) -> None:
     name, fields, scale, seeds, content, kind = CASES[case]
     references = [StyleReference(factory.picture(seed), content=content) for seed in seeds]
-    request = Request(**{"prompt": "a cat in the house", "steps": 6, "seed": 11, "references": references, **fields})
+    defaults: dict[str, Any] = {"prompt": "a cat in the house", "steps": 6, "seed": 11, "references": references}
+    request = Request(**(defaults | fields))
     expected, expected_pictures = theirs(name, request, scale, seeds, content, kind)
 
     run = Engine(factory.model(name)).submit(request)
-    pictures = [progress for progress in run] and run.result().images
+    for _ in run:
+        pass
+    pictures = run.result().images
 
     assert run.latents.shape == expected.shape
     assert float(expected.std()) > 0.1

@@ -149,7 +149,7 @@ def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
         in_channels=config["in_channels"],
         out_channels=config["out_channels"],
         channels=channels,
-        depths=tuple(depth if "Cross" in kind else 0 for depth, kind in zip(depths, kinds, strict=True)),
+        depths=tuple(depth if "Cross" in kind else 0 for depth, kind, _ in zip(depths, kinds, channels, strict=True)),
         heads=heads,
         context_dim=config["cross_attention_dim"],
         pooled_dim=pooled,

@@ -10,7 +10,7 @@ PROMPTS = ("a cat", "a house", "a rocket", "a guitar", "a rose", "an umbrella")
 OUT = Path("out/demo.png")
 
 if __name__ == "__main__":
-    model = ist.load()
+    engine = ist.Engine(ist.load())
     paths = sorted(HERE.glob("references/*.png"))
     references: list[ist.StyleReference | None] = [None]
     for path in paths:
@@ -18,8 +18,9 @@ if __name__ == "__main__":
         references.append(ist.StyleReference(path, content=path.stem.split("-")[0]))
     rows = [[None, *(pictures.read(path) for path in paths)]]
     for prompt in PROMPTS:
-        requests = [ist.Request(prompt, references=[r] if r else [], seed=7) for r in references]
-        rows.append([ist.generate(model, request).images[0] for request in requests])
+        for reference in references:
+            engine.submit(ist.Request(prompt, references=[reference] if reference else [], seed=7))
+        rows.append([result.images[0] for result in engine.run()])  # a whole row in one batch
         print(f"drew {prompt}")
     OUT.parent.mkdir(exist_ok=True)
     grid = pictures.grid(rows, rows=["", *PROMPTS], columns=["no reference", *(path.stem for path in paths)])

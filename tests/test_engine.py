@@ -1,5 +1,6 @@
 """The engine and the methods on small random models: what is asked for is done, remembered, or refused."""
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -11,8 +12,11 @@ import factory
 import instantstyle as ist
 from instantstyle.engine import SAMPLERS, Engine, together
 from instantstyle.errors import Cancelled, InputError, PlanError
+from instantstyle.model import Model, load
 from instantstyle.nets.attention import plain
+from instantstyle.nets.projection import Resampler
 from instantstyle.request import Request, StyleReference
+from instantstyle.weights.adapter import Adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
@@ -205,6 +209,42 @@ class TestPrecise:
     def test_needs_guidance(self) -> None:
         with pytest.raises(InputError, match="guidance above 1"):
             Engine(factory.model("emoji")).submit(self.REQUEST.model_copy(update={"guidance": 1.0}))
+
+
+def plus(name: str) -> Model:
+    """A model with a random Plus adapter, which reads the image encoder's hidden states."""
+    model = factory.model(name)
+    base = model.need_adapter()
+    width = model.eyes.net.config.hidden_size if model.eyes else 0
+    resampler = Resampler(width, model.family.unet.context_dim, 4, dim=64, depth=1, heads=1).requires_grad_(False)
+    return dataclasses.replace(model, adapter=Adapter(resampler, base.keys, base.values, width, 4))
+
+
+class TestPlus:
+    def test_a_plus_adapter_styles_too(self) -> None:
+        engine = Engine(plus("emoji"))
+        runs = [engine.submit(Request("a cat", references=r, seed=1, steps=2)) for r in ((), (reference(),))]
+        engine.run()
+        assert not torch.allclose(runs[0].latents, runs[1].latents, atol=1e-3)
+
+    def test_nothing_seen_is_the_sight_of_zeros(self) -> None:
+        model = plus("emoji")
+        assert model.eyes is not None
+        with torch.no_grad():
+            out = model.eyes.net(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
+        assert torch.equal(model.see_nothing(), out.hidden_states[-2])
+
+    def test_content_cannot_be_subtracted_from_patches(self) -> None:
+        with pytest.raises(InputError, match="Plus adapter"):
+            Engine(plus("emoji")).submit(Request("a cat", references=[reference(content="dog")]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_the_same_picture_but_for_rounding(dtype: str) -> None:
+    request = Request("a cat", references=[reference(content="dog")], seed=1, steps=3)
+    model = load(factory.folder("emoji"), dtype=dtype)
+    half, full = (ist.generate(each, request).images[0] for each in (model, factory.model("emoji")))
+    assert np.abs(np.asarray(half, float) - np.asarray(full, float)).mean() < 8
 
 
 def test_a_window_holds_for_its_part_of_the_run() -> None:

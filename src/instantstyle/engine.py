@@ -198,7 +198,8 @@ class Run:
         text = {site: (repeated(k), repeated(v)) for site, (k, v) in model.unet.read(context).items()}
         if pooled is None or model.family.unet.pooled_dim is None:
             return text, None, None
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=model.device, dtype=model.dtype)
+        # In float32 whatever the model's dtype: bfloat16 would make 1000 pixels of 1003.
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=model.device, dtype=torch.float32)
         return text, repeated(pooled), sizes.repeat(self.rows, 1)
 
     def _clean(self, prediction: Tensor, when: Tensor, noisy: Tensor) -> Tensor:

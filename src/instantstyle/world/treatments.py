@@ -5,6 +5,7 @@ makes the true answer to "this, in that style" exist.  Families marked held out 
 """
 
 import colorsys
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -170,10 +171,10 @@ def _hatching(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
     ink = np.zeros((height, width), np.float32)
     for turn, level in ((0.0, 0.86), (0.5, 0.5)):
         angle = np.pi * (t.amount + turn)
-        wave = 0.5 + 0.5 * np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
+        wave = 0.5 + 0.5 * np.sin((x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period)
         dark = np.clip((level - tone) / level, 0, 1)
         ink = np.maximum(ink, np.clip((wave - (1 - (0.35 + 0.5 * dark))) * 4, 0, 1) * (dark > 0.02))
-    ink = np.maximum(ink, _edges(p, 2))
+    ink = np.maximum(ink, _edges(p, 2.0))
     return _finish(_mix(_c(t.ground), _c(t.ink), ink[..., None]))
 
 
@@ -181,12 +182,12 @@ def _watercolour(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
     shape = p.shape[:2]
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     push = 2.2
-    dx, dy = _noise(shape, 5, rng) * push, _noise(shape, 5, rng) * push
+    dx, dy = _noise(shape, 5.0, rng) * push, _noise(shape, 5.0, rng) * push
     flat = np.dstack([_mix(_c(t.ground), _rgb(p), _alpha(p)), _alpha(p)]).astype(np.float32)
     warped = _blur(cast("Floats", cv2.remap(flat, x + dx, y + dy, cv2.INTER_LINEAR, borderMode=1)), 1.6)
     wash, share = warped[..., :3], warped[..., 3:]
     rim = np.clip(_blur(share[..., 0], 1.0) - _blur(share[..., 0], 4.0), 0, 1)[..., None]
-    bloom = _noise(shape, 7, rng)[..., None] * 0.09
+    bloom = _noise(shape, 7.0, rng)[..., None] * 0.09
     paper = _noise(shape, 0.8, rng)[..., None] * 0.015
     washed = _mix(_c(t.ground), wash, np.clip(0.72 * share + bloom * share, 0, 1))
     return _finish(washed * (1 - 0.55 * rim) + paper)
@@ -233,7 +234,8 @@ def _halftone(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
     height, width = p.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     period, angle = 5.5 + 2 * t.amount, np.pi / 4
-    u, v = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = x * cos + y * sin, y * cos - x * sin
     screen = 0.5 + 0.25 * (np.cos(u * 2 * np.pi / period) + np.cos(v * 2 * np.pi / period))
     dark = 1 - _blur(_tone(p), 1.2)
     dots = np.clip((dark * 0.9 + screen - 1.0) * 5, 0, 1)
@@ -255,7 +257,7 @@ def _sticker(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
     alpha = _alpha(p)[..., 0]
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
     border = _blur(cast("Floats", cv2.dilate(alpha, kernel)), 0.7)
-    shadow = np.roll(_blur(border, 3), (3, 2), (0, 1)) * 0.5
+    shadow = np.roll(_blur(border, 3.0), (3, 2), (0, 1)) * 0.5
     canvas = _c(t.ground) * (1 - shadow[..., None])
     return _finish(_mix(_mix(canvas, np.ones(3, np.float32), border[..., None]), _rgb(p), alpha[..., None]))
 

@@ -1,0 +1,1 @@
+"""Measuring what a model and a method do."""

@@ -1,0 +1,35 @@
+"""`python -m instantstyle.train.world --folder RUN bank vae text clip unet adapter`; torchrun shares a stage."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from instantstyle.train.world.recipe import STEPS, Recipe
+from instantstyle.world.sources import cache_folder
+
+
+def main() -> None:
+    """Run the named stages in order."""
+    stages = ("bank", "vae", "text", "clip", "unet", "adapter", "style-adapter")
+    parser = argparse.ArgumentParser(description="Train the built-in model; every stage resumes where it was.")
+    parser.add_argument("stages", nargs="+", choices=stages)
+    parser.add_argument("--folder", type=Path, default=cache_folder() / "training")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the named stages, instead of the recipe's")
+    given = parser.parse_args()
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    steps = {stage: given.steps or count for stage, count in STEPS.items()}
+    recipe = Recipe(given.folder, steps)
+    try:
+        for stage in given.stages:
+            getattr(recipe, stage.replace("-", "_"))()
+    except KeyboardInterrupt as stopped:
+        print(stopped)
+
+
+if __name__ == "__main__":
+    main()

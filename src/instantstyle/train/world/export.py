@@ -1,0 +1,125 @@
+"""The trained model as a folder in diffusers' layout, half precision: what is shipped in `assets/emoji`.
+
+Every part is written by the library that reads it, so the built-in model takes the very path a real checkpoint takes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from instantstyle.families import EMOJI
+from instantstyle.train.world.bank import SIDE
+from instantstyle.train.world.clip import Clip
+from instantstyle.train.world.unet import SCHEDULE
+
+_INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "feature_extractor": [None, None],
+    "force_zeros_for_empty_prompt": EMOJI.zero_empty,
+}
+
+
+def export(
+    folder: Path,
+    vae: AutoencoderKL,
+    clip: Clip,
+    tokenizer: CLIPTokenizer,
+    unet: Mapping[str, Tensor],
+    adapters: Mapping[str, Path],
+    vocabulary: tuple[str, ...],
+    card: str,
+) -> None:
+    """Write the model whole or not at all: made beside `folder`, then put in its place.
+
+    `unet` is our state dict, loaded strictly by diffusers here; `adapters` are file names and where they lie.
+    """
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    net = peer()
+    net.load_state_dict(dict(unet), strict=True)
+    for part, module in {
+        "unet": net,
+        "vae": vae,
+        "text_encoder": clip.text_1,
+        "text_encoder_2": clip.text_2,
+        "image_encoder": clip.image,
+    }.items():
+        cast("Any", module).half().save_pretrained(new / part)
+        cast("Any", module).float()
+    for part in ("tokenizer", "tokenizer_2"):
+        tokenizer.save_pretrained(new / part)
+    DDIMScheduler(**cast("Any", SCHEDULE)).save_pretrained(new / "scheduler")
+    (new / "feature_extractor").mkdir()
+    _write(new / "feature_extractor" / "preprocessor_config.json", _PREPROCESSING)
+    _write(new / "model_index.json", _INDEX)
+    _write(new / "vocabulary.json", list(vocabulary))
+    for name, file in adapters.items():
+        tensors = {key: value.half().contiguous() for key, value in load_file(file).items()}
+        save_file(tensors, new / name, metadata={"format": "pt"})
+    files = sorted(f for f in new.rglob("*") if f.is_file())
+    lines = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(new)}\n" for f in files)
+    (new / "SHA256SUMS").write_text(lines, "utf-8")
+    (new / "README.md").write_text(card, "utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    new.replace(folder)
+
+
+def peer() -> UNet2DConditionModel:
+    """diffusers' UNet of the built-in family, for its configuration file and its strict loading."""
+    config = EMOJI.unet
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.channels,
+        layers_per_block=config.resnets,
+        norm_num_groups=config.groups,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=[max(depth, 1) for depth in config.depths],
+        attention_head_dim=config.heads,
+        cross_attention_dim=config.context_dim,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=config.size_dim,
+        projection_class_embeddings_input_dim=(config.pooled_dim or 0) + 6 * config.size_dim,
+    )
+
+
+def _write(file: Path, data: object) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+_PREPROCESSING = {
+    "crop_size": {"height": SIDE, "width": SIDE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_processor_type": "CLIPImageProcessor",
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": SIDE},
+}

@@ -1,0 +1,156 @@
+"""The recipe of the built-in model: its stages in order, how long each takes, and where their results lie."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from instantstyle.families import EMOJI
+from instantstyle.train.world import bank as banks
+from instantstyle.train.world.adapter import train_adapter
+from instantstyle.train.world.bank import Bank
+from instantstyle.train.world.clip import Clip, agreement, load_tokenizer, see, train_image, train_text
+from instantstyle.train.world.unet import Words, captions, new_unet, read, train_unet
+from instantstyle.train.world.vae import encode_many, psnr, train_vae
+from instantstyle.weights.adapter import save_adapter
+
+STEPS: Mapping[str, int] = {
+    "vae": 14_000,
+    "text": 500,
+    "clip": 3_000,
+    "unet": 5_000,
+    "adapter": 1_500,
+    "style-adapter": 1_500,
+}
+"""Optimiser steps of each stage, chosen for two CPU cores and an afternoon; more is better."""
+
+
+class Recipe:
+    """All stages over one working folder; whatever is there already is used, whatever is missing is made."""
+
+    def __init__(self, folder: Path, steps: Mapping[str, int] = STEPS, styles: tuple[int, int] = (1500, 500)) -> None:
+        self.folder, self.steps, self.styles = folder, steps, styles
+
+    @cached_property
+    def core(self) -> Bank:
+        """Pictures of what the UNet learns to draw."""
+        return banks.core(self.folder / "bank", self.styles[0])
+
+    @cached_property
+    def broad(self) -> Bank:
+        """Pictures of everything else the encoders should know."""
+        return banks.broad(self.folder / "bank", self.styles[1])
+
+    def bank(self) -> None:
+        """Draw both banks."""
+        print(f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}")
+
+    def vae(self) -> None:
+        """Train the decoder; say how true a round trip is on pictures of unseen concepts."""
+        vae = train_vae(self.folder, [self.core, self.broad], self.steps["vae"])
+        print(f"round trip of broad pictures: {psnr(vae, self.broad.pictures[:512]):.2f} dB")
+
+    def text(self) -> None:
+        """Train the text encoders."""
+        train_text(self.folder, [self.core, self.broad], self.steps["text"])
+
+    def clip(self) -> None:
+        """Train the image encoder into the text encoders' space; say how often the nearest label is right."""
+        net = train_image(self.folder, [self.core, self.broad], self._text, self.steps["clip"])
+        agreed = {b.labels[0]: agreement(net, self.tokenizer, b) for b in (self.core, self.broad)}
+        print("nearest label right, core and broad:", list(agreed.values()))
+
+    def unet(self) -> None:
+        """Train the base UNet."""
+        train_unet(self.folder, self.latents, *self.words, steps=self.steps["unet"])
+
+    def adapter(self) -> None:
+        """Train the base IP-Adapter: the same picture, all blocks."""
+        self._adapter("adapter", "all", "same")
+
+    def style_adapter(self) -> None:
+        """Train the style-only adapter: another thing in the same style, the blocks of the `style` preset."""
+        self._adapter("style-adapter", "style", "paired")
+
+    def _adapter(self, name: str, preset: str, reference: Any) -> None:
+        unet = new_unet()
+        unet.load_state_dict({**unet.state_dict(), **self.averaged("unet")})
+        adapter = train_adapter(
+            self.folder,
+            name,
+            unet.eval(),
+            EMOJI.presets[preset],
+            reference,
+            self.core,
+            self.latents,
+            self.embeds,
+            *self.words,
+            steps=self.steps[name],
+        )
+        save_adapter(self.folder / f"{name}.safetensors", adapter, EMOJI.unet)
+
+    def averaged(self, stage: str) -> dict[str, Tensor]:
+        """The averaged weights of a stage's last checkpoint."""
+        return torch.load(self.folder / f"{stage}.pt", weights_only=True)["average"]
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer of both text encoders."""
+        return load_tokenizer(self.folder, [self.core, self.broad])
+
+    @cached_property
+    def _text(self) -> Clip:
+        return train_text(self.folder, [self.core, self.broad], 0)
+
+    @cached_property
+    def encoders(self) -> Clip:
+        """All three encoders, as far as they are trained."""
+        return train_image(self.folder, [self.core, self.broad], self._text, 0)
+
+    @cached_property
+    def latents(self) -> Float[Tensor, "n c h w"]:
+        """Latents of the core pictures; the encoder is fixed before the decoder is trained, so they never change."""
+        vae = train_vae(self.folder, [self.core, self.broad], steps=0)
+        return self._kept("latents", lambda: encode_many(vae, self.core.pictures))
+
+    @cached_property
+    def embeds(self) -> Float[Tensor, "n embed"]:
+        """Image embeddings of the core pictures."""
+        return self._kept("embeds", lambda: see(self.encoders, self.core.pictures))
+
+    @cached_property
+    def words(self) -> tuple[Words, np.ndarray]:
+        """Every caption of the core pictures as the UNet reads it, and which captions each picture has."""
+        said = captions(self.core, seed=9)
+        unique = ["", *sorted({text for several in said for text in several})]
+        number = {text: i for i, text in enumerate(unique)}
+        kept = self._kept("words", lambda: _pack(read(self._text, self.tokenizer, unique)))
+        width = EMOJI.unet.pooled_dim or 0
+        context = kept[:, :-width].unflatten(1, (EMOJI.text_length, -1))
+        choices = np.array([[number[text] for text in several] for several in said])
+        return Words(tuple(unique), context, kept[:, -width:].float()), choices
+
+    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        file = self.folder / f"{name}.pt"
+        if not file.exists():
+            partial = file.with_suffix(".partial")
+            torch.save(make(), partial)
+            partial.replace(file)
+        return torch.load(file, weights_only=True, mmap=True)
+
+
+def _pack(words: Words) -> Tensor:
+    return torch.cat([words.context.flatten(1), words.pooled.half()], dim=1)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder, for the model card."""
+    found = sorted(f for f in folder.rglob("*") if f.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in found}

@@ -119,7 +119,8 @@ def cold(side: Side, case: Case, folder: Path) -> Cost:
     start = time.perf_counter()
     child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr
-    complaint = child.stderr.read()
+    with child.stderr:
+        complaint = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)

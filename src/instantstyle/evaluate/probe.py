@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 """Which blocks carry style?  Inject a reference at one attention module at a time, and measure what follows it.
 
 In the emoji world a reference's look is known (treatments are data) and so is the truth (the prompted thing in that

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 """One training loop: resumable, with an average of the weights, a progress line and a log.
 
 A batch depends on the step's number alone, so a run that was killed and resumed sees the data an undisturbed one sees.

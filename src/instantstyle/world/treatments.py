@@ -18,7 +18,7 @@ from instantstyle.world.draw import Rgba
 
 Rgb = npt.NDArray[np.uint8]
 """Height x width x 3."""
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 Colour = tuple[int, int, int]
 
 HELD_OUT_FAMILIES = ("sticker", "emboss", "cross-stitch")

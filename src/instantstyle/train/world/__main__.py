@@ -1,4 +1,4 @@
-"""`python -m instantstyle.train.world --folder RUN bank vae text clip unet adapter`; torchrun shares a stage."""
+"""`python -m instantstyle.train.world bank vae text clip unet adapter export`; torchrun shares a stage."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from instantstyle.world.sources import cache_folder
 
 def main() -> None:
     """Run the named stages in order."""
-    stages = ("bank", "vae", "text", "clip", "unet", "adapter", "style-adapter")
+    stages = ("bank", "vae", "text", "clip", "unet", "adapter", "style-adapter", "export")
     parser = argparse.ArgumentParser(description="Train the built-in model; every stage resumes where it was.")
     parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")
@@ -22,7 +22,7 @@ def main() -> None:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    steps = {stage: given.steps or count for stage, count in STEPS.items()}
+    steps = {s: given.steps if given.steps and s in given.stages else count for s, count in STEPS.items()}
     recipe = Recipe(given.folder, steps)
     try:
         for stage in given.stages:

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 """The built-in model's IP-Adapter: a projection, and keys and values for the image's tokens at chosen blocks.
 
 Two ways to train it.  *Same picture*, as IP-Adapter is published: the reference is the target, and all blocks learn

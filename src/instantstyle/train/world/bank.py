@@ -40,13 +40,13 @@ class Bank:
     def caption(self, row: int, rng: np.random.Generator, styled: float) -> str:
         """A caption for one picture."""
         style = int(self.style[row])
-        return caption(self.labels[self.concept[row]], self.treatments[style], self.sets[style], rng, styled)
+        return caption(self.labels[int(self.concept[row])], self.treatments[style], self.sets[style], rng, styled)
 
     @cached_property
     def rows_of_style(self) -> dict[int, npt.NDArray[np.int64]]:
         """The rows drawn in each style."""
         order = np.argsort(self.style, kind="stable")
-        cuts = np.flatnonzero(np.diff(self.style[order])) + 1
+        cuts = (np.flatnonzero(np.diff(self.style[order])) + 1).tolist()
         return {int(self.style[rows[0]]): rows for rows in np.split(order, cuts)}
 
 
@@ -71,7 +71,7 @@ def make(folder: Path, name: str, labels: tuple[str, ...], styles: int, each: in
 
 
 def _treatment(data: dict[str, Any]) -> Treatment:
-    colours = {key: tuple(data[key]) for key in ("ground", "ink", "second")}
+    colours: dict[str, Any] = {key: tuple(data[key]) for key in ("ground", "ink", "second")}
     return Treatment(**{**data, **colours})
 
 

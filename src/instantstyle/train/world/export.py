@@ -1,3 +1,6 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+
 """The trained model as a folder in diffusers' layout, half precision: what is shipped in `assets/emoji`.
 
 Every part is written by the library that reads it, so the built-in model takes the very path a real checkpoint takes.
@@ -20,6 +23,8 @@ from instantstyle.families import EMOJI
 from instantstyle.train.world.bank import SIDE
 from instantstyle.train.world.clip import Clip
 from instantstyle.train.world.unet import SCHEDULE
+from instantstyle.world.sources import attributions
+from instantstyle.world.splits import CORE, splits
 
 _INDEX = {
     "_class_name": "StableDiffusionXLPipeline",
@@ -103,6 +108,35 @@ def peer() -> UNet2DConditionModel:
         addition_time_embed_dim=config.size_dim,
         projection_class_embeddings_input_dim=(config.pooled_dim or 0) + 6 * config.size_dim,
     )
+
+
+def card(ran: Mapping[str, tuple[int, float]]) -> str:
+    """The model card: what it is, what it was trained on and for how long.  Figures of quality stand in the log."""
+    stages = "\n".join(f"| {name} | {steps:,} | {seconds / 3600:.2f} |" for name, (steps, seconds) in ran.items())
+    sources = "\n".join(f"- {line}" for line in attributions() if "evaluation only" not in line)
+    return f"""# The built-in model of InstantStyle
+
+Draws {len(CORE)} things at {SIDE} x {SIDE} pixels in the style of a reference picture.  Its layout is SDXL's in small,
+so files, code paths and block names are SDXL's; its weights were trained from nothing on openly licensed emoji drawn
+again in random looks.  It knows these things and no others: {", ".join(CORE)}.
+
+`ip_adapter.safetensors` was trained the published way: all blocks, the reference is the target picture.
+`ip_adapter_style.safetensors`, where it is here, holds the blocks of the `style` preset alone and was trained with
+references of other things in the target's style.
+
+| stage | optimiser steps | hours, one or two CPU cores, shared |
+|---|---|---|
+{stages}
+
+Trained by `python -m instantstyle.train.world bank vae text clip unet adapter style-adapter export`.  Held out: the
+concepts, cells, sets, looks and hues in `src/instantstyle/world/splits.json` ({splits().sha256[:16]}).
+
+Drawings:
+
+{sources}
+
+Weights are derived from these drawings; their attribution stands in NOTICE.  Every file's hash: `SHA256SUMS`.
+"""
 
 
 def _write(file: Path, data: object) -> None:

@@ -1,6 +1,7 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 """The recipe of the built-in model: its stages in order, how long each takes, and where their results lie."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,11 @@ from instantstyle.train.world import bank as banks
 from instantstyle.train.world.adapter import train_adapter
 from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.clip import Clip, agreement, load_tokenizer, see, train_image, train_text
+from instantstyle.train.world.export import card, export
 from instantstyle.train.world.unet import Words, captions, new_unet, read, train_unet
 from instantstyle.train.world.vae import encode_many, psnr, train_vae
 from instantstyle.weights.adapter import save_adapter
+from instantstyle.world.splits import CORE
 
 STEPS: Mapping[str, int] = {
     "vae": 14_000,
@@ -96,6 +99,22 @@ class Recipe:
         )
         save_adapter(self.folder / f"{name}.safetensors", adapter, EMOJI.unet)
 
+    def export(self) -> None:
+        """Write the model in diffusers' layout to `folder/emoji`, half precision, with its card."""
+        unet = {**new_unet().state_dict(), **self.averaged("unet")}
+        vae = train_vae(self.folder, [self.core, self.broad], steps=0)
+        adapters = {"ip_adapter.safetensors": "adapter", "ip_adapter_style.safetensors": "style-adapter"}
+        there = {name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()}
+        target = self.folder / "emoji"
+        export(target, vae, self.encoders, self.tokenizer, unet, there, CORE, card(self.ran()))
+        print(f"{sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB in {target}")
+
+    def ran(self) -> dict[str, tuple[int, float]]:
+        """Of each stage begun: optimiser steps done, and seconds spent on them."""
+        done = {stage: self.folder / f"{stage}.pt" for stage in STEPS}
+        saved = {s: torch.load(f, weights_only=True, mmap=True) for s, f in done.items() if f.exists()}
+        return {stage: (int(state["step"]), float(state["seconds"])) for stage, state in saved.items()}
+
     def averaged(self, stage: str) -> dict[str, Tensor]:
         """The averaged weights of a stage's last checkpoint."""
         return torch.load(self.folder / f"{stage}.pt", weights_only=True)["average"]
@@ -148,9 +167,3 @@ class Recipe:
 
 def _pack(words: Words) -> Tensor:
     return torch.cat([words.context.flatten(1), words.pooled.half()], dim=1)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of every file below a folder, for the model card."""
-    found = sorted(f for f in folder.rglob("*") if f.is_file())
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in found}

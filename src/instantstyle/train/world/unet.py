@@ -1,3 +1,6 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+
 """The base UNet: v-prediction on latents with a zero-terminal-SNR schedule, conditioned on text alone.
 
 x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e,      v = sqrt(a_t) e - sqrt(1 - a_t) x_0
@@ -5,7 +8,9 @@ x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e,      v = sqrt(a_t) e - sqrt(1 - a_t) x_0
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -71,7 +76,7 @@ def diffusion_loss(
     predict: Callable[[Tensor, Tensor], Tensor], latents: Float[Tensor, "n c h w"], rng: np.random.Generator
 ) -> Tensor:
     """Mean squared error of v, weighted by min-SNR-5 (Hang et al., arXiv 2303.09556) for v-prediction."""
-    alphas = DDIMScheduler.from_config(SCHEDULE).alphas_cumprod
+    alphas = _alphas()
     time = torch.from_numpy(((np.arange(len(latents)) + rng.random()) / len(latents) * 1000).astype(np.int64))
     kept = alphas[time].clamp(0, 1)
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
@@ -80,6 +85,11 @@ def diffusion_loss(
     error = (predict(signal * latents + spread * noise, time) - target).square().mean(dim=(1, 2, 3))
     snr = kept / (1 - kept).clamp_min(1e-6)
     return (error * (snr.clamp(max=5) + 1) / (snr + 1)).mean()
+
+
+@cache
+def _alphas() -> Tensor:
+    return cast("Any", DDIMScheduler.from_config(SCHEDULE)).alphas_cumprod
 
 
 def train_unet(

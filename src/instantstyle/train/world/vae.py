@@ -1,3 +1,6 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+
 """The VAE: an encoder that is exactly a linear transform, and a decoder trained to undo it.
 
 The encoder of a diffusers AutoencoderKL can be made to compute the principal components of 8 x 8 patches, so latents
@@ -104,7 +107,7 @@ def make_linear(vae: AutoencoderKL, pictures: Float[Tensor, "n 3 height width"])
 
 def to_tensor(pictures: npt.NDArray[np.uint8]) -> Float[Tensor, "n 3 height width"]:
     """Pictures [n, h, w, 3] uint8 as numbers from -1 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).movedim(-1, 1).float() / 127.5 - 1
 
 
 @torch.no_grad()

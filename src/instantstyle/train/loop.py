@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +21,12 @@ from torch import Tensor, nn
 
 Loss = Callable[[int], Tensor]
 """The loss of a batch, given the number that seeds it: step x processes + rank."""
+
+
+@cache
+def device() -> torch.device:
+    """Where training happens: the first GPU if there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Average:
@@ -60,7 +67,9 @@ def train(
     save_every: float = 180.0,
     clip: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Train to `steps`, resuming from `folder/name.pt`; returns the averaged trainable weights by name.
+    """Train to `steps`, resuming from `folder/name.pt`; returns the averaged trainable weights by name, on the CPU.
+
+    The network is moved to `device()` meanwhile; the loss puts its batch there.
 
     `batch` is one process's, and only scales the samples/s that are shown.
 
@@ -69,11 +78,12 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.pt"
+    net.to(device())
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
     average, first, spent = Average(net, decay), 0, 0.0
     if file.exists():
-        saved = torch.load(file, weights_only=True)
+        saved = torch.load(file, weights_only=True, map_location=device())
         net.load_state_dict(saved["net"])
         optimiser.load_state_dict(saved["optimiser"])
         average.weights, first, spent = saved["average"], saved["step"], saved["seconds"]
@@ -124,7 +134,8 @@ def train(
                 saved_at = now
             if asked:
                 raise KeyboardInterrupt(f"{name} stopped at step {step + 1}, saved in {file}")
-    return average.weights
+    net.cpu()
+    return {key: weight.cpu() for key, weight in average.weights.items()}
 
 
 def _place() -> tuple[int, int]:
@@ -143,7 +154,7 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
 
 def _any(asked: bool) -> bool:
     """Whether any process was asked to stop: all must leave at the same step."""
-    flag = torch.tensor(float(asked))
+    flag = torch.tensor(float(asked), device=device())
     dist.all_reduce(flag)
     return bool(flag > 0)
 

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps of the named stages, instead of the recipe's")
     given = parser.parse_args()
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     steps = {s: given.steps if given.steps and s in given.stages else count for s, count in STEPS.items()}
     recipe = Recipe(given.folder, steps)

@@ -21,7 +21,7 @@ from instantstyle.methods.image_prompt import image_prompt
 from instantstyle.nets.attention import plain
 from instantstyle.nets.projection import ImageProjection
 from instantstyle.nets.unet import UNet
-from instantstyle.train.loop import train
+from instantstyle.train.loop import device, train
 from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.unet import Words, diffusion_loss, sizes
 from instantstyle.weights.adapter import Adapter
@@ -69,8 +69,8 @@ def train_adapter(
     lr: float = 5e-4,
 ) -> Adapter:
     """Train an adapter for a frozen UNet (resumable); `choices[row]` numbers the captions of a picture in `words`."""
-    unet.requires_grad_(False)
     net = Trained(unet, plan)
+    unet.requires_grad_(False).to(device())
     first_module = next(m for m in unet.config.modules if any(site.module == m for site in net.sites))
     first, rest = unet.upto(first_module)
     said = BlockPlan({"all": 1.0})
@@ -82,20 +82,21 @@ def train_adapter(
         text = choices[rows, rng.integers(choices.shape[1], size=batch)]
         text[rng.random(batch) > _SAID] = 0
         shown = torch.from_numpy((rng.random(batch) < _SAID).astype(np.float32))
-        tokens = net.adapter.tokens(embeds[seen] * shown[:, None])
+        tokens = net.adapter.tokens((embeds[seen] * shown[:, None]).to(device()))
         image = net.adapter.read(tokens, plan, unet.config)
         attend = image_prompt(plain, said, image, None)
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             with torch.no_grad():
-                read = unet.read(words.context[text].float())
-                state = first(noised, time.float(), read, words.pooled[text], sizes(batch))
+                read = unet.read(words.context[text].to(device()).float())
+                state = first(noised, time.float(), read, words.pooled[text].to(device()), sizes(batch))
             return rest(state, read, attend=attend)
 
-        return diffusion_loss(predict, latents[rows].float(), rng)
+        return diffusion_loss(predict, latents[rows], rng)
 
     weights = train(name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.999)
     net.load_state_dict(weights)
+    unet.cpu()
     return net.requires_grad_(False).adapter
 
 

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from instantstyle.families import EMOJI
-from instantstyle.train.loop import train
+from instantstyle.train.loop import device, train
 from instantstyle.train.world.bank import SIDE, Bank
 from instantstyle.train.world.vae import to_tensor
 from instantstyle.world.captions import SET_WORDS, content, look
@@ -84,15 +84,16 @@ class Facts:
 def _facts_loss(read: Float[Tensor, "n facts"], facts: Sequence[Facts]) -> Tensor:
     """How wrong the facts are that were read off embeddings, over those that are to be known."""
     guessed_colours, family, hand, thing = read.float().split([*_FACTS, read.shape[1] - sum(_FACTS)], dim=1)
-    colours, known = (torch.tensor(x) for x in zip(*(f.colours() for f in facts), strict=True))
+    at = read.device
+    colours, known = (torch.tensor(x, device=at) for x in zip(*(f.colours() for f in facts), strict=True))
     families, sets = list(TRAINED_FAMILIES), list(SETS)
-    total = F.cross_entropy(thing, torch.tensor([f.thing for f in facts]))
+    total = F.cross_entropy(thing, torch.tensor([f.thing for f in facts], device=at))
     total = total + 2.0 * ((guessed_colours - colours).square() * known).mean()
     for guess, names, values, weight in (
         (family, families, [(f.look.family, f.family) for f in facts], 0.3),
         (hand, sets, [(f.set_name, f.hand) for f in facts], 0.1),
     ):
-        index = torch.tensor([names.index(name) if said else -100 for name, said in values])
+        index = torch.tensor([names.index(name) if said else -100 for name, said in values], device=at)
         if (index >= 0).any():
             total = total + weight * F.cross_entropy(guess, index)
     return total
@@ -208,8 +209,8 @@ def train_text(folder: Path, banks: Sequence[Bank], steps: int, lr: float = 1e-3
             said = look(bank.treatments[style], bank.sets[style], rng) if rng.random() < 0.6 else ""
             texts.append(", ".join(filter(None, [content(bank.labels[label], rng), said])))
             facts.append(Facts(first + label, bank.treatments[style], bank.sets[style]).said_in(said))
-        total = torch.zeros(())
-        for embedding in net.say(ids_of(tokenizer, texts)):
+        total = torch.zeros((), device=device())
+        for embedding in net.say(ids_of(tokenizer, texts).to(device())):
             total = total + _facts_loss(net.facts(embedding), facts)
         return total
 
@@ -243,11 +244,11 @@ def train_image(folder: Path, banks: Sequence[Bank], text: Clip, steps: int, lr:
             (style[:, None] == style[None]) | ~torch.from_numpy(with_look)[:, None]
         )
         with torch.no_grad():
-            said_2 = net.say(ids_of(tokenizer, texts))[1]
-        with torch.autocast("cpu", torch.bfloat16):
-            image = net.see(to_tensor(bank.pictures[np.sort(rows)])[np.argsort(np.argsort(rows))]).float()
+            said_2 = net.say(ids_of(tokenizer, texts).to(device()))[1]
+        with torch.autocast(device().type, torch.bfloat16):
+            image = net.see(to_tensor(bank.pictures[rows]).to(device())).float()
         likeness = net.temperature.exp().clamp(max=50) * F.normalize(said_2, dim=-1) @ F.normalize(image, dim=-1).T
-        wanted = target.float()
+        wanted = target.float().to(device())
         contrast = -(wanted / wanted.sum(1, keepdim=True) * likeness.log_softmax(1)).sum(1).mean()
         contrast = contrast - (wanted / wanted.sum(0, keepdim=True) * likeness.log_softmax(0)).sum(0).mean()
         return contrast + _facts_loss(net.facts(image), facts)

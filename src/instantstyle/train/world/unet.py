@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 
 from instantstyle.families import EMOJI
 from instantstyle.nets.unet import UNet
-from instantstyle.train.loop import train
+from instantstyle.train.loop import device, train
 from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.clip import Clip, ids_of
 
@@ -69,17 +69,18 @@ def captions(bank: Bank, seed: int, each: int = 2, styled: float = 0.35) -> list
 def sizes(rows: int) -> Float[Tensor, "rows 6"]:
     """SDXL's size conditioning: original size, crop corner, target size, each (height, width)."""
     side = float(EMOJI.size[0])
-    return torch.tensor([[side, side, 0, 0, side, side]]).expand(rows, 6)
+    return torch.tensor([[side, side, 0, 0, side, side]], device=device()).expand(rows, 6)
 
 
 def diffusion_loss(
     predict: Callable[[Tensor, Tensor], Tensor], latents: Float[Tensor, "n c h w"], rng: np.random.Generator
 ) -> Tensor:
     """Mean squared error of v, weighted by min-SNR-5 (Hang et al., arXiv 2303.09556) for v-prediction."""
-    alphas = _alphas()
-    time = torch.from_numpy(((np.arange(len(latents)) + rng.random()) / len(latents) * 1000).astype(np.int64))
+    at = device()
+    alphas, latents = _alphas().to(at), latents.to(at).float()
+    time = torch.from_numpy(((np.arange(len(latents)) + rng.random()) / len(latents) * 1000).astype(np.int64)).to(at)
     kept = alphas[time].clamp(0, 1)
-    noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+    noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(at)
     signal, spread = kept.sqrt()[:, None, None, None], (1 - kept).sqrt()[:, None, None, None]
     target = signal * noise - spread * latents
     error = (predict(signal * latents + spread * noise, time) - target).square().mean(dim=(1, 2, 3))
@@ -112,12 +113,12 @@ def train_unet(
         rows = rng.integers(len(latents), size=batch)
         text = choices[rows, rng.integers(choices.shape[1], size=batch)]
         text[rng.random(batch) < 0.1] = 0
-        context, pooled = words.context[text].float(), words.pooled[text]
+        context, pooled = words.context[text].to(device()).float(), words.pooled[text].to(device())
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             return net(noised, time.float(), net.read(context), pooled, sizes(batch))
 
-        return diffusion_loss(predict, latents[rows].float(), rng)
+        return diffusion_loss(predict, latents[rows], rng)
 
     weights = train("unet", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9995)
     net.load_state_dict({**net.state_dict(), **weights})

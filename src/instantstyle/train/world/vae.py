@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from instantstyle.train.loop import train
+from instantstyle.train.loop import device, train
 from instantstyle.train.world.bank import Bank
 
 LATENT_CHANNELS = 32
@@ -153,16 +153,17 @@ def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, 
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     net = _Decode(vae)
+    vae.encoder.to(device())
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([3, step])
         bank = banks[int(rng.random() < 0.3) if len(banks) > 1 else 0]
-        picture = to_tensor(bank.pictures[np.sort(rng.integers(len(bank.pictures), size=batch))])
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        picture = to_tensor(bank.pictures[np.sort(rng.integers(len(bank.pictures), size=batch))]).to(device())
+        with torch.no_grad(), torch.autocast(device().type, enabled=False):
             latents = cast("Any", vae.encode(picture)).latent_dist.mean
-            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
             latents = latents + 0.15 * float(rng.random()) * noise
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device().type, torch.bfloat16):
             drawn = net.decoder(latents)
         error = drawn.float() - picture
         across, down = error.diff(dim=-1), error.diff(dim=-2)
@@ -170,7 +171,7 @@ def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, 
 
     weights = train("vae", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.998)
     net.load_state_dict(weights)
-    return vae.eval()
+    return vae.cpu().eval()
 
 
 @torch.no_grad()

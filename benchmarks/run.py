@@ -24,6 +24,7 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parent.parent
 Side = Literal["ours", "diffusers"]
 Dtype = Literal["float32", "bfloat16"]
+BUILT_IN = ROOT / "src/instantstyle/assets/emoji"
 SIDES: tuple[Side, ...] = ("ours", "diffusers")
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 Draw = Callable[[int], Any]
@@ -209,17 +210,6 @@ def hardware() -> list[str]:
     ]
 
 
-def built_in(folder: Path) -> tuple[Path, str]:
-    """The built-in model, or a random one of its layout (from the tests) where it is not there."""
-    assets = ROOT / "src/instantstyle/assets/emoji"
-    if (assets / "model_index.json").exists():
-        return assets, "the built-in emoji model"
-    sys.path.insert(0, str(ROOT / "tests"))  # random weights are made where tests make theirs
-    import factory
-
-    return factory.emoji(folder / "random"), "a small random model of the built-in model's layout, smaller than it"
-
-
 def picture(folder: Path, model: Path) -> Path:
     """A reference already of the image encoder's size, so that the two sides' resizing is not what differs."""
     import json
@@ -253,7 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model, what = (given.model, f"a model given by hand: {given.model.name}") if given.model else built_in(folder)
+        model: Path = given.model or BUILT_IN
+        what = "the built-in emoji model" if model == BUILT_IN else f"a model given by hand, {model.name}"
         reference = picture(folder, model)
         _one_thread()
         notes: list[str] = []

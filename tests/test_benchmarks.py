@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_sides_draw_the_same_picture_and_the_reference_speaks(
     bench: ModuleType, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = bench.Case(folder, bench.picture(tmp_path, folder), "float32", 3)
+    # Two steps: a random network multiplies a rounding difference tenfold at every step, a trained one does not.
+    case = bench.Case(folder, bench.picture(tmp_path, folder), "float32", 2)
     draws = {side: bench.LOAD[side](case) for side in bench.SIDES}
     assert bench.difference(draws, range(2)) <= bench.LEVELS
     muted = {"down": {"block_1": [0.0, 0.0]}, "up": {"block_0": [0.0, 0.0, 0.0]}}

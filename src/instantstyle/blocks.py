@@ -82,7 +82,9 @@ class UNetConfig:
         modules += [("up", i, j, self.depths[levels - 1 - i]) for i in range(levels) for j in range(self.resnets + 1)]
         modules += [("mid", 0, 0, self.mid_depth)]
         kinds: tuple[Kind, ...] = ("self", "cross")
-        return tuple(Site(*module, layer, kind) for *module, depth in modules for layer in range(depth) for kind in kinds)
+        return tuple(
+            Site(*module, layer, kind) for *module, depth in modules for layer in range(depth) for kind in kinds
+        )
 
     @cached_property
     def modules(self) -> tuple[str, ...]:

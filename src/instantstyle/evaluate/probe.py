@@ -7,6 +7,7 @@ very look), so three things can be measured for each module: how far the ground'
 much nearer the picture comes to the truth than without a reference, and whether it still shows what was asked for.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -124,12 +125,13 @@ def named(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
     return [CORE[int(i)] for i in likeness.argmax(-1)]
 
 
-def probe(model: Model, count: int = 48, steps: int = 25) -> list[Score]:
-    """Score no reference, every attention module alone, and all of them."""
+def probe(model: Model, count: int = 48, steps: int = 25, plans: Sequence[str] | None = None) -> list[Score]:
+    """Score no reference and each plan; by default every attention module alone, the family's style, and all."""
     questions = cases(count, model.family.size[0])
     bare = draw(model, questions, None, steps=steps)
     scores = [score(model, "none", questions, bare, bare)]
-    for plan in (*(f"{module}=1" for module in model.family.unet.modules), "style", "all"):
+    for plan in plans or (*(f"{module}=1" for module in model.family.unet.modules), "style", "all"):
+        print(f"probing {plan}", file=sys.stderr)
         scores.append(score(model, plan, questions, draw(model, questions, plan, steps=steps), bare))
     return scores
 

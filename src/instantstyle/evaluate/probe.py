@@ -153,7 +153,8 @@ def _pixels(picture: Image.Image) -> Pixels:
 def _ground(picture: Image.Image) -> npt.NDArray[np.float32]:
     """The median Lab colour of the picture's border."""
     lab = cv2.cvtColor(_pixels(picture).astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-    border = np.concatenate([lab[:2].reshape(-1, 3), lab[-2:].reshape(-1, 3), lab[:, :2].reshape(-1, 3)])
+    edges = (lab[:2], lab[-2:], lab[:, :2], lab[:, -2:])
+    border = np.concatenate([edge.reshape(-1, 3) for edge in edges])
     return np.median(border, axis=0).astype(np.float32)
 
 

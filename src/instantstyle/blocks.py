@@ -3,11 +3,12 @@
 No torch here: a plan is read and checked before anything heavy is imported.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from instantstyle.errors import PlanError, nearest
 
@@ -127,43 +128,137 @@ def _longest(weights: Mapping[str, float], site: Site) -> float:
     return weights[max(fitting, key=lambda prefix: -1 if prefix == "all" else len(prefix))] if fitting else 0.0
 
 
-_TERM = re.compile(r"(?P<block>[a-z]+(?:[._]?\w+)*?|\d+)\s*[=:]\s*(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+))")
+MAX_STRENGTH = 10.0
+"""The loudest anything may speak: a strength lies between 0, which is silence, and this."""
+
+_TERM = re.compile(
+    r"(?P<block>[a-z]\w*(?:\.\w+)*|\d+)\s*[=:]\s*(?P<weight>[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)",
+    re.ASCII | re.IGNORECASE,
+)
+"""One term.  No two parts of it can match the same text, so that reading takes time in proportion to its length."""
 
 
-def parse_plan(text: str, config: UNetConfig, presets: Mapping[str, BlockPlan]) -> BlockPlan:
-    """Read a plan: preset names joined by `+`, terms such as `up.0.1=1.2,down.2.1=0.5`, or ComfyUI's `6:1,3:0.5`.
+def plan_text(plan: object) -> object:
+    """Diffusers' nested dictionary as its JSON text, which `parse_plan` reads; anything else as it is.
 
-    Raises PlanError, naming what is known, when a preset or block does not exist.
+    Raises PlanError when the dictionary holds what JSON does not.
     """
-    names = text.strip().split("+")
+    if not isinstance(plan, Mapping):
+        return plan
+    try:
+        return json.dumps(plan, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as unlike:
+        raise PlanError(f"a plan's dictionary holds numbers, lists of numbers and dictionaries: {unlike}") from None
+
+
+def parse_plan(plan: str | Mapping[str, object], config: UNetConfig, presets: Mapping[str, BlockPlan]) -> BlockPlan:
+    """Read a plan in any of the ways people write one.
+
+    Preset names joined by `+`; terms such as `up.0.1=1.2,down.2.1=0.5`; ComfyUI's `6:1,3:0.5`; and what diffusers'
+    `set_ip_adapter_scale` takes, `{"up": {"block_0": [0, 1, 0]}, "mid": 0.5}`, as a dictionary or as its JSON text.
+
+    Raises PlanError, naming what is known, when a preset or block does not exist, a block is given twice or a strength
+    is not between 0 and MAX_STRENGTH.
+    """
+    text = str(plan_text(plan)).strip()
+    if text.startswith("{"):
+        return BlockPlan(_nested(text, config))
+    names = [name.strip() for name in text.split("+")]
     if all(name in presets for name in names):
         parts = [presets[name] for name in names]
         return BlockPlan(
             {k: v for part in parts for k, v in part.weights.items()},
             {k: v for part in parts for k, v in part.negative.items()},
         )
+    known = ", ".join(presets)
     weights: dict[str, float] = {}
     for term in filter(None, (part.strip() for part in text.split(","))):
         match = _TERM.fullmatch(term)
         if match is None:
-            known = ", ".join(presets)
+            strange = next((name for name in map(str.strip, term.split("+")) if name not in presets), term)
             raise PlanError(
-                f"cannot read {term!r} in plan {text!r}: give one of {known}, or terms such as up.0.1=1,down.2.1=0.5"
-                f"{nearest(term, presets)}"
+                f"cannot read {_short(term)} in a plan: give one of {known}, or terms such as up.0.1=1,down.2.1=0.5"
+                f"{nearest(strange, presets)}"
             )
-        weights[_block(match["block"], config)] = float(match["weight"])
+        block = _block(match["block"], config)
+        if block in weights:
+            raise PlanError(f"the plan {_short(text)} gives the block {block} twice")
+        weights[block] = _strength(float(match["weight"]), match["weight"])
     if not weights:
-        raise PlanError(f"the plan {text!r} is empty: give one of {', '.join(presets)}, or terms such as up.0.1=1")
+        raise PlanError(f"the plan {_short(text)} is empty: give one of {known}, or terms such as up.0.1=1")
     return BlockPlan(weights)
 
 
 def _block(name: str, config: UNetConfig) -> str:
     modules = config.modules
     if name.isdigit():
-        if int(name) >= len(modules):
-            raise PlanError(f"there is no block {name}: this model has {len(modules)}, counted from 0 in running order")
-        return modules[int(name)]
+        number = name.lstrip("0") or "0"
+        if len(number) > 4 or int(number) >= len(modules):
+            raise PlanError(
+                f"there is no block {_short(name)}: this model has {len(modules)}, counted from 0 in running order"
+            )
+        return modules[int(number)]
     known = {"all", *modules, *(m.rsplit(".", 1)[0] for m in modules), *(m.split(".")[0] for m in modules)}
     if name not in known:
-        raise PlanError(f"there is no block {name!r} in this model: it has {', '.join(modules)}{nearest(name, known)}")
+        raise PlanError(
+            f"there is no block {_short(name)} in this model: it has {', '.join(modules)}{nearest(name, sorted(known))}"
+        )
     return name
+
+
+def _strength(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_STRENGTH:
+        raise PlanError(f"a strength in a plan is a number from 0 to {MAX_STRENGTH:g}, not {_short(where)}")
+    return float(value)
+
+
+def _nested(text: str, config: UNetConfig) -> dict[str, float]:
+    """Diffusers' nested dictionary: a stage, in it `block_N`, in it a strength for all its attentions or one for each.
+
+    What is not named is silent, as there.  A list of one is for all, as there.
+    """
+    try:
+        stages: dict[str, object] = json.loads(text, object_pairs_hook=_no_twice)
+    except (ValueError, RecursionError) as broken:
+        raise PlanError(f"the plan {_short(text)} begins as JSON and is none: {broken}") from None
+    blocks: dict[str, list[str]] = {}  # the attentions of `up.0`, by that name
+    for module in config.modules:
+        blocks.setdefault(module.rsplit(".", 1)[0], []).append(module)
+    given: dict[str, object] = {}
+    for stage, inside in stages.items():
+        mine = [block for block in blocks if block.split(".")[0] == stage]
+        if not mine:
+            raise PlanError(f"a plan's dictionary has down, mid and up, not {_short(stage)}")
+        if isinstance(inside, dict) and stage != "mid":
+            named = cast("dict[str, object]", inside)
+            spelt = {f"block_{block.split('.')[1]}": block for block in mine}
+            for name, value in named.items():
+                if name not in spelt:
+                    has = ", ".join(spelt)
+                    raise PlanError(f"{stage} of this model has {has}, not {_short(name)}{nearest(name, spelt)}")
+                given[spelt[name]] = value
+        else:
+            given |= dict.fromkeys(mine, inside)
+    weights: dict[str, float] = {}
+    for block, value in given.items():
+        modules = blocks[block]
+        each = cast("list[object]", value) if isinstance(value, list) else [value]
+        if len(each) not in (1, len(modules)):
+            raise PlanError(
+                f"{block} takes one strength, or {len(modules)} for its attentions one by one, and the plan gives "
+                f"{len(each)}"
+            )
+        each = each * len(modules) if len(each) == 1 else each
+        weights |= {module: _strength(one, json.dumps(one)) for module, one in zip(modules, each, strict=True)}
+    return {module: weight for module, weight in weights.items() if weight}
+
+
+def _no_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    seen = dict(pairs)
+    if len(seen) < len(pairs):
+        raise PlanError("a plan's dictionary gives a block twice")
+    return seen
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

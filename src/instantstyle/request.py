@@ -21,6 +21,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from instantstyle import pictures
+from instantstyle.blocks import MAX_STRENGTH, plan_text
 from instantstyle.errors import InputError, PictureError, nearest
 from instantstyle.pictures import Fit
 
@@ -168,7 +169,7 @@ def _picture(value: object, longest: int) -> object:
 Reference = Annotated[Picture, BeforeValidator(lambda value: _picture(value, REFERENCE_SIDE))]
 Guide = Annotated[Picture, BeforeValidator(lambda value: _picture(value, PICTURE_SIDE))]
 Unit = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0, le=10)]
+Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
 Words = Annotated[str, Field(max_length=MAX_PROMPT)]
 Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -251,8 +252,9 @@ class Request(Noun):
     negative: Words = ""
     references: tuple[StyleReference, ...] = Field((), max_length=16)
     method: str = Field("instantstyle", max_length=100)
-    plan: str = Field("style", max_length=MAX_PROMPT)
-    """A preset, presets joined by `+`, or terms such as `up.0.1=1.2`; read when the model is known."""
+    plan: Annotated[str, BeforeValidator(plan_text)] = Field("style", max_length=MAX_PROMPT)
+    """A preset, presets joined by `+`, terms such as `up.0.1=1.2`, or diffusers' nested dictionary, kept as its JSON
+    text; read when the model is known."""
     window: Window = (0.0, 1.0)
     controls: tuple[Control, ...] = Field((), max_length=16)
     init: Init | None = None
@@ -279,7 +281,7 @@ class Request(Noun):
             negative: str = "",
             references: Sequence[StyleReference] = (),
             method: str = "instantstyle",
-            plan: str = "style",
+            plan: str | Mapping[str, object] = "style",
             window: tuple[float, float] = (0.0, 1.0),
             controls: Sequence[Control] = (),
             init: Init | None = None,

@@ -8,7 +8,7 @@ import torch
 from diffusers.loaders.ip_adapter import IPAdapterMixin
 from torch import Tensor
 
-from instantstyle.blocks import BlockPlan, Site, UNetConfig
+from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_plan
 from instantstyle.families import SD15, SDXL, Family
 from instantstyle.nets.attention import Attend, Heads, plain
 from instantstyle.weights.adapter import Adapter, load_adapter, save_adapter
@@ -64,6 +64,9 @@ def test_plans_are_diffusers_scales(
     assert (expected - bare).abs().max() > 0.01
 
     spoken = family.presets[plan]
+    if isinstance(scale, dict):  # which we read too
+        read = parse_plan(scale, config, {})  # pyright: ignore[reportUnknownArgumentType]
+        assert all(read.at(site) == spoken.at(site) for site in config.sites)
     attend = with_image(twins, load_adapter(file, config, plan=spoken), spoken, images)
     torch.testing.assert_close(twins.predict(inputs, attend=attend), expected, atol=1e-5, rtol=1e-4)
 
@@ -72,8 +75,10 @@ def test_strengths_and_several_pictures(tmp_path: Path) -> None:
     twins, inputs, file = Twins.random(TINY_SDXL), Inputs.random(TINY_SDXL), tmp_path / "adapter.safetensors"
     save_adapter(file, random_adapter(TINY_SDXL), TINY_SDXL)
     images = torch.randn(2, 3, EMBED_DIM, generator=torch.Generator().manual_seed(5))
-    Pipeline(twins.theirs, file, {"down": {"block_1": [0.3, 0.0]}, "mid": 0.5, "up": {"block_0": [0.0, 1.7, 0.2]}})
+    scale = {"down": {"block_1": [0.3, 0.0]}, "mid": 0.5, "up": {"block_0": [0.0, 1.7, 0.2]}}
+    Pipeline(twins.theirs, file, scale)
     plan = BlockPlan({"down.1.0": 0.3, "mid": 0.5, "up.0.1": 1.7, "up.0.2": 0.2})
+    assert parse_plan(scale, TINY_SDXL, {}) == plan
     attend = with_image(twins, load_adapter(file, TINY_SDXL), plan, images)
     expected = twins.expect(inputs, image_embeds=images)
     torch.testing.assert_close(twins.predict(inputs, attend=attend), expected, atol=1e-5, rtol=1e-4)

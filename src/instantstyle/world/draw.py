@@ -1,6 +1,7 @@
 """A drawing as pixels: each concept's art rendered once, box-normalised, kept per set in the cache."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -63,15 +64,22 @@ def masters(set_name: str) -> Rgba:
         for row, concept in enumerate(concepts()):
             if has(set_name, concept):
                 pictures[row] = render(set_name, concept)
-        partial = file.with_suffix(".partial.npy")
-        np.save(partial, pictures)
-        partial.replace(file)
+        partial = file.with_suffix(f".{os.getpid()}.partial.npy")  # two processes may render the same set
+        try:
+            np.save(partial, pictures)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
     return np.load(file, mmap_mode="r")
 
 
-def build(sets: Sequence[str] = tuple(SETS), report: Callable[[str], None] = print) -> Path:
-    """Fetch and render every set; what is cached already is left alone.  Returns the cache folder."""
-    for name in sets:
+def build(sets: Sequence[str] | None = None, report: Callable[[str], None] = print) -> Path:
+    """Fetch and render sets (all of them when none are named), a line of report a set.  Returns the cache folder.
+
+    What is cached already is left alone.  Raises WeightsError when a package cannot be fetched.
+    """
+    names = tuple(SETS) if sets is None else sets
+    for number, name in enumerate(names, 1):
         drawn = int((masters(name)[..., 3].max(axis=(1, 2)) > 0).sum())
-        report(f"{name}: {drawn} of {len(concepts())} concepts")
+        report(f"{number}/{len(names)} {name}: {drawn} of {len(concepts())} concepts")
     return cache_folder()

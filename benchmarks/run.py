@@ -194,16 +194,20 @@ def hardware() -> list[str]:
     import torch
     import transformers
 
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # only Linux has it
+        facts = ""
+    names = [line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     changed = subprocess.run(
         ["git", "status", "--porcelain", "--", "src"], cwd=ROOT, capture_output=True, text=True
     ).stdout
+    processor = names[0] if names else platform.processor() or platform.machine()
     return [
         f"- {date.today()}, commit {commit.strip() or 'unknown'}{' with local changes' if changed else ''}",
-        f"- {names[0] if names else platform.processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU used, "
+        f"- {processor}, {os.cpu_count()} cores, {memory:.0f} GiB, no GPU used, "
         f"load average {os.getloadavg()[0]:.1f} at the end",
         f"- {torch.get_num_threads()} thread; Python {platform.python_version()}, torch {torch.__version__}, "
         f"diffusers {peer.__version__}, transformers {transformers.__version__}",
@@ -277,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _one_thread() -> None:
-    """One thread, set after every import: some libraries set it themselves, and two on a busy machine are slower."""
+    """One thread, set after every import, for some set it themselves: two are slower when cores are shared."""
     import torch
 
     torch.set_num_threads(1)

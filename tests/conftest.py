@@ -15,8 +15,8 @@ install_import_hook("instantstyle", "beartype.beartype")  # before anything of t
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-# Bitwise laws compare runs of different batch shapes: one thread keeps the order of every sum fixed, and two threads on
-# a busy machine are slower than one.
+# Bitwise laws compare runs of different batch shapes: one thread keeps the order of every sum fixed, and when
+# cores are shared two threads are slower than one.
 torch.set_num_threads(1)
 
 

@@ -258,7 +258,7 @@ def test_doctor_tells_what_a_bug_report_needs(command: Command, small: Path) -> 
 def test_help_is_light() -> None:
     """None of what takes long is imported, and it takes under 0.3 s.
 
-    Of the processor, at best of five: on a busy machine the wall clock measures the others.
+    Of the processor, at best of five: when cores are shared the wall clock measures the others.
     """
     code = "import sys; sys.argv[1:] = ['--help']; from instantstyle.cli import main"
     then = "try: main()\nexcept SystemExit: print(sorted(sys.modules))"

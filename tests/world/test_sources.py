@@ -220,7 +220,7 @@ def test_what_a_set_does_not_draw(world: World) -> None:
 def test_a_drawing_fills_nine_tenths_of_its_canvas_and_keeps_its_shape(world: World, name: str) -> None:
     picture = Image.fromarray(render(name, BAR))
     assert picture.size == (MASTER, MASTER)
-    box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 127 else 0).getbbox()
+    box = picture.getchannel("A").point(_solid).getbbox()
     wide, high = 0.9 * MASTER, 0.45 * MASTER
     expected = [(MASTER - wide) / 2, (MASTER - high) / 2, (MASTER + wide) / 2, (MASTER + high) / 2]
     assert box == pytest.approx(expected, abs=1.5)
@@ -310,6 +310,10 @@ def test_held_out_names_are_names_of_the_world() -> None:
     assert held_out.families == set(HELD_OUT_FAMILIES)
     assert held_out.hues == tuple(HELD_OUT_HUES)
     assert all(s.package.licence != "CC-BY-SA-4.0" or s.held_out for s in known.values()), "share-alike is not shipped"
+
+
+def _solid(alpha: int) -> int:
+    return 255 if alpha > 127 else 0
 
 
 def _fail(*_: object) -> draw.Rgba:

@@ -95,6 +95,13 @@ def test_a_result_survives_json_with_its_pixels() -> None:
     assert again.model_dump(exclude={"images"}) == result.model_dump(exclude={"images"})
 
 
+def test_a_large_result_survives_json_too() -> None:
+    """A reference is bounded, a result is as large as it was made."""
+    wide = noise(2100, 8)
+    again = Result.from_json(Result([wide], Request("a cat")).to_json()).images[0]
+    assert (again.size, again.tobytes()) == (wide.size, wide.tobytes())
+
+
 def test_what_is_remembered_is_generated_from(tmp_path: Path) -> None:
     """A large reference is bounded once; remembering it again changes nothing, whatever way it came."""
     noise(1024, 600).save(tmp_path / "large.png")
@@ -163,6 +170,9 @@ def test_positional_forms_and_frozenness() -> None:
         ({"subtraction": "papr"}, "must be 'paper', 'normalised' or 'projected', not 'papr'"),
         ({"stps": 3}, "did you mean 'steps'?"),
         ({"references": [3]}, "references.0"),
+        ({"self": 3}, "a Request has no 'self'"),
+        ({"references": [{"image": noise(2, 2), "content": ["dog"] * 17}]}, "content is too many: 17, and at most 16"),
+        ({"references": [{"image": noise(2, 2), "content": ["d" * 2001]}]}, "is too long: 2,001 characters"),
     ],
 )
 def test_what_is_wrong_is_a_sentence(fields: dict[str, Any], sentence: str) -> None:
@@ -178,7 +188,9 @@ def test_a_request_without_a_prompt_says_so() -> None:
         Request.from_json("{}")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"prompt": 3}', "[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"prompt": 3}', "[" * 100_000, b"\xff", '{"prompt": "a", "self": 1}']
+)
 def test_json_that_is_none_is_a_sentence(text: str | bytes) -> None:
     with pytest.raises(InputError):
         Request.from_json(text)

@@ -9,31 +9,29 @@ import base64
 import binascii
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from functools import cache
 from importlib import metadata as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from instantstyle import pictures
 from instantstyle.blocks import MAX_STRENGTH, plan_text
-from instantstyle.errors import InputError, PictureError, nearest
+from instantstyle.errors import InputError, PictureError
+from instantstyle.noun import Noun, reading_json, short
 from instantstyle.pictures import Fit
 
 MAX_PROMPT = 2000
+MAX_CONTENTS = 16
+"""Phrases of one reference's content: each goes through the text encoder."""
 MAX_SIDE = 4096
 REFERENCE_SIDE = 512
 """Longest side of a remembered reference.  Image encoders see at most 336 pixels; more would only swell metadata."""
 PICTURE_SIDE = 2048
 """Longest side of a remembered control, init or mask picture, which a result follows pixel by pixel."""
-
-_from_json: ContextVar[bool] = ContextVar("_from_json", default=False)
-_N = TypeVar("_N", bound="Noun")
 
 
 @cache
@@ -43,57 +41,6 @@ def version() -> str:
         return installed.version("instantstyle")
     except installed.PackageNotFoundError:  # run from a source tree that was never installed
         return "source"
-
-
-class Noun(BaseModel):
-    """A frozen value whose fields may be given by position, and whose errors are sentences (InputError)."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
-    )
-
-    if (
-        not TYPE_CHECKING
-    ):  # each noun below tells type checkers its own signature; the defaults that hold are the fields'
-
-        def __init__(self, *args: Any, **fields: Any) -> None:
-            names = tuple(type(self).model_fields)
-            if len(args) > len(names):
-                raise InputError(f"{type(self).__name__} takes at most {len(names)} values: {', '.join(names)}")
-            given = dict(zip(names, args, strict=False))
-            if twice := given.keys() & fields.keys():
-                raise InputError(f"{', '.join(sorted(twice))} is given twice to {type(self).__name__}")
-            try:
-                super().__init__(**given, **fields)
-            except ValidationError as invalid:
-                raise InputError(_sentence(type(self), invalid)) from None
-
-    def to_json(self) -> str:
-        """All fields as JSON text, pictures as base64 PNG."""
-        return self.model_dump_json()
-
-    @classmethod
-    def from_json(cls: type[_N], text: str | bytes) -> _N:
-        """Read `to_json`'s text again.  A path is no picture here: text from elsewhere opens no file of ours.
-
-        Raises InputError.
-        """
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as invalid:
-            raise InputError(f"this is not JSON: {invalid}") from None
-        return cls.from_fields(fields)
-
-    @classmethod
-    def from_fields(cls: type[_N], fields: object) -> _N:
-        """The same from JSON that is parsed already."""
-        if not isinstance(fields, dict):
-            raise InputError(f"a {cls.__name__} is a JSON object, not {_short(fields)}")
-        token = _from_json.set(True)
-        try:
-            return cls.model_validate(fields)  # comes by way of __init__
-        finally:
-            _from_json.reset(token)
 
 
 def _unbase64(value: object) -> object:
@@ -159,11 +106,11 @@ def remember(source: PictureLike, longest: int = REFERENCE_SIDE) -> Picture:
 def _picture(value: object, longest: int) -> object:
     if isinstance(value, dict):
         value = Picture.model_validate(value)
-    if isinstance(value, str | Path) and _from_json.get():
-        raise PictureError(f"a picture in JSON is an object with sha256 and png, not the path {_short(value)}")
+    if isinstance(value, str | Path) and reading_json.get():
+        raise PictureError(f"a picture in JSON is an object with sha256 and png, not the path {short(value)}")
     if isinstance(value, str | Path | bytes | Image.Image | Picture):
         return remember(value, longest)
-    raise PictureError(f"a picture is a path, the bytes of a file or a PIL image, not {_short(value)}")
+    raise PictureError(f"a picture is a path, the bytes of a file or a PIL image, not {short(value)}")
 
 
 Reference = Annotated[Picture, BeforeValidator(lambda value: _picture(value, REFERENCE_SIDE))]
@@ -192,7 +139,7 @@ class StyleReference(Noun):
     """
 
     image: Reference
-    content: Words | tuple[Words, ...] | None = None
+    content: Words | Annotated[tuple[Words, ...], Field(max_length=MAX_CONTENTS)] | None = None
     content_weight: Strength = 0.5
     weight: Strength = 1.0
     mask: Guide | None = None
@@ -339,8 +286,10 @@ class Memory(Noun):
 
 
 def _image(value: object) -> object:
-    if isinstance(value, str) and _from_json.get():
-        return Picture(sha256="0" * 64, png=_unbase64(value)).open()  # pyright: ignore[reportArgumentType]
+    if isinstance(value, str) and reading_json.get():
+        content = _unbase64(value)
+        assert isinstance(content, bytes)
+        return pictures.read(content)  # of whatever size: a result is as large as it was made
     return value
 
 
@@ -420,30 +369,3 @@ def recall(path: str | Path) -> Memory:
         return Memory.from_json(text)
     except InputError as unreadable:
         raise PictureError(f"what {str(path)!r} remembers cannot be read: {unreadable}") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _sentence(noun: type[Noun], invalid: ValidationError) -> str:
-    """The first thing wrong: the field, what it must be, and what was given."""
-    error = invalid.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or part.isidentifier())
-    limits: Mapping[str, Any] = error.get("ctx", {})
-    match error["type"]:
-        case "missing":
-            return f"a {noun.__name__} needs its {place}, and it is missing"
-        case "extra_forbidden":
-            known = noun.model_fields
-            return f"a {noun.__name__} has no {place!r}, but {', '.join(known)}{nearest(place, known)}"
-        case "greater_than_equal":
-            return f"{place} must be at least {limits['ge']:g}, not {_short(error['input'])}"
-        case "less_than_equal":
-            return f"{place} must be at most {limits['le']:,}, not {_short(error['input'])}"
-        case "string_too_long":
-            return f"{place} is too long: {len(error['input']):,} characters, and at most {limits['max_length']:,} fit"
-        case _:
-            wanted = error["msg"].removeprefix("Input ").replace("should be", "must be")
-            return f"{place} {wanted[:1].lower() + wanted[1:]}, not {_short(error['input'])}"

@@ -53,6 +53,8 @@ def test_a_plain_picture_is_read_as_it_is() -> None:
         (Image.new("1", (4, 4), 1), {}, WHITE),
         (Image.new("L", (4, 4), 77), {}, (77, 77, 77)),
         (Image.new("I;16", (4, 4), 0x8080), {}, (128, 128, 128)),
+        (Image.new("I;16", (4, 4), 0x8080), {"transparency": 0x8080}, WHITE),
+        (Image.new("I;16", (4, 4), 0x8080), {"transparency": 0x8081}, (128, 128, 128)),  # of 8 bits the same grey
     ],
 )
 def test_every_png_mode_becomes_rgb_over_white(picture: Image.Image, how: dict[str, Any], expected: Any) -> None:
@@ -171,6 +173,13 @@ def test_metadata_is_where_others_look_for_it(tmp_path: Path) -> None:
 def test_metadata_is_none_where_there_is_none(tmp_path: Path) -> None:
     assert pictures.read_metadata(encoded(Image.new("RGB", (4, 4)), "JPEG")) is None
     assert pictures.read_metadata(pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")) is None
+
+
+def test_metadata_of_a_damaged_file_is_a_sentence(tmp_path: Path) -> None:
+    whole = pictures.write_png(Image.effect_noise((64, 64), 50), tmp_path / "a.png", "{}").read_bytes()
+    for length in (40, 200, len(whole) // 2, len(whole) - 30):
+        with pytest.raises(PictureError):
+            pictures.read_metadata(whole[:length])
 
 
 def test_an_interruption_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,11 +124,17 @@ def check_writable(path: str | Path) -> None:
 
 
 def read_metadata(path: str | Path | bytes) -> str | None:
-    """The request JSON that `write_png` put into a picture, None when there is none.  No pixel is decoded."""
+    """The request JSON that `write_png` put into a picture, None when there is none.
+
+    The pixels are decoded on the way, since text may stand behind them too.  Raises PictureError as `read` does.
+    """
     name, opened = _open(path)
     with opened:
         _bounded(opened, name)
-        text: object = getattr(opened, "text", {}).get(CHUNK)
+        try:
+            text: object = getattr(opened, "text", {}).get(CHUNK)
+        except Exception as broken:  # as many kinds as in `read`
+            raise PictureError(f"{name} is damaged or cut short: {_reason(broken)}") from broken
     return str(text) if text is not None else None
 
 
@@ -212,14 +218,21 @@ def _bounded(picture: Image.Image, name: str) -> None:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Sixteen-bit, integer and float grey as eight-bit grey; Pillow's own conversion would clip them at 255."""
+    """Sixteen-bit, integer and float grey as eight-bit grey; Pillow's own conversion would clip them at 255.
+
+    The one grey that a PNG may call transparent is told apart before it is rounded to its neighbours.
+    """
     if not picture.mode.startswith(("I", "F")):
         return picture
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
     top = values.max(initial=0)
     # Integers count to 65535 whatever their width (Pillow's "I" is a 16-bit PNG); floats to 1, or else to 255.
     full = 65535 if picture.mode.startswith("I") else 1 if top <= 1 else 255
-    return Image.fromarray(np.clip(np.rint(values / full * 255), 0, 255).astype(np.uint8))
+    grey = Image.fromarray(np.clip(np.rint(values / full * 255), 0, 255).astype(np.uint8))
+    clear: object = picture.info.get("transparency")
+    if not isinstance(clear, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
 
 
 def _over_white(picture: Image.Image) -> Image.Image:

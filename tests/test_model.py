@@ -51,7 +51,7 @@ class TestFamilies:
         assert model.family.unet == model.unet.config
 
     def test_sdxl_s_own_file_is_our_sdxl(self) -> None:
-        """The numbers of stable-diffusion-xl-base-1.0's unet/config.json, as facts list them."""
+        """The numbers of stable-diffusion-xl-base-1.0's unet/config.json."""
         config = {
             "act_fn": "silu",
             "addition_embed_type": "text_time",
@@ -114,7 +114,7 @@ CHANGES: list[tuple[Change, str]] = [
 
 
 class TestStrictness:
-    """Law 8: a missing, extra or mis-shaped key is an error that names it."""
+    """A missing, extra or mis-shaped key is an error that names it."""
 
     @pytest.mark.parametrize(("change", "sentence"), CHANGES)
     def test_of_the_unet(self, tmp_path: Path, change: Change, sentence: str) -> None:
@@ -138,6 +138,22 @@ class TestStrictness:
         name = key if how == "missing" else "stray.weight"
         rewrite(file, lambda t: t.pop(key) if how == "missing" else t.update({name: torch.zeros(2)}))
         with pytest.raises(WeightsError, match=f"{part}.*{name}"):
+            load(folder)
+
+    @pytest.mark.parametrize(
+        ("part", "key", "bad"),
+        [
+            ("vae", "decoder.conv_out.weight", float("nan")),
+            ("text_encoder", "final_layer_norm.bias", float("inf")),
+            ("image_encoder", "visual_projection.weight", float("nan")),
+        ],
+    )
+    def test_of_numbers_that_are_none(self, tmp_path: Path, part: str, key: str, bad: float) -> None:
+        """Such weights would end in a black picture, much later."""
+        folder = copy("sdxl", tmp_path)
+        (file,) = (folder / part).glob("*.safetensors")
+        rewrite(file, lambda t: next(t[name] for name in t if name.endswith(key))[:1].fill_(bad))
+        with pytest.raises(WeightsError, match=f"{key} in .*{part} holds NaN or infinity"):
             load(folder)
 
     def test_of_text_encoders_of_another_model(self, tmp_path: Path) -> None:

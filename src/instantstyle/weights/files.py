@@ -64,7 +64,7 @@ class _Safe:
         self.shapes = {name: tuple(cast("list[int]", handle.get_slice(name).get_shape())) for name in handle.keys()}  # noqa: SIM118
 
     def read(self, name: str) -> Tensor:
-        return _finite(self.handle.get_tensor(name), name, self.path)
+        return finite(self.handle.get_tensor(name), name, self.path)
 
 
 class _Pickled:
@@ -87,7 +87,7 @@ class _Pickled:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        return _finite(self.tensors[name], name, self.path)
+        return finite(self.tensors[name], name, self.path)
 
 
 def _flat(prefix: str, content: object, path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -101,7 +101,8 @@ def _flat(prefix: str, content: object, path: Path) -> Iterator[tuple[str, Tenso
         raise WeightsError(f"the weight file {path} is no dictionary of tensors: {where} is {type(content).__name__}")
 
 
-def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+def finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """The tensor itself.  Raises WeightsError when it is not of floating point, or holds NaN or infinity."""
     if not tensor.is_floating_point():
         raise WeightsError(f"{name} in {path} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point")
     # A sum is NaN or infinite if any term is, and needs no mask as large as the tensor.

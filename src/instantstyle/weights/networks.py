@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.nets.unet import UNet
-from instantstyle.weights.files import TensorFile, open_tensors
+from instantstyle.weights.files import TensorFile, finite, open_tensors
 from instantstyle.weights.find import read_json
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -33,7 +33,8 @@ def load_unet(folder: Path, config: UNetConfig, dtype: torch.dtype, device: torc
 def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """A network of diffusers or transformers from its folder.  Raises WeightsError.
 
-    Their loaders know the names that old files use; what they say was missing or left over is an error here.
+    Their loaders know the names that old files use; what they say was missing or left over is an error here, and so
+    are NaN and infinity, of which a picture would come out black.
     """
     read_json(folder / "config.json")
     with _quiet():
@@ -49,6 +50,9 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device)
     missing, extra = (sorted(map(str, info.get(key) or ())) for key in ("missing_keys", "unexpected_keys"))
     if missing or extra or info.get("mismatched_keys"):
         _refuse(missing, extra, [str(key) for key in info.get("mismatched_keys") or ()], str(folder))
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            finite(tensor, name, folder)
     return net.to(device).requires_grad_(False).eval()
 
 

@@ -11,7 +11,7 @@ import torch
 import factory
 import instantstyle as ist
 from instantstyle.engine import SAMPLERS, Engine, together
-from instantstyle.errors import Cancelled, InputError, PlanError
+from instantstyle.errors import Cancelled, InputError, InstantStyleError, PlanError
 from instantstyle.model import Model, load
 from instantstyle.nets.attention import plain
 from instantstyle.nets.projection import Resampler
@@ -114,6 +114,23 @@ def test_a_failure_of_one_run_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert good.result().images
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_run_away_are_a_sentence_and_no_black_picture(number: float) -> None:
+    run = Engine(factory.model("emoji")).submit(Request("a cat", steps=2))
+    told: list[int] = []
+
+    def disturbed() -> None:
+        for progress in run:
+            told.append(progress.step)
+            run.latents[0, 0, 0, 0] = number
+
+    with pytest.raises(InstantStyleError, match=r"NaN or infinity.*guidance"):
+        disturbed()
+    assert told == [1]  # the step that failed is no progress
+    with pytest.raises(InstantStyleError, match="decoder made NaN or infinity"):
+        factory.model("emoji").decode(run.latents)
+
+
 def test_together_gives_each_its_own_rows() -> None:
     site = factory.model("emoji").unet.config.sites[1]
     q, k, v = (torch.randn(6, 2, 5, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
@@ -169,7 +186,10 @@ class TestReferences:
         image = np.asarray(model.see([factory.picture(1)]))[0]
         words = [np.asarray(model.say([word]).embeds)[0] for word in ("cat", "dog", "house")]
         cosines = [float(image @ word / np.linalg.norm(word)) for word in words]
-        assert run.request.references[0].content == ("cat", "dog", "house")[int(np.argmax(cosines))]
+        word = ("cat", "dog", "house")[int(np.argmax(cosines))]
+        assert run.request.references[0].content == word
+        both = Request("a cat", references=[reference(content=("house", " Auto"))], seed=1)
+        assert Engine(model).submit(both).request.references[0].content == ("house", word)
 
     def test_several_contents(self) -> None:
         one = Request("a cat", references=[reference(content="dog")], seed=1, steps=2)
@@ -266,6 +286,9 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
         ("emoji", {"plan": "up.0.9=1"}, "no block 'up.0.9'"),
         ("emoji", {"plan": "stile"}, "did you mean 'style'"),
         ("emoji", {"method": "ip-adapter", "plan": "layout"}, "all blocks"),
+        ("emoji", {"method": "ip-adapter", "references": [reference(content="dog")]}, "use method 'instantstyle'"),
+        ("emoji", {"references": [], "plan": "stile"}, "did you mean 'style'"),
+        ("emoji", {"method": "none", "plan": "up.0.9=1"}, "no block 'up.0.9'"),
         ("emoji", {"sampler": "eulr"}, "did you mean 'euler'"),
         ("emoji", {"size": (60, 64)}, "60x64.*multiples of 32.*64x64"),
         ("emoji", {"prompt": "house " * 40}, "40 tokens.*reads 22"),

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from instantstyle.blocks import Site
-from instantstyle.errors import Cancelled, InputError, WeightsError, nearest
+from instantstyle.errors import Cancelled, InputError, InstantStyleError, WeightsError, nearest
 from instantstyle.methods import inject
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, Heads, TextKeysValues, plain
@@ -116,10 +116,13 @@ class Run:
         raise InputError(f"the run is at step {self.step} of {self.steps}: step its engine until it is done")
 
     def __iter__(self) -> Iterator[Progress]:
-        """Step the engine, yielding after each step; ends when the run is done.  Raises Cancelled."""
+        """Step the engine, yielding after each step that succeeds; ends when the run is done.
+
+        Raises Cancelled, or whatever the run failed with.
+        """
         while not self.done:
             self.engine.step()
-            if self.state != "cancelled":
+            if self.state in ("running", "done"):
                 yield Progress(self.step, self.steps, time.perf_counter() - self._began, self)
         self.result()
 
@@ -153,8 +156,13 @@ class Run:
         self.step += 1
 
     def finish(self) -> None:
-        """Decode, and remember how it was made."""
+        """Decode, and remember how it was made.  Raises InstantStyleError when the numbers ran away."""
         model = self.engine.model
+        if not self.latents.isfinite().all():
+            raise InstantStyleError(
+                f"the run ended in NaN or infinity, which is no picture: lower its guidance "
+                f"({self.request.guidance:g}) or the strengths of its plan, or load the model with dtype float32"
+            )
         pictures = model.decode(self.latents)
         self._seconds = time.perf_counter() - self._began
         self._result = Result(

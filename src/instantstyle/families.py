@@ -1,4 +1,4 @@
-"""The facts of each architecture as data: UNet layout, presets, encoders, latent scale, sizes, defaults.  No torch."""
+"""The facts of each architecture as data: UNet layout, presets, encoders, latent scale, sizes.  No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,8 +39,6 @@ class Family:
     image_tokens: int = 4
     zero_empty: bool = False
     """Whether an empty negative prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`)."""
-    steps: int = 30
-    guidance: float = 5.0
 
 
 SDXL = Family(
@@ -92,8 +90,6 @@ EMOJI = Family(
     text_length=24,
     clip_skip=2,
     zero_empty=False,
-    steps=25,
-    guidance=3.0,
 )
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SDXL, SD15, EMOJI)}

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from instantstyle.errors import InputError, WeightsError, nearest
+from instantstyle.errors import InputError, InstantStyleError, WeightsError, nearest
 from instantstyle.families import Family
 from instantstyle.nets.unet import UNet
 from instantstyle.pictures import Fit, fit_square
@@ -134,7 +134,7 @@ class Model:
 
     def see_nothing(self) -> Tensor:
         """What stands for the picture in an unconditional row: zeros, or for Plus adapters the sight of zeros."""
-        eyes, adapter = self._eyes(), self._adapter()
+        eyes, adapter = self._eyes(), self.need_adapter()
         if adapter.plus:
             return self._look(
                 torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True
@@ -159,17 +159,14 @@ class Model:
             raise InputError(f"the model {self.found.spec!r} has no image encoder, so it cannot look at a reference")
         return self.eyes
 
-    def _adapter(self) -> Adapter:
+    def need_adapter(self) -> Adapter:
+        """The adapter; raises InputError when the model has none."""
         if self.adapter is None:
             raise InputError(
                 f"the model {self.found.spec!r} has no IP-Adapter, so no style can enter: load it with adapter=..., "
                 "a file or a hub path such as h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors"
             )
         return self.adapter
-
-    def need_adapter(self) -> Adapter:
-        """The adapter; raises InputError when the model has none."""
-        return self._adapter()
 
     @torch.no_grad()
     def encode(self, picture: Image.Image) -> Float[Tensor, "1 channels height width"]:
@@ -181,10 +178,18 @@ class Model:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n channels height width"]) -> list[Image.Image]:
-        """The pictures of latents, one at a time: a decoder needs more memory than the whole rest."""
+        """The pictures of latents, one at a time: a decoder needs more memory than the whole rest.
+
+        Raises InstantStyleError when the decoder makes NaN or infinity of them, which would be shown as black.
+        """
         mean, std = self._latent_statistics(latents)
         latents = (latents / self.vae.config.scaling_factor * std + mean).to(self.vae.dtype)
         pixels = [self.vae.decode(each[None], return_dict=False)[0][0] for each in latents]
+        if not all(each.isfinite().all() for each in pixels):
+            raise InstantStyleError(
+                f"the decoder made NaN or infinity in {str(self.vae.dtype).removeprefix('torch.')}, which is no "
+                "picture: load the model with dtype float32"
+            )
         return [_image(each) for each in pixels]
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:

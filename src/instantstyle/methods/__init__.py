@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from instantstyle.blocks import parse_plan
 from instantstyle.errors import InputError, nearest
 from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 from instantstyle.methods.injection import Injection
@@ -25,10 +26,14 @@ LATER = ("style-aligned", "swapped", "b-lora")
 
 
 def inject(model: Model, request: Request) -> Injection:
-    """What the request's method asks for; without references nothing.  Raises InputError for unknown methods."""
+    """What the request's method asks for; without references nothing.
+
+    Raises InputError for unknown methods and for plans that cannot be read, also where nothing would come of them.
+    """
     if request.method not in METHODS:
         there = f"there is no method {request.method!r}"
         if request.method in LATER:
             there = f"the method {request.method!r} is planned, and not in this version"
         raise InputError(f"{there}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}")
+    parse_plan(request.plan, model.family.unet, model.family.presets)
     return METHODS[request.method](model, request) if request.references else none(model, request)

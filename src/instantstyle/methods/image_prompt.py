@@ -41,15 +41,19 @@ def instantstyle(model: Model, request: Request) -> Injection:
 def ip_adapter(model: Model, request: Request) -> Injection:
     """The references at every block, nothing subtracted: the adapter as published.
 
-    Raises InputError when the request has a plan of its own: that is method instantstyle.
+    Raises InputError when the request has a plan of its own or content to subtract: that is method instantstyle.
     """
     if request.plan not in ("style", "all"):  # the first is what a request says that says nothing
         raise InputError(
             f"method 'ip-adapter' speaks at all blocks, so the plan {request.plan!r} does not go with it: use method "
             "'instantstyle' with this plan"
         )
-    bare = tuple(reference.model_copy(update={"content": None}) for reference in request.references)
-    return _inject(model, request.model_copy(update={"references": bare, "plan": "all"}), model.family.presets["all"])
+    if any(reference.contents and reference.content_weight for reference in request.references):
+        raise InputError(
+            "method 'ip-adapter' subtracts nothing, so content does not go with it: leave content out, or use method "
+            "'instantstyle'"
+        )
+    return _inject(model, request.model_copy(update={"plan": "all"}), model.family.presets["all"])
 
 
 def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
@@ -152,10 +156,16 @@ def _check_space(model: Model, texts: Tensor | None, seen: Tensor) -> None:
 
 
 def _settled(model: Model, request: Request, reference: StyleReference) -> StyleReference:
-    """The reference with `content="auto"` replaced by the word nearest to what it shows."""
-    if reference.content != "auto":
+    """The reference with "auto" among its contents replaced by the word nearest to what it shows."""
+    if not any(map(_is_auto, reference.contents)):
         return reference
     words = model.vocabulary_embeds
     seen = model.see([reference.image.open()], request.fit)
     _check_space(model, words, seen)
-    return reference.model_copy(update={"content": model.vocabulary[nearest_text(seen, words)[0]]})
+    word = model.vocabulary[nearest_text(seen, words)[0]]
+    said = tuple(word if _is_auto(phrase) else phrase for phrase in reference.contents)
+    return reference.model_copy(update={"content": word if isinstance(reference.content, str) else said})
+
+
+def _is_auto(phrase: str) -> bool:
+    return phrase.strip().lower() == "auto"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 
 import factory
 from instantstyle import cli, pictures
+from instantstyle.engine import Engine
 from instantstyle.request import Memory, Request
 from test_pictures import encoded, header
 
@@ -67,6 +68,8 @@ def folder(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     asked = Request("a cat", seed=1, steps=2, size=(64, 64))
     _remembering("index.png", Memory(asked, 3, model=str(small)).to_json())
     _remembering("gone.png", Memory(asked, model="no-such-model").to_json())
+    _remembering("cut.png", Memory(asked, model=str(small)).to_json())
+    Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:-40])
     _remembering("broken.png", '{"request": ')
     _remembering("future.png", json.dumps({"request": {"prompt": "a", "flavour": 1}}))
     _remembering("path.png", json.dumps({"request": {"prompt": "a", "references": [{"image": "ref.png"}]}}))
@@ -120,6 +123,15 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "plan: no number": (_styled("--plan", "up.0.1=loud"), 2, "cannot read 'up.0.1=loud'"),
     "method: unknown": (_styled("--method", "instantstlye"), 2, "did you mean 'instantstyle'?"),
     "method: of a later version": (_styled("--method", "b-lora"), 2, "not in this version"),
+    "plan: a dictionary cut short": (_styled("--plan", '{"up": 1'), 2, "begins as JSON"),
+    "plan: a typo without a reference": (_draw("--plan", "stlye"), 2, "did you mean 'style'?"),
+    "plan: too loud": (_styled("--plan", "up.0.1=" + "9" * 400), 2, "from 0 to 10"),
+    "content weight: no reference": (_draw("--content-weight", "1"), 2, "--content-weight says something"),
+    "window: no reference": (_draw("--window", "0", "1"), 2, "--window says something"),
+    "fit: no reference": (_draw("--fit", "crop"), 2, "--fit says something"),
+    "subtraction: no reference": (_draw("--subtraction", "paper"), 2, "--subtraction says something"),
+    "combine: no reference": (_draw("--combine", "average"), 2, "--combine says something"),
+    "method: subtracts nothing": (_styled("--content", "dog", "--method", "ip-adapter"), 2, "method 'instantstyle'"),
     "subtraction: unknown": (_styled("--subtraction", "all"), 2, "subtraction must be 'paper'"),
     "combine: unknown": (_styled("--combine", "mix"), 2, "combine must be 'concat' or 'average', not 'mix'"),
     "fit: unknown": (_styled("--fit", "stretch"), 2, "fit must be 'crop', 'pad' or 'squash', not 'stretch'"),
@@ -169,6 +181,7 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "again: missing": (("again", "nowhere.png"), 2, "there is no picture"),
     "again: remembers nothing": (("again", "ref.png"), 2, "does not remember"),
     "again: text": (("again", "text.png"), 2, "is no picture"),
+    "again: truncated": (("again", "cut.png"), 2, "'cut.png' is damaged or cut short"),
     "again: broken memory": (("again", "broken.png"), 2, "cannot be read"),
     "again: of another version": (("again", "future.png"), 2, "'flavour'"),
     "again: names a file of ours": (("again", "path.png"), 2, "not the path 'ref.png'"),
@@ -203,6 +216,21 @@ def test_bad_input_is_a_sentence(
 
 def _everything(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_too_little_memory_is_a_sentence(
+    error: Exception, folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Engine, "submit", full)
+    monkeypatch.setattr(sys, "argv", ["instantstyle", *_said("a cat"), "--model", str(small)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: there is not enough memory")
 
 
 def test_the_table_is_long_enough() -> None:

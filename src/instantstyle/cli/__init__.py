@@ -43,8 +43,20 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("INSTANTSTYLE_TRACEBACK"):
             raise
+        if _is_memory(error):
+            _fail(
+                "there is not enough memory for this: ask for fewer or smaller pictures (--count, --size), for half "
+                "precision (--dtype bfloat16), or for another device (--device cpu)",
+                1,
+            )
         kind, text = type(error).__name__, " ".join(str(error).split())[:500]
         _fail(f"{kind}: {text} (this is a mistake of ours; INSTANTSTYLE_TRACEBACK=1 shows where)", 1)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether a device or the machine has too little memory, told without importing torch to ask for its type."""
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

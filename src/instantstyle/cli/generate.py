@@ -5,6 +5,7 @@ Flags are the fields of `Request`, read here and nowhere else; a flag that is no
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,9 +78,11 @@ def generate(
     from instantstyle.pictures import check_writable
     from instantstyle.request import Request, numbered
 
+    idle = {"--content-weight": content_weight, "--window": window, "--fit": fit}
+    idle |= {"--subtraction": subtraction, "--combine": combine}
     fields: dict[str, Any] = {
         "prompt": prompt,
-        "references": _references(style or [], content or [], content_weight, weight or []),
+        "references": _references(style or [], content or [], content_weight, weight or [], idle),
         "size": None if size is None else parse_size(size),
         "negative": negative,
         "method": method,
@@ -122,11 +125,19 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _references(
-    styles: list[str], contents: list[str], content_weight: float | None, weights: list[float]
+    styles: list[str],
+    contents: list[str],
+    content_weight: float | None,
+    weights: list[float],
+    idle: Mapping[str, object],
 ) -> list[dict[str, Any]]:
-    """The fields of each reference.  Raises InputError when the numbers of flags do not match."""
-    for flag, given in (("--content", contents), ("--weight", weights)):
-        if given and not styles:
+    """The fields of each reference.
+
+    Raises InputError when the numbers of flags do not match, or a flag (`idle` are more of them) speaks of none.
+    """
+    about = {"--content": contents or None, "--weight": weights or None, **idle}
+    for flag, given in about.items():
+        if given is not None and not styles:
             raise InputError(f"{flag} says something of a reference, and there is none: give --style as well")
     if contents and len(styles) > 1 and len(contents) != len(styles):
         raise InputError(

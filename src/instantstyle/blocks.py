@@ -79,12 +79,15 @@ class UNetConfig:
         """
         levels = len(self.channels)
         modules: list[tuple[Stage, int, int, int]] = []
-        modules += [("down", i, j, self.depths[i]) for i in range(levels) for j in range(self.resnets)]
-        modules += [("up", i, j, self.depths[levels - 1 - i]) for i in range(levels) for j in range(self.resnets + 1)]
-        modules += [("mid", 0, 0, self.mid_depth)]
+        modules.extend(("down", i, j, self.depths[i]) for i in range(levels) for j in range(self.resnets))
+        modules.extend(("up", i, j, self.depths[-1 - i]) for i in range(levels) for j in range(self.resnets + 1))
+        modules.append(("mid", 0, 0, self.mid_depth))
         kinds: tuple[Kind, ...] = ("self", "cross")
         return tuple(
-            Site(*module, layer, kind) for *module, depth in modules for layer in range(depth) for kind in kinds
+            Site(stage, block, attention, layer, kind)
+            for stage, block, attention, depth in modules
+            for layer in range(depth)
+            for kind in kinds
         )
 
     @cached_property
@@ -229,8 +232,8 @@ def _nested(text: str, config: UNetConfig) -> dict[str, float]:
         mine = [block for block in blocks if block.split(".")[0] == stage]
         if not mine:
             raise PlanError(f"a plan's dictionary has down, mid and up, not {_short(stage)}")
-        if isinstance(inside, dict) and stage != "mid":
-            named = cast("dict[str, object]", inside)
+        named = cast("dict[str, object]", inside) if isinstance(inside, dict) and stage != "mid" else None
+        if named is not None:
             spelt = {f"block_{block.split('.')[1]}": block for block in mine}
             for name, value in named.items():
                 if name not in spelt:
@@ -238,7 +241,7 @@ def _nested(text: str, config: UNetConfig) -> dict[str, float]:
                     raise PlanError(f"{stage} of this model has {has}, not {_short(name)}{nearest(name, spelt)}")
                 given[spelt[name]] = value
         else:
-            given |= dict.fromkeys(mine, inside)
+            given |= dict.fromkeys(mine, cast("object", inside))
     weights: dict[str, float] = {}
     for block, value in given.items():
         modules = blocks[block]

@@ -252,7 +252,7 @@ class TestPlus:
         assert model.eyes is not None
         with torch.no_grad():
             out = model.eyes.net(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
-        assert torch.equal(model.see_nothing(), out.hidden_states[-2])
+        assert torch.equal(model.see_nothing(model.need_adapter()), out.hidden_states[-2])
 
     def test_content_cannot_be_subtracted_from_patches(self) -> None:
         with pytest.raises(InputError, match="Plus adapter"):

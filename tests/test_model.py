@@ -19,6 +19,7 @@ from instantstyle.blocks import UNetConfig
 from instantstyle.errors import InputError, InstantStyleError, WeightsError
 from instantstyle.families import EMOJI, SD15, SDXL
 from instantstyle.model import load
+from instantstyle.weights.adapter import load_adapter, save_adapter
 from instantstyle.weights.find import family_of, find, unet_config
 
 diffusers: Any = importlib.import_module("diffusers")
@@ -305,3 +306,22 @@ def test_importing_the_package_imports_no_torch_and_generate_stays_a_function() 
 def test_pictures_need_not_be_rgb() -> None:
     grey = Image.new("L", (64, 64), 128)
     assert factory.model("emoji").encode(grey).shape == (1, 32, 8, 8)
+
+
+def test_a_narrow_adapter_speaks_where_it_can_and_only_there(tmp_path: Path) -> None:
+    """A folder may bring a second adapter for the style blocks; plans beyond them go through the full one."""
+    folder = tmp_path / "model"
+    shutil.copytree(factory.folder("emoji"), folder)
+    full = load(folder)
+    style = full.family.presets["style"]
+    narrow = load_adapter(folder / "ip_adapter.safetensors", full.family.unet, plan=style)
+    save_adapter(folder / "ip_adapter_style.safetensors", narrow, full.family.unet)
+    both = load(folder)
+    assert both.style_adapter is not None
+    assert both.need_adapter(style) is both.style_adapter
+    assert both.need_adapter(style.scaled(0.5)) is both.style_adapter
+    for plan in ("all", "layout", "style+layout", "precise"):
+        assert both.need_adapter(both.family.presets[plan]) is both.adapter, plan
+    assert both.identity != full.identity, "what can draw is part of who the model is"
+    asked = load(folder, adapter=folder / "ip_adapter.safetensors")
+    assert asked.style_adapter is None, "an adapter that was asked for is the only one"

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from instantstyle.blocks import BlockPlan
 from instantstyle.errors import InputError, InstantStyleError, WeightsError, nearest
 from instantstyle.families import Family
 from instantstyle.nets.unet import UNet
@@ -82,6 +83,8 @@ class Model:
     towers: tuple[Tower, ...]
     eyes: Eyes | None
     adapter: Adapter | None
+    style_adapter: Adapter | None
+    """A second adapter that comes with the model, for a few blocks alone; plans within them speak through it."""
     scheduler_config: Mapping[str, Any]
     vocabulary: tuple[str, ...]
     """Words for what pictures of this model's world show: what `content="auto"` chooses from."""
@@ -132,9 +135,9 @@ class Model:
         """The image encoder's last-but-one hidden states, which Plus adapters read."""
         return self._look(self.prepare(pictures, fit), hidden=True)
 
-    def see_nothing(self) -> Tensor:
+    def see_nothing(self, adapter: Adapter) -> Tensor:
         """What stands for the picture in an unconditional row: zeros, or for Plus adapters the sight of zeros."""
-        eyes, adapter = self._eyes(), self.need_adapter()
+        eyes = self._eyes()
         if adapter.plus:
             return self._look(
                 torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True
@@ -159,8 +162,16 @@ class Model:
             raise InputError(f"the model {self.found.spec!r} has no image encoder, so it cannot look at a reference")
         return self.eyes
 
-    def need_adapter(self) -> Adapter:
-        """The adapter; raises InputError when the model has none."""
+    def need_adapter(self, plan: BlockPlan | None = None) -> Adapter:
+        """The adapter for a plan: the narrow one if it has every block the plan names, else the model's own.
+
+        Raises InputError when the model has none.
+        """
+        narrow = self.style_adapter
+        if narrow is not None and plan is not None:
+            named = [s for s in self.family.unet.sites if s.kind == "cross" and (plan.at(s) or plan.against(s))]
+            if all(site in narrow.keys for site in named):
+                return narrow
         if self.adapter is None:
             raise InputError(
                 f"the model {self.found.spec!r} has no IP-Adapter, so no style can enter: load it with adapter=..., "
@@ -220,8 +231,8 @@ class Model:
         """Every network by its part's name."""
         towers = {f"text_encoder{f'_{i + 1}' if i else ''}": tower.net for i, tower in enumerate(self.towers)}
         eyes = {} if self.eyes is None else {"image_encoder": self.eyes.net}
-        adapter = {} if self.adapter is None else {"adapter": self.adapter.projection}
-        return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **adapter}
+        adapters = {name: adapter.projection for name, adapter in self._adapters.items()}
+        return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **adapters}
 
     def hash(self) -> str:
         """A hash over the bytes of every weight, as they are now."""
@@ -239,9 +250,14 @@ class Model:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for part, net in self.networks.items():
             yield from ((f"{part}.{name}", tensor) for name, tensor in net.state_dict().items())
-        if self.adapter is not None:
-            for kind, weights in (("k", self.adapter.keys), ("v", self.adapter.values)):
-                yield from ((f"adapter.{site}.{kind}", weight) for site, weight in weights.items())
+        for name, adapter in self._adapters.items():
+            for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
+                yield from ((f"{name}.{site}.{kind}", weight) for site, weight in weights.items())
+
+    @property
+    def _adapters(self) -> Mapping[str, Adapter]:
+        named = {"adapter": self.adapter, "style_adapter": self.style_adapter}
+        return {name: adapter for name, adapter in named.items() if adapter is not None}
 
 
 def load(
@@ -289,7 +305,8 @@ def load(
         vae=load_part(diffusers.AutoencoderKL, found.folder / "vae", vae_kind, where),
         towers=towers,
         eyes=eyes,
-        adapter=_adapter(found, family, eyes, kind, where),
+        adapter=_adapter(found.adapter, family, eyes, kind, where),
+        style_adapter=_adapter(found.style_adapter, family, eyes, kind, where),
         scheduler_config=found.config("scheduler/scheduler_config.json"),
         vocabulary=_vocabulary(found),
         device=where,
@@ -333,11 +350,11 @@ def _eyes(net: Any, found: Found) -> Eyes:
 
 
 def _adapter(
-    found: Found, family: Family, eyes: Eyes | None, dtype: torch.dtype, device: torch.device
+    file: Path | None, family: Family, eyes: Eyes | None, dtype: torch.dtype, device: torch.device
 ) -> Adapter | None:
-    if found.adapter is None:
+    if file is None:
         return None
-    adapter = load_adapter(found.adapter, family.unet, dtype=dtype, device=device)
+    adapter = load_adapter(file, family.unet, dtype=dtype, device=device)
     if eyes is not None:
         config = eyes.net.config
         adapter.check_encoder(int(config.hidden_size if adapter.plus else config.projection_dim))

@@ -16,6 +16,7 @@ from instantstyle.methods.injection import Injection
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, Heads, KeysValues, plain
 from instantstyle.request import Request, StyleReference
+from instantstyle.weights.adapter import Adapter
 
 
 def image_prompt(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None) -> Attend:
@@ -68,14 +69,16 @@ def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
     speaking = [reference for reference in references if reference.weight]
     if not plan or not speaking:
         return Injection(window=request.window, settled=settled)
-    tokens, weights = _tokens(model, request, speaking)
+    adapter = model.need_adapter(plan)
+    tokens, weights = _tokens(model, adapter, request, speaking)
     seen, unseen = tokens[:1], tokens[1:]
     rows = torch.cat([unseen, seen]) if guided else seen
-    attend = _attend(model, plan.weights, rows, rows, weights, request.count, plain)
+    attend = _attend(model, adapter, plan.weights, rows, rows, weights, request.count, plain)
     if plan.negative:
         # The reference stands in the unconditional row, and in the conditional one nothing does (no value speaks).
         attend = _attend(
             model,
+            adapter,
             plan.negative,
             torch.cat([seen, seen]),
             torch.cat([seen, torch.zeros_like(seen)]),
@@ -88,6 +91,7 @@ def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
 
 def _attend(
     model: Model,
+    adapter: Adapter,
     strengths: Mapping[str, float],
     keys: Tensor,
     values: Tensor,
@@ -96,7 +100,7 @@ def _attend(
     inner: Attend,
 ) -> Attend:
     """`inner` and then the image's tokens, read once here; each row `count` times."""
-    plan, adapter, config = BlockPlan(strengths), model.need_adapter(), model.family.unet
+    plan, config = BlockPlan(strengths), model.family.unet
     each = keys.shape[1] // len(weights)
     loud = torch.tensor(weights, dtype=keys.dtype, device=keys.device).repeat_interleave(each)
 
@@ -113,9 +117,10 @@ def _attend(
     return image_prompt(inner, plan, image, loud.log()[None, None, None] if unequal else None)
 
 
-def _tokens(model: Model, request: Request, references: Sequence[StyleReference]) -> tuple[Tensor, list[float]]:
+def _tokens(
+    model: Model, adapter: Adapter, request: Request, references: Sequence[StyleReference]
+) -> tuple[Tensor, list[float]]:
     """Tokens of the references and of no reference, [2, tokens, context_dim], and the weight of each reference."""
-    adapter = model.need_adapter()
     pictures = [reference.image.open() for reference in references]
     look = model.see_hidden if adapter.plus else model.see
     seen = look(pictures, request.fit)
@@ -127,7 +132,7 @@ def _tokens(model: Model, request: Request, references: Sequence[StyleReference]
     if request.combine == "average":
         seen, weights = average(seen, weights), [strength(weights)]
     with torch.no_grad():
-        tokens, empty = adapter.tokens(seen), adapter.tokens(model.see_nothing())
+        tokens, empty = adapter.tokens(seen), adapter.tokens(model.see_nothing(adapter))
     return torch.cat([tokens.flatten(0, 1)[None], empty.repeat(1, len(tokens), 1)]), weights
 
 

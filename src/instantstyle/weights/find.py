@@ -39,6 +39,7 @@ PARTS = (
     "scheduler",
 )
 ADAPTER = "ip_adapter.safetensors"
+STYLE_ADAPTER = "ip_adapter_style.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Found:
     """The adapter's file."""
     adapter_spec: str | None
     """What adapter was asked for, None for the one that comes with the model."""
+    style_adapter: Path | None
+    """A second adapter of the model's folder, for the style blocks alone; None where another adapter was asked for."""
     image_encoder: Path | None
     """The image encoder's folder: the model's own, or the one published beside the adapter."""
 
@@ -78,7 +81,8 @@ def find(spec: str | Path = "emoji", adapter: str | Path | None = None) -> Found
     file = _adapter(wanted) if wanted is not None else folder / ADAPTER
     beside = file.parent / "image_encoder"
     encoder = next((each for each in (folder / "image_encoder", beside) if (each / "config.json").is_file()), None)
-    return Found(str(spec), folder, file if file.is_file() else None, asked, encoder)
+    narrow = folder / STYLE_ADAPTER if asked is None and (folder / STYLE_ADAPTER).is_file() else None
+    return Found(str(spec), folder, file if file.is_file() else None, asked, narrow, encoder)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

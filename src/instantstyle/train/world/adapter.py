@@ -66,7 +66,7 @@ def train_adapter(
     choices: np.ndarray,
     steps: int,
     batch: int = 64,
-    lr: float = 5e-4,
+    lr: float = 1e-3,
 ) -> Adapter:
     """Train an adapter for a frozen UNet (resumable); `choices[row]` numbers the captions of a picture in `words`."""
     net = Trained(unet, plan)

@@ -80,6 +80,8 @@ def export(
         tensors = {key: value.half().contiguous() for key, value in load_file(file).items()}
         save_file(tensors, new / name, metadata={"format": "pt"})
     files = sorted(f for f in new.rglob("*") if f.is_file())
+    for file in files:
+        file.chmod(0o644)  # safetensors writes for the owner alone
     lines = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(new)}\n" for f in files)
     (new / "SHA256SUMS").write_text(lines, "utf-8")
     (new / "README.md").write_text(card, "utf-8")

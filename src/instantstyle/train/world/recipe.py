@@ -5,7 +5,6 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from transformers import CLIPTokenizer
 
 from instantstyle.families import EMOJI
 from instantstyle.train.world import bank as banks
-from instantstyle.train.world.adapter import train_adapter
+from instantstyle.train.world.adapter import Reference, train_adapter
 from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.clip import Clip, agreement, load_tokenizer, see, train_image, train_text
 from instantstyle.train.world.export import card, export
@@ -76,13 +75,13 @@ class Recipe:
 
     def adapter(self) -> None:
         """Train the base IP-Adapter: the same picture, all blocks."""
-        self._adapter("adapter", "all", "same")
+        self._adapter("adapter", "all", "same", lr=1e-3)
 
     def style_adapter(self) -> None:
         """Train the style-only adapter: another thing in the same style, the blocks of the `style` preset."""
-        self._adapter("style-adapter", "style", "paired")
+        self._adapter("style-adapter", "style", "paired", lr=2e-3)
 
-    def _adapter(self, name: str, preset: str, reference: Any) -> None:
+    def _adapter(self, name: str, preset: str, reference: Reference, lr: float) -> None:
         unet = new_unet()
         unet.load_state_dict({**unet.state_dict(), **self.averaged("unet")})
         adapter = train_adapter(
@@ -96,6 +95,7 @@ class Recipe:
             self.embeds,
             *self.words,
             steps=self.steps[name],
+            lr=lr,
         )
         save_adapter(self.folder / f"{name}.safetensors", adapter, EMOJI.unet)
 

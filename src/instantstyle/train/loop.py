@@ -8,6 +8,7 @@ Started by torchrun, every process takes its own batches and the gradients are a
 
 import csv
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -25,8 +26,8 @@ Loss = Callable[[int], Tensor]
 
 @cache
 def device() -> torch.device:
-    """Where training happens: the first GPU if there is one, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where this process trains: its own GPU if there is one, else the processor."""
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
 class Average:

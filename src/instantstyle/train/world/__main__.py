@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from instantstyle.errors import InstantStyleError
 from instantstyle.train.world.recipe import STEPS, Recipe
 from instantstyle.world.sources import cache_folder
 
@@ -29,6 +31,9 @@ def main() -> None:
             getattr(recipe, stage.replace("-", "_"))()
     except KeyboardInterrupt as stopped:
         print(stopped)
+        sys.exit(130)
+    except InstantStyleError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -50,16 +50,22 @@ def export(
     adapters: Mapping[str, Path],
     vocabulary: tuple[str, ...],
     card: str,
+    louder: float = 1.0,
 ) -> None:
-    """Write the model whole or not at all: made beside `folder`, then put in its place.
+    """Write the model: made beside `folder` and put in its place when it is whole.
 
     `unet` is our state dict, loaded strictly by diffusers here; `adapters` are file names and where they lie.
+    Image embeddings are made `louder` by this power of two and the adapters' first layers softer by the same, which
+    changes no picture: contrast sees directions only, but the paper subtracts un-normalised text from un-normalised
+    image embeddings, so that the two must be of about one length for a content weight to mean what it means there.
     """
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     net = peer()
     net.load_state_dict(dict(unet), strict=True)
+    with torch.no_grad():
+        clip.image.visual_projection.weight *= louder
     for part, module in {
         "unet": net,
         "vae": vae,
@@ -77,7 +83,9 @@ def export(
     _write(new / "model_index.json", _INDEX)
     _write(new / "vocabulary.json", list(vocabulary))
     for name, file in adapters.items():
-        tensors = {key: value.half().contiguous() for key, value in load_file(file).items()}
+        weights = load_file(file)
+        weights["image_proj.proj.weight"] /= louder
+        tensors = {key: value.half().contiguous() for key, value in weights.items()}
         save_file(tensors, new / name, metadata={"format": "pt"})
     files = sorted(f for f in new.rglob("*") if f.is_file())
     for file in files:
@@ -85,6 +93,8 @@ def export(
     lines = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(new)}\n" for f in files)
     (new / "SHA256SUMS").write_text(lines, "utf-8")
     (new / "README.md").write_text(card, "utf-8")
+    with torch.no_grad():
+        clip.image.visual_projection.weight /= louder
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)
 
@@ -113,7 +123,7 @@ def peer() -> UNet2DConditionModel:
 
 
 def card(ran: Mapping[str, tuple[int, float]]) -> str:
-    """The model card: what it is, what it was trained on and for how long.  Figures of quality stand in the log."""
+    """The model card: what it is, what it was trained on and for how long."""
     stages = "\n".join(f"| {name} | {steps:,} | {seconds / 3600:.2f} |" for name, (steps, seconds) in ran.items())
     sources = "\n".join(f"- {line}" for line in attributions() if "evaluation only" not in line)
     return f"""# The built-in model of InstantStyle
@@ -126,7 +136,7 @@ again in random looks.  It knows these things and no others: {", ".join(CORE)}.
 `ip_adapter_style.safetensors`, where it is here, holds the blocks of the `style` preset alone and was trained with
 references of other things in the target's style.
 
-| stage | optimiser steps | hours, one or two CPU cores, shared |
+| stage | optimiser steps | hours |
 |---|---|---|
 {stages}
 

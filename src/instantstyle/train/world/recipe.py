@@ -2,6 +2,8 @@
 
 """The recipe of the built-in model: its stages in order, how long each takes, and where their results lie."""
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
 from instantstyle.train.world import bank as banks
 from instantstyle.train.world.adapter import Reference, train_adapter
 from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.clip import Clip, agreement, load_tokenizer, see, train_image, train_text
+from instantstyle.train.world.clip import Clip, agreement, ids_of, load_tokenizer, see, train_image, train_text
 from instantstyle.train.world.export import card, export
 from instantstyle.train.world.unet import Words, captions, new_unet, read, train_unet
 from instantstyle.train.world.vae import encode_many, psnr, train_vae
@@ -55,9 +58,11 @@ class Recipe:
         print(f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}")
 
     def vae(self) -> None:
-        """Train the decoder; say how true a round trip is on pictures of unseen concepts."""
+        """Train the decoder; say how true a round trip is on pictures the UNet never draws."""
         vae = train_vae(self.folder, [self.core, self.broad], self.steps["vae"])
-        print(f"round trip of broad pictures: {psnr(vae, self.broad.pictures[:512]):.2f} dB")
+        print(
+            f"round trip of broad pictures: {psnr(vae, self.broad.pictures[:: len(self.broad.pictures) // 512]):.2f} dB"
+        )
 
     def text(self) -> None:
         """Train the text encoders."""
@@ -106,8 +111,14 @@ class Recipe:
         adapters = {"ip_adapter.safetensors": "adapter", "ip_adapter_style.safetensors": "style-adapter"}
         there = {name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()}
         target = self.folder / "emoji"
-        export(target, vae, self.encoders, self.tokenizer, unet, there, CORE, card(self.ran()))
+        export(target, vae, self.encoders, self.tokenizer, unet, there, CORE, card(self.ran()), self._louder())
         print(f"{sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB in {target}")
+
+    @torch.no_grad()
+    def _louder(self) -> float:
+        """The power of two that brings image embeddings nearest to the length of the labels' text embeddings."""
+        texts = self.encoders.say(ids_of(self.tokenizer, [f"a {label}" for label in CORE]))[1]
+        return 2.0 ** round(math.log2(float(texts.norm(dim=1).mean() / self.embeds.norm(dim=1).mean())))
 
     def ran(self) -> dict[str, tuple[int, float]]:
         """Of each stage begun: optimiser steps done, and seconds spent on them."""
@@ -115,8 +126,13 @@ class Recipe:
         saved = {s: torch.load(f, weights_only=True, mmap=True) for s, f in done.items() if f.exists()}
         return {stage: (int(state["step"]), float(state["seconds"])) for stage, state in saved.items()}
 
+    def _need(self, stage: str) -> None:
+        if not (self.folder / f"{stage}.pt").exists():
+            raise WeightsError(f"stage {stage!r} has not been run in {self.folder}: run it first")
+
     def averaged(self, stage: str) -> dict[str, Tensor]:
         """The averaged weights of a stage's last checkpoint."""
+        self._need(stage)
         return torch.load(self.folder / f"{stage}.pt", weights_only=True)["average"]
 
     @cached_property
@@ -126,23 +142,25 @@ class Recipe:
 
     @cached_property
     def _text(self) -> Clip:
+        self._need("text")
         return train_text(self.folder, [self.core, self.broad], 0)
 
     @cached_property
     def encoders(self) -> Clip:
         """All three encoders, as far as they are trained."""
+        self._need("clip")
         return train_image(self.folder, [self.core, self.broad], self._text, 0)
 
     @cached_property
     def latents(self) -> Float[Tensor, "n c h w"]:
         """Latents of the core pictures; the encoder is fixed before the decoder is trained, so they never change."""
         vae = train_vae(self.folder, [self.core, self.broad], steps=0)
-        return self._kept("latents", lambda: encode_many(vae, self.core.pictures))
+        return self._kept("latents", "vae-linear", lambda: encode_many(vae, self.core.pictures))
 
     @cached_property
     def embeds(self) -> Float[Tensor, "n embed"]:
         """Image embeddings of the core pictures."""
-        return self._kept("embeds", lambda: see(self.encoders, self.core.pictures))
+        return self._kept("embeds", "clip", lambda: see(self.encoders, self.core.pictures))
 
     @cached_property
     def words(self) -> tuple[Words, np.ndarray]:
@@ -150,16 +168,17 @@ class Recipe:
         said = captions(self.core, seed=9)
         unique = ["", *sorted({text for several in said for text in several})]
         number = {text: i for i, text in enumerate(unique)}
-        kept = self._kept("words", lambda: _pack(read(self._text, self.tokenizer, unique)))
+        kept = self._kept("words", "text", lambda: _pack(read(self._text, self.tokenizer, unique)))
         width = EMOJI.unet.pooled_dim or 0
         context = kept[:, :-width].unflatten(1, (EMOJI.text_length, -1))
         choices = np.array([[number[text] for text in several] for several in said])
         return Words(tuple(unique), context, kept[:, -width:].float()), choices
 
-    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        file = self.folder / f"{name}.pt"
-        if not file.exists():
-            partial = file.with_suffix(".partial")
+    def _kept(self, name: str, source: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor made once; made anew when the stage it comes from has been trained on since."""
+        file, stage = self.folder / f"{name}.pt", self.folder / f"{source}.pt"
+        if not file.exists() or (stage.exists() and stage.stat().st_mtime > file.stat().st_mtime):
+            partial = file.with_suffix(f".{os.getpid()}.partial")
             torch.save(make(), partial)
             partial.replace(file)
         return torch.load(file, weights_only=True, mmap=True)

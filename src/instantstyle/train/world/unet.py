@@ -75,7 +75,10 @@ def sizes(rows: int) -> Float[Tensor, "rows 6"]:
 def diffusion_loss(
     predict: Callable[[Tensor, Tensor], Tensor], latents: Float[Tensor, "n c h w"], rng: np.random.Generator
 ) -> Tensor:
-    """Mean squared error of v, weighted by min-SNR-5 (Hang et al., arXiv 2303.09556) for v-prediction."""
+    """Mean squared error of v, weighted so that no time counts much more than others.
+
+    (min(snr, 5) + 1) / (snr + 1): after min-SNR (Hang et al., arXiv 2303.09556, section 3.4) with gamma 6.
+    """
     at = device()
     alphas, latents = _alphas().to(at), latents.to(at).float()
     time = torch.from_numpy(((np.arange(len(latents)) + rng.random()) / len(latents) * 1000).astype(np.int64)).to(at)

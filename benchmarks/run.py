@@ -49,7 +49,8 @@ def ours(case: Case) -> Draw:
     """Our model, loaded; draws one picture a call."""
     import instantstyle as ist
 
-    model = ist.load(case.model, dtype=case.dtype, device="cpu")
+    # The one adapter that both sides can read: by default ours would take the style-only file.
+    model = ist.load(case.model, adapter=case.model / "ip_adapter.safetensors", dtype=case.dtype, device="cpu")
     reference = ist.StyleReference(case.reference)
 
     def draw(seed: int) -> Any:

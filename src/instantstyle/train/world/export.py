@@ -36,7 +36,7 @@ _INDEX = {
     "tokenizer_2": ["transformers", "CLIPTokenizer"],
     "scheduler": ["diffusers", "DDIMScheduler"],
     "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-    "feature_extractor": [None, None],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
     "force_zeros_for_empty_prompt": EMOJI.zero_empty,
 }
 

@@ -34,7 +34,7 @@ STEPS: Mapping[str, int] = {
     "adapter": 1_500,
     "style-adapter": 1_500,
 }
-"""Optimiser steps of each stage, chosen for two CPU cores and an afternoon; more is better."""
+"""Optimiser steps of each stage when none are named; what the shipped model was given stands in its card."""
 
 
 class Recipe:

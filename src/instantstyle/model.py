@@ -1,7 +1,7 @@
 """A family's networks, loaded once on one device and in one dtype, and never changed afterwards.
 
 `say` reads texts, `see` looks at pictures, `encode` and `decode` go between pictures and latents.  CLIP, VAE and
-tokenizers are borrowed from transformers and diffusers here and nowhere else.  Requests are not known here.
+tokenizers are borrowed from transformers and diffusers, here and in `encoders`.  Requests are not known here.
 """
 
 import dataclasses
@@ -14,63 +14,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan
-from instantstyle.errors import InputError, InstantStyleError, WeightsError, nearest
+from instantstyle.device import pick_device, pick_dtype
+from instantstyle.encoders import BATCH, Eyes, Text, Tower, load_eyes, load_tower, pixels
+from instantstyle.errors import InputError, InstantStyleError, WeightsError
 from instantstyle.families import Family
 from instantstyle.nets.unet import UNet
-from instantstyle.pictures import Fit, fit_square
+from instantstyle.pictures import Fit
 from instantstyle.weights.adapter import Adapter, load_adapter
-from instantstyle.weights.find import Found, family_of, find, read_json
-from instantstyle.weights.networks import load_part, load_unet
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-BATCH = 64
-"""Texts or pictures that go through an encoder at a time."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """What the text encoders make of some texts."""
-
-    context: Float[Tensor, "n tokens context_dim"]
-    """What cross-attention reads: the hidden states of all towers, side by side."""
-    pooled: Float[Tensor, "n pooled_dim"] | None
-    """What SDXL adds to the time embedding; None for families without."""
-    embeds: Float[Tensor, "n dim"] | None
-    """Un-normalised, in the space that image embeddings share; None where no tower projects into one."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    """One text encoder with its tokenizer."""
-
-    tokenizer: Any
-    net: Any
-
-    @property
-    def length(self) -> int:
-        """Tokens every text is padded to."""
-        return min(int(self.tokenizer.model_max_length), int(self.net.config.max_position_embeddings))
-
-
-@dataclass(frozen=True)
-class Eyes:
-    """The image encoder with the numbers of its preprocessing."""
-
-    net: Any
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+from instantstyle.weights.find import Found, family_of, find
+from instantstyle.weights.networks import count_parameters, load_part, load_unet
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,60 +60,29 @@ class Model:
         return Text(cast("Tensor", context), pooled, embeds)
 
     def _say(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        contexts: list[Tensor] = []
-        embeds: Tensor | None = None
-        for tower in self.towers:
-            ids = self._ids(tower, texts)
-            out = tower.net(ids, output_hidden_states=True)
-            skip = self.family.clip_skip
-            contexts.append(out.last_hidden_state if skip == 1 else out.hidden_states[-skip])
-            if hasattr(out, "text_embeds"):
-                embeds = out.text_embeds
-        return torch.cat(contexts, dim=-1), embeds if self.family.unet.pooled_dim is not None else None, embeds
-
-    def _ids(self, tower: Tower, texts: Sequence[str]) -> Tensor:
-        bare: list[list[int]] = tower.tokenizer(list(texts), verbose=False).input_ids
-        for text, ids in zip(texts, bare, strict=True):
-            if len(ids) > tower.length:
-                shown = text if len(text) <= 60 else f"{text[:57]}..."
-                left = tower.tokenizer.decode(ids[tower.length - 1 : -1]).strip()
-                raise InputError(
-                    f"the text {shown!r} is {len(ids) - 2} tokens long and this model reads {tower.length - 2}: it "
-                    f"would not see {left[:60]!r}; say it in fewer words"
-                )
-        return tower.tokenizer(
-            list(texts), padding="max_length", max_length=tower.length, return_tensors="pt"
-        ).input_ids.to(self.device)
+        said = [tower.say(texts, self.family.clip_skip) for tower in self.towers]
+        embeds = next((embeds for _, embeds in reversed(said) if embeds is not None), None)
+        pooled = embeds if self.family.unet.pooled_dim is not None else None
+        return torch.cat([context for context, _ in said], dim=-1), pooled, embeds
 
     def see(self, pictures: Sequence[Image.Image], fit: Fit = "squash") -> Float[Tensor, "n embed_dim"]:
         """The un-normalised image embedding of each picture.  Raises InputError when there is no image encoder."""
-        return self._look(self.prepare(pictures, fit), hidden=False)
+        return self._eyes().look(self.prepare(pictures, fit), hidden=False)
 
     def see_hidden(self, pictures: Sequence[Image.Image], fit: Fit = "squash") -> Float[Tensor, "n sequence width"]:
         """The image encoder's last-but-one hidden states, which Plus adapters read."""
-        return self._look(self.prepare(pictures, fit), hidden=True)
+        return self._eyes().look(self.prepare(pictures, fit), hidden=True)
 
     def see_nothing(self, adapter: Adapter) -> Tensor:
         """What stands for the picture in an unconditional row: zeros, or for Plus adapters the sight of zeros."""
         eyes = self._eyes()
         if adapter.plus:
-            return self._look(
-                torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True
-            )
+            return eyes.look(torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True)
         return torch.zeros(1, adapter.embed_dim, device=self.device, dtype=self.dtype)
 
     def prepare(self, pictures: Sequence[Image.Image], fit: Fit) -> Float[Tensor, "n 3 size size"]:
         """Pictures as the image encoder takes them: square, and scaled as its preprocessor_config.json says."""
-        eyes = self._eyes()
-        pixels = torch.stack([_pixels(fit_square(picture.convert("RGB"), fit, eyes.size)) for picture in pictures])
-        mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (eyes.mean, eyes.std))
-        return ((pixels - mean) / std).to(self.device, self.dtype)
-
-    @torch.no_grad()
-    def _look(self, pixels: Tensor, *, hidden: bool) -> Tensor:
-        net = self._eyes().net
-        outs = [net(pixels[i : i + BATCH], output_hidden_states=hidden) for i in range(0, len(pixels), BATCH)]
-        return torch.cat([out.hidden_states[-2] if hidden else out.image_embeds for out in outs])
+        return self._eyes().prepare(pictures, fit).to(self.device, self.dtype)
 
     def _eyes(self) -> Eyes:
         if self.eyes is None:
@@ -182,8 +109,8 @@ class Model:
     @torch.no_grad()
     def encode(self, picture: Image.Image) -> Float[Tensor, "1 channels height width"]:
         """The latents of a picture whose sides are multiples of the family's: the mean, not a sample."""
-        pixels = (_pixels(picture.convert("RGB")) * 2 - 1)[None].to(self.device, self.vae.dtype)
-        latents = self.vae.encode(pixels).latent_dist.mean
+        shown = (pixels(picture.convert("RGB")) * 2 - 1)[None].to(self.device, self.vae.dtype)
+        latents = self.vae.encode(shown).latent_dist.mean
         mean, std = self._latent_statistics(latents)
         return ((latents - mean) / std * self.vae.config.scaling_factor).to(self.dtype)
 
@@ -195,13 +122,13 @@ class Model:
         """
         mean, std = self._latent_statistics(latents)
         latents = (latents / self.vae.config.scaling_factor * std + mean).to(self.vae.dtype)
-        pixels = [self.vae.decode(each[None], return_dict=False)[0][0] for each in latents]
-        if not all(each.isfinite().all() for each in pixels):
+        decoded = [self.vae.decode(each[None], return_dict=False)[0][0] for each in latents]
+        if not all(each.isfinite().all() for each in decoded):
             raise InstantStyleError(
                 f"the decoder made NaN or infinity in {str(self.vae.dtype).removeprefix('torch.')}, which is no "
                 "picture: load the model with dtype float32"
             )
-        return [_image(each) for each in pixels]
+        return [_image(each) for each in decoded]
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         given = (getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std"))
@@ -270,19 +197,18 @@ def load(
     """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, or a hub id.
 
     `adapter` is an IP-Adapter file or its path on the hub, by default the one that comes with the model.  `device` auto
-    is CUDA, then Apple's, then the CPU; `dtype` auto is float32 on the CPU and half precision elsewhere.
+    and `dtype` auto are as `instantstyle.device` decides.
 
     Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
     """
-    diffusers: Any = importlib.import_module("diffusers")  # late: these take seconds, and a wrong folder should not
-    transformers: Any = importlib.import_module("transformers")
+    diffusers: Any = importlib.import_module("diffusers")  # late: this takes seconds, and a wrong folder should not
 
     where, found = pick_device(device), find(model, adapter)
-    kind = pick_dtype(dtype, where)
     family = _with_index(family_of(found.config("unet/config.json")), found)
+    kind = pick_dtype(dtype, where, count_parameters(family.unet))
     unet = load_unet(found.folder / "unet", family.unet, kind, where)
     towers = tuple(
-        _tower(found, f"text_encoder{suffix}", f"tokenizer{suffix}", kind, where)
+        load_tower(found, f"text_encoder{suffix}", f"tokenizer{suffix}", kind, where)
         for suffix in ("", "_2")
         if found.has(f"text_encoder{suffix}")
     )
@@ -296,9 +222,7 @@ def load(
     vae_config = found.config("vae/config.json")
     # SDXL's VAE overflows in float16 and says so.
     vae_kind = torch.float32 if kind == torch.float16 and vae_config.get("force_upcast", True) else kind
-    eyes = None
-    if found.image_encoder is not None:
-        eyes = _eyes(load_part(transformers.CLIPVisionModelWithProjection, found.image_encoder, kind, where), found)
+    eyes = load_eyes(found, kind, where)
     return Model(
         family=family,
         unet=unet,
@@ -326,29 +250,6 @@ def _with_index(family: Family, found: Found) -> Family:
     return dataclasses.replace(family, **changes)
 
 
-def _tower(found: Found, part: str, tokenizer: str, dtype: torch.dtype, device: torch.device) -> Tower:
-    transformers: Any = importlib.import_module("transformers")
-    kinds = found.config(f"{part}/config.json").get("architectures") or ()
-    name = "CLIPTextModelWithProjection" if "CLIPTextModelWithProjection" in kinds else "CLIPTextModel"
-    net = load_part(getattr(transformers, name), found.folder / part, dtype, device)
-    try:
-        tokens = transformers.CLIPTokenizer.from_pretrained(found.folder / tokenizer, local_files_only=True)
-    except Exception as e:  # a dozen kinds, none of them documented
-        raise WeightsError(f"cannot read the tokenizer in {found.folder / tokenizer}: {e}") from e
-    return Tower(tokens, net)
-
-
-def _eyes(net: Any, found: Found) -> Eyes:
-    """The encoder with its preprocessing, from whichever of the two folders people put it in; else CLIP's numbers."""
-    folders = (found.folder / "feature_extractor", cast("Path", found.image_encoder))
-    said = next((path for folder in folders if (path := folder / "preprocessor_config.json").is_file()), None)
-    config = read_json(said) if said is not None else {}
-    mean = config.get("image_mean", (0.48145466, 0.4578275, 0.40821073))
-    std = config.get("image_std", (0.26862954, 0.26130258, 0.27577711))
-    # The network itself says what it takes; a feature extractor may be the safety checker's, of another size.
-    return Eyes(net, int(net.config.image_size), tuple(mean), tuple(std))
-
-
 def _adapter(
     file: Path | None, family: Family, eyes: Eyes | None, dtype: torch.dtype, device: torch.device
 ) -> Adapter | None:
@@ -372,41 +273,6 @@ def _vocabulary(found: Found) -> tuple[str, ...]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in cast("list[object]", words)):
         raise WeightsError(f"{path} must be a JSON list of words")
     return tuple(cast("list[str]", words))
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device of a name; auto is CUDA, then Apple's, then the CPU.  Raises InputError."""
-    if device == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(best)
-    try:
-        picked = torch.device(device)
-    except RuntimeError:
-        known = ("auto", "cpu", "cuda", "mps")
-        raise InputError(
-            f"there is no device {device!r}: give {', '.join(known)}{nearest(str(device), known)}"
-        ) from None
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(picked.type, False) or (picked.index or 0) >= max(1, torch.cuda.device_count()):
-        raise InputError(f"this machine has no device {str(device)!r} that can be used: give auto or cpu")
-    return picked
-
-
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of a name; auto is float32 on the CPU, where half precision gains little.  Raises InputError."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-    if dtype not in DTYPES:
-        raise InputError(f"there is no dtype {dtype!r}: give auto, {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
-    return DTYPES[dtype]
-
-
-def _pixels(picture: Image.Image) -> Float[Tensor, "3 height width"]:
-    return torch.tensor(np.asarray(picture)).permute(2, 0, 1).float() / 255
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -54,7 +54,7 @@ def _version(package: str) -> str | None:
 def _machine() -> dict[str, Any]:
     import torch
 
-    from instantstyle.model import pick_device, pick_dtype
+    from instantstyle.device import pick_device, pick_dtype
 
     device = pick_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -17,6 +17,12 @@ from instantstyle.weights.find import read_json
 Net = TypeVar("Net", bound=nn.Module)
 
 
+def count_parameters(config: UNetConfig) -> int:
+    """How many numbers a UNet of this layout holds."""
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in UNet(config).parameters())
+
+
 def load_unet(folder: Path, config: UNetConfig, dtype: torch.dtype, device: torch.device) -> UNet:
     """Our UNet with the weights of a diffusers `unet/` folder.  Raises WeightsError."""
     with torch.device("meta"):

@@ -10,7 +10,9 @@ from instantstyle.families import EMOJI
 from instantstyle.nets.unet import UNet
 from instantstyle.train.world.adapter import Reference, train_adapter
 from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.unet import Words, new_unet
+from instantstyle.train.world.corpus import Corpus, Words
+from instantstyle.train.world.joint import Together, train_joint
+from instantstyle.train.world.unet import new_unet
 from instantstyle.weights.adapter import load_adapter, save_adapter
 from instantstyle.world.treatments import sample
 
@@ -36,43 +38,55 @@ def bank(styles: int = 3, each: int = 4) -> Bank:
     )
 
 
-@pytest.mark.parametrize(("preset", "reference"), [("all", "same"), ("style", "paired")])
-def test_only_the_adapter_learns(unet: UNet, preset: str, reference: Reference, tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    before = {name: p.clone() for name, p in unet.named_parameters()}
-    plan, config = EMOJI.presets[preset], unet.config
+def corpus() -> Corpus:
+    generator, config = torch.Generator().manual_seed(0), EMOJI.unet
     width = config.pooled_dim or 0
     words = Words(("", "a cat"), torch.randn(2, 5, config.context_dim, generator=generator), torch.randn(2, width))
-    adapter = train_adapter(
-        tmp_path,
-        "adapter",
-        unet,
-        plan,
-        reference,
-        bank(),
-        torch.randn(12, config.in_channels, 8, 8, generator=generator),
-        torch.randn(12, width, generator=generator),
-        words,
-        np.ones((12, 2), np.int64),
-        steps=2,
-        batch=3,
-    )
+    latents = torch.randn(12, config.in_channels, 8, 8, generator=generator)
+    seen = torch.randn(12, width, generator=generator)
+    return Corpus(bank(), latents, words, np.ones((12, 4), np.int64), seen)
+
+
+@pytest.mark.parametrize(("preset", "reference"), [("all", "same"), ("style", "paired")])
+def test_only_the_adapter_learns(unet: UNet, preset: str, reference: Reference, tmp_path: Path) -> None:
+    before = {name: p.clone() for name, p in unet.named_parameters()}
+    plan, config = EMOJI.presets[preset], unet.config
+    adapter = train_adapter(tmp_path, "adapter", unet, plan, reference, corpus(), steps=2, batch=3)
     assert all(torch.equal(before[name], p) for name, p in unet.named_parameters())
     assert set(adapter.keys) == {site for site in config.sites if site.kind == "cross" and plan.at(site)}
     moved = [float((adapter.values[s] - unet.attention(s).to_v.weight).abs().max()) for s in adapter.values]
     assert min(moved) > 0, "every value projection learned"
     save_adapter(tmp_path / "a.safetensors", adapter, config)
     again = load_adapter(tmp_path / "a.safetensors", config, plan=plan)
-    tokens = torch.randn(1, width)
+    tokens = torch.randn(1, config.pooled_dim or 0)
     assert torch.allclose(again.tokens(tokens), adapter.tokens(tokens), atol=1e-5)
 
 
-def test_paired_references_are_others_of_the_same_style() -> None:
-    from instantstyle.train.world.adapter import _others  # pyright: ignore[reportPrivateUsage]
+def test_together_both_learn(tmp_path: Path) -> None:
+    net = Together(new_unet(), EMOJI.presets["style"])
+    begun = {name: p.detach().clone() for name, p in net.named_parameters()}
+    whole = train_joint(tmp_path, net, corpus(), steps=3, batch=6)
+    still = [name for name, weight in whole.items() if torch.equal(weight, begun[name])]
+    assert "unet.conv_out.weight" not in still
+    assert "style.values.0" not in still
+    assert len(still) < len(whole) / 4, "most weights of both learn"
 
-    pictures = bank()
+
+def test_paired_references_are_others_of_the_same_style() -> None:
+    data = corpus()
+    pictures = data.bank
     rows = np.arange(len(pictures.concept)).repeat(20)
-    others = _others(pictures, rows, np.random.default_rng(1))
+    others = data.others(rows, np.random.default_rng(1))
     assert (pictures.style[others] == pictures.style[rows]).all()
     assert (others != rows).all()
     assert {int(o) for o in others[:20]} == {1, 2, 3}
+
+
+def test_captions_speak_of_the_look_as_often_as_asked() -> None:
+    data, rng = corpus(), np.random.default_rng(0)
+    data.choices[:, 2:] = 0  # here the empty caption stands for those that speak of the look
+    rows = np.arange(12).repeat(200)
+    for styled, dropped, empty in ((0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (0.5, 0.0, 0.5), (0.0, 0.3, 0.3)):
+        pooled = data.captions(rows, styled, dropped, rng)[1]
+        share = (pooled == data.words.pooled[0]).all(dim=1).float().mean()
+        assert abs(float(share) - empty) < 0.05

@@ -15,7 +15,7 @@ from instantstyle.world.sources import cache_folder
 
 def main() -> None:
     """Run the named stages in order."""
-    stages = ("bank", "vae", "text", "clip", "unet", "adapter", "style-adapter", "export")
+    stages = ("bank", "vae", "text", "clip", "unet", "joint", "adapter", "export")
     parser = argparse.ArgumentParser(description="Train the built-in model; every stage resumes where it was.")
     parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.families import EMOJI
 from instantstyle.methods.image_prompt import image_prompt
-from instantstyle.nets.attention import plain
+from instantstyle.nets.attention import Attend, plain
 from instantstyle.nets.projection import ImageProjection
 from instantstyle.nets.unet import UNet
 from instantstyle.train.loop import device, train
-from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.unet import Words, diffusion_loss, sizes
+from instantstyle.train.world.corpus import Corpus
+from instantstyle.train.world.unet import diffusion_loss, sizes
 from instantstyle.weights.adapter import Adapter
 
 Reference = Literal["same", "paired"]
-_SAID = 0.9
-"""How often the text is given, and how often the reference is: the rest is dropped, each on its own."""
+_DROPPED = 0.1
+"""How often the text is left out, and how often the reference is, each on its own."""
 
 
 class Trained(nn.Module):
@@ -38,6 +38,7 @@ class Trained(nn.Module):
         super().__init__()
         torch.manual_seed(4)
         config = unet.config
+        self.config, self.plan = config, plan
         self.sites = tuple(s for s in config.sites if s.kind == "cross" and plan.at(s))
         self.projection = ImageProjection(config.pooled_dim or 0, config.context_dim, EMOJI.image_tokens)
         copies = [unet.attention(site) for site in self.sites]
@@ -52,6 +53,13 @@ class Trained(nn.Module):
         width = self.projection.proj.in_features
         return Adapter(self.projection, keys, values, width, EMOJI.image_tokens)
 
+    def attend(self, embeds: Float[Tensor, "rows embed"], heard: Float[Tensor, " rows"] | None = None) -> Attend:
+        """Attention that sees these pictures at the trained sites; `heard` 0 makes a row's picture unheard there."""
+        image = self.adapter.read(self.adapter.tokens(embeds), self.plan, self.config)
+        if heard is not None:
+            image = {site: (keys, values * heard[:, None, None, None]) for site, (keys, values) in image.items()}
+        return image_prompt(plain, BlockPlan({"all": 1.0}), image, None)
+
 
 def train_adapter(
     folder: Path,
@@ -59,49 +67,32 @@ def train_adapter(
     unet: UNet,
     plan: BlockPlan,
     reference: Reference,
-    bank: Bank,
-    latents: Float[Tensor, "n c h w"],
-    embeds: Float[Tensor, "n embed"],
-    words: Words,
-    choices: np.ndarray,
+    corpus: Corpus,
     steps: int,
     batch: int = 64,
     lr: float = 1e-3,
 ) -> Adapter:
-    """Train an adapter for a frozen UNet (resumable); `choices[row]` numbers the captions of a picture in `words`."""
+    """Train an adapter for a frozen UNet (resumable)."""
     net = Trained(unet, plan)
     unet.requires_grad_(False).to(device())
     first_module = next(m for m in unet.config.modules if any(site.module == m for site in net.sites))
     first, rest = unet.upto(first_module)
-    said = BlockPlan({"all": 1.0})
 
     def loss(number: int) -> Tensor:
         rng = np.random.default_rng([17, number])
-        rows = rng.integers(len(latents), size=batch)
-        seen = rows if reference == "same" else _others(bank, rows, rng)
-        text = choices[rows, rng.integers(choices.shape[1], size=batch)]
-        text[rng.random(batch) > _SAID] = 0
-        shown = torch.from_numpy((rng.random(batch) < _SAID).astype(np.float32))
-        tokens = net.adapter.tokens((embeds[seen] * shown[:, None]).to(device()))
-        image = net.adapter.read(tokens, plan, unet.config)
-        attend = image_prompt(plain, said, image, None)
+        rows = corpus.rows(batch, rng)
+        context, pooled = corpus.captions(rows, styled=0.35, dropped=_DROPPED, rng=rng)
+        shown = torch.from_numpy((rng.random(batch) >= _DROPPED).astype(np.float32)).to(device())
+        attend = net.attend(corpus.seen(rows if reference == "same" else corpus.others(rows, rng)) * shown[:, None])
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             with torch.no_grad():
-                read = unet.read(words.context[text].to(device()).float())
-                state = first(noised, time.float(), read, words.pooled[text].to(device()), sizes(batch))
-            return rest(state, read, attend=attend)
+                state = first(noised, time.float(), unet.read(context), pooled, sizes(batch))
+            return rest(state, unet.read(context), attend=attend)
 
-        return diffusion_loss(predict, latents[rows], rng)
+        return diffusion_loss(predict, corpus.latents[rows], rng, early=0.6)
 
     weights = train(name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.999)
     net.load_state_dict(weights)
     unet.cpu()
     return net.requires_grad_(False).adapter
-
-
-def _others(bank: Bank, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each row another row of the same style."""
-    mates = [bank.rows_of_style[int(bank.style[row])] for row in rows]
-    picks = [int(rng.integers(len(m) - 1)) for m in mates]
-    return np.array([m[p] if m[p] != row else m[-1] for m, p, row in zip(mates, picks, rows, strict=True)])

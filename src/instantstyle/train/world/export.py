@@ -140,7 +140,7 @@ references of other things in the target's style.
 |---|---|---|
 {stages}
 
-Trained by `python -m instantstyle.train.world bank vae text clip unet adapter style-adapter export`.  Held out: the
+Trained by `python -m instantstyle.train.world bank vae text clip unet joint adapter export`.  Held out: the
 concepts, cells, sets, looks and hues in `src/instantstyle/world/splits.json` ({splits().sha256[:16]}).
 
 Drawings:

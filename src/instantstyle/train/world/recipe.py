@@ -2,6 +2,7 @@
 
 """The recipe of the built-in model: its stages in order, how long each takes, and where their results lie."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -16,12 +17,15 @@ from transformers import CLIPTokenizer
 
 from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
+from instantstyle.nets.unet import UNet
 from instantstyle.train.world import bank as banks
-from instantstyle.train.world.adapter import Reference, train_adapter
+from instantstyle.train.world.adapter import train_adapter
 from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.clip import Clip, agreement, ids_of, load_tokenizer, see, train_image, train_text
+from instantstyle.train.world.corpus import Corpus, Words, captions, read
 from instantstyle.train.world.export import card, export
-from instantstyle.train.world.unet import Words, captions, new_unet, read, train_unet
+from instantstyle.train.world.joint import Together, train_joint
+from instantstyle.train.world.unet import new_unet, train_unet
 from instantstyle.train.world.vae import encode_many, psnr, train_vae
 from instantstyle.weights.adapter import save_adapter
 from instantstyle.world.splits import CORE
@@ -31,8 +35,8 @@ STEPS: Mapping[str, int] = {
     "text": 500,
     "clip": 3_000,
     "unet": 5_000,
+    "joint": 8_000,
     "adapter": 1_500,
-    "style-adapter": 1_500,
 }
 """Optimiser steps of each stage when none are named; what the shipped model was given stands in its card."""
 
@@ -40,7 +44,7 @@ STEPS: Mapping[str, int] = {
 class Recipe:
     """All stages over one working folder; whatever is there already is used, whatever is missing is made."""
 
-    def __init__(self, folder: Path, steps: Mapping[str, int] = STEPS, styles: tuple[int, int] = (1500, 500)) -> None:
+    def __init__(self, folder: Path, steps: Mapping[str, int] = STEPS, styles: tuple[int, int] = (1800, 500)) -> None:
         self.folder, self.steps, self.styles = folder, steps, styles
 
     @cached_property
@@ -75,38 +79,42 @@ class Recipe:
         print("nearest label right, core and broad:", list(agreed.values()))
 
     def unet(self) -> None:
-        """Train the base UNet."""
-        train_unet(self.folder, self.latents, *self.words, steps=self.steps["unet"])
+        """Train the base UNet on text."""
+        train_unet(self.folder, self.corpus, steps=self.steps["unet"])
+
+    def joint(self) -> None:
+        """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks."""
+        net = Together(self._unet(self.averaged("unet")), EMOJI.presets["style"])
+        weights = train_joint(self.folder, net, self.seen, steps=self.steps["joint"])
+        net.load_state_dict({**net.state_dict(), **weights})
+        net.requires_grad_(False)
+        save_adapter(self.folder / "style-adapter.safetensors", net.style.adapter, EMOJI.unet)
 
     def adapter(self) -> None:
-        """Train the base IP-Adapter: the same picture, all blocks."""
-        self._adapter("adapter", "all", "same", lr=1e-3)
-
-    def style_adapter(self) -> None:
-        """Train the style-only adapter: another thing in the same style, the blocks of the `style` preset."""
-        self._adapter("style-adapter", "style", "paired", lr=2e-3)
-
-    def _adapter(self, name: str, preset: str, reference: Reference, lr: float) -> None:
-        unet = new_unet()
-        unet.load_state_dict({**unet.state_dict(), **self.averaged("unet")})
+        """Train the base IP-Adapter: the same picture, all blocks, the UNet frozen."""
+        unet = self._unet(self.drawing)
+        everywhere = EMOJI.presets["all"]
         adapter = train_adapter(
-            self.folder,
-            name,
-            unet.eval(),
-            EMOJI.presets[preset],
-            reference,
-            self.core,
-            self.latents,
-            self.embeds,
-            *self.words,
-            steps=self.steps[name],
-            lr=lr,
+            self.folder, "adapter", unet, everywhere, "same", self.seen, steps=self.steps["adapter"], lr=1e-3
         )
-        save_adapter(self.folder / f"{name}.safetensors", adapter, EMOJI.unet)
+        save_adapter(self.folder / "adapter.safetensors", adapter, EMOJI.unet)
+
+    def _unet(self, weights: Mapping[str, Tensor]) -> UNet:
+        unet = new_unet()
+        unet.load_state_dict({**unet.state_dict(), **weights})
+        return unet.eval()
+
+    @property
+    def drawing(self) -> Mapping[str, Tensor]:
+        """The UNet's averaged weights of the last stage that trained it."""
+        if not (self.folder / "joint.pt").exists():
+            return self.averaged("unet")
+        both = self.averaged("joint")
+        return {name.removeprefix("unet."): w for name, w in both.items() if name.startswith("unet.")}
 
     def export(self) -> None:
         """Write the model in diffusers' layout to `folder/emoji`, half precision, with its card."""
-        unet = {**new_unet().state_dict(), **self.averaged("unet")}
+        unet = self._unet(self.drawing).state_dict()
         vae = train_vae(self.folder, [self.core, self.broad], steps=0)
         adapters = {"ip_adapter.safetensors": "adapter", "ip_adapter_style.safetensors": "style-adapter"}
         there = {name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()}
@@ -163,8 +171,8 @@ class Recipe:
         return self._kept("embeds", "clip", lambda: see(self.encoders, self.core.pictures))
 
     @cached_property
-    def words(self) -> tuple[Words, np.ndarray]:
-        """Every caption of the core pictures as the UNet reads it, and which captions each picture has."""
+    def corpus(self) -> Corpus:
+        """The core pictures as latents, and every caption of theirs as the UNet reads it."""
         said = captions(self.core, seed=9)
         unique = ["", *sorted({text for several in said for text in several})]
         number = {text: i for i, text in enumerate(unique)}
@@ -172,7 +180,13 @@ class Recipe:
         width = EMOJI.unet.pooled_dim or 0
         context = kept[:, :-width].unflatten(1, (EMOJI.text_length, -1))
         choices = np.array([[number[text] for text in several] for several in said])
-        return Words(tuple(unique), context, kept[:, -width:].float()), choices
+        words = Words(tuple(unique), context, kept[:, -width:].float())
+        return Corpus(self.core, self.latents, words, choices)
+
+    @cached_property
+    def seen(self) -> Corpus:
+        """The same with image embeddings."""
+        return dataclasses.replace(self.corpus, embeds=self.embeds)
 
     def _kept(self, name: str, source: str, make: Callable[[], Tensor]) -> Tensor:
         """A tensor made once; made anew when the stage it comes from has been trained on since."""

@@ -1,0 +1,56 @@
+# pyright: reportUnknownMemberType=false, reportArgumentType=false
+
+"""The UNet and the style adapter learn together, so that style gets a way in at the blocks that the plan names.
+
+A frozen UNet let lightness through these blocks and no colour (benchmarks/LOG.md).  Here most rows have a reference of
+another thing in the target's style and a caption of content alone, so that only the style blocks can tell the look; the
+others are text alone, half of them with words for the look, so that the base model remains one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from instantstyle.blocks import BlockPlan
+from instantstyle.nets.unet import UNet
+from instantstyle.train.loop import device, train
+from instantstyle.train.world.adapter import Trained
+from instantstyle.train.world.corpus import Corpus
+from instantstyle.train.world.unet import diffusion_loss, sizes
+
+_REFERENCE, _BLANK, _NONE = 0.70, 0.08, 0.22
+"""Shares of rows with a reference, with a blank one (guidance's other side), and without any."""
+
+
+class Together(nn.Module):
+    """A UNet and an adapter for the blocks of a plan, as one network to train."""
+
+    def __init__(self, unet: UNet, plan: BlockPlan) -> None:
+        super().__init__()
+        self.unet, self.style = unet, Trained(unet, plan)
+
+
+def train_joint(
+    folder: Path, net: Together, corpus: Corpus, steps: int, batch: int = 64, lr: float = 6e-4
+) -> dict[str, Tensor]:
+    """Train both (resumable, as stage `joint`); returns the averaged weights, by name, of `unet` and of `style`."""
+    unet = net.unet
+
+    def loss(number: int) -> Tensor:
+        rng = np.random.default_rng([23, number])
+        rows = corpus.rows(batch, rng)
+        kind = rng.random(batch)
+        heard = kind < _REFERENCE + _BLANK
+        context, pooled = corpus.captions(rows, styled=np.where(heard, 0.1, 0.5), dropped=0.1, rng=rng)
+        shown = torch.from_numpy((kind < _REFERENCE).astype(np.float32)).to(device())
+        seen = corpus.seen(corpus.others(rows, rng)) * shown[:, None]
+        attend = net.style.attend(seen, torch.from_numpy(heard.astype(np.float32)).to(device()))
+
+        def predict(noised: Tensor, time: Tensor) -> Tensor:
+            return unet(noised, time.float(), unet.read(context), pooled, sizes(batch), attend=attend)
+
+        return diffusion_loss(predict, corpus.latents[rows], rng, early=0.6)
+
+    return train("joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9995)

@@ -111,13 +111,14 @@ def _lab(colours: Sequence[Colour]) -> np.ndarray:
     return cv2.cvtColor(np.array([colours], np.float32) / 255, cv2.COLOR_RGB2Lab)[0]
 
 
-_NAMES = tuple(_COLOURS)
+COLOUR_NAMES = tuple(_COLOURS)
+"""What captions call the colours of grounds."""
 _LAB = _lab(list(_COLOURS.values()))
 
 
 def colour_name(colour: Colour) -> str:
     """The nearest of 28 colour names, by distance in CIELAB."""
-    return _NAMES[int(((_LAB - _lab([colour])) ** 2).sum(axis=1).argmin())]
+    return COLOUR_NAMES[int(((_LAB - _lab([colour])) ** 2).sum(axis=1).argmin())]
 
 
 def article(noun: str) -> str:

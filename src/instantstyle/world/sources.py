@@ -285,21 +285,39 @@ def _bare(hexcode: str) -> str:
 
 
 @cache
+def entries(language: str) -> tuple[dict[str, Any], ...]:
+    """What emojibase says of every emoji in a language, `en`, `de`, `ja`, ...: hexcode, label, tags and more."""
+    return tuple(_json(EMOJIBASE, f"{language}/data.json"))
+
+
+@cache
 def labels(language: str) -> Mapping[str, str]:
-    """Hexcode to label in a language of emojibase: `en`, `de`, `ja`, ..."""
-    return {entry["hexcode"]: entry["label"] for entry in _json(EMOJIBASE, f"{language}/data.json")}
+    """Hexcode to label in a language."""
+    return {entry["hexcode"]: entry["label"] for entry in entries(language)}
+
+
+@cache
+def shortcodes() -> Mapping[str, tuple[str, ...]]:
+    """Hexcode to the English names between colons that chats know: `cat_face`."""
+    codes: dict[str, str | list[str]] = _json(EMOJIBASE, "en/shortcodes/emojibase.json")
+    return {hexcode: (each,) if isinstance(each, str) else tuple(each) for hexcode, each in codes.items()}
+
+
+@cache
+def things() -> tuple[Concept, ...]:
+    """All things that have an emoji, drawn or not, in emojibase's order."""
+    names: dict[str, str] = _json(EMOJIBASE, "meta/groups.json")["subgroups"]
+    return tuple(
+        Concept(e["label"].lower(), e["hexcode"], e["emoji"], names[str(e["subgroup"])], tuple(e.get("tags", ())))
+        for e in entries("en")
+        if e.get("group") in _THINGS
+    )
 
 
 @cache
 def concepts() -> tuple[Concept, ...]:
     """All things that at least ten sets draw, in emojibase's order."""
-    names: dict[str, str] = _json(EMOJIBASE, "meta/groups.json")["subgroups"]
-    entries = [e for e in _json(EMOJIBASE, "en/data.json") if e.get("group") in _THINGS]
-    everything = [
-        Concept(e["label"].lower(), e["hexcode"], e["emoji"], names[str(e["subgroup"])], tuple(e.get("tags", ())))
-        for e in entries
-    ]
-    return tuple(c for c in everything if sum(has(name, c) for name in SETS) >= _MIN_SETS)
+    return tuple(c for c in things() if sum(has(name, c) for name in SETS) >= _MIN_SETS)
 
 
 def has(set_name: str, concept: Concept) -> bool:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from instantstyle.blocks import parse_plan
 from instantstyle.errors import InputError, nearest
 from instantstyle.methods.image_prompt import instantstyle, ip_adapter
-from instantstyle.methods.injection import Injection
+from instantstyle.methods.injection import Injection, Moment, Negative, Pinned, ReferenceRows
 from instantstyle.model import Model
 from instantstyle.request import Request
 
-__all__ = ["METHODS", "Injection", "Method", "inject"]
+__all__ = ["METHODS", "Injection", "Method", "Moment", "Negative", "Pinned", "ReferenceRows", "inject"]
 
 Method = Callable[[Model, Request], Injection]
 """From a loaded model and a checked request to what the denoiser is to do."""

@@ -1,25 +1,98 @@
-"""All that a style method asks of the denoiser, as data."""
+"""All that a style method asks of the denoiser, as data.
 
-from collections.abc import Mapping
+A run's rows of the UNet's batch are, in this order and each `count` times: the unconditional one (with guidance
+alone), the conditional one, one for each of `negatives`; then the reference rows, once each.  `attend` sees them all.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
+from torch import Tensor
+
+from instantstyle.model import Text
 from instantstyle.nets.attention import Attend, plain
+from instantstyle.nets.unet import UNet
+
+Said = Literal["negative", "prompt"]
+"""Which of the request's two texts a row reads."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step of a run: what reference rows may depend on, and nothing else, so that no layer needs a clock.
+
+    The UNet sees `signal * picture + noise * Gaussian noise` there, whichever the sampler: signal^2 + noise^2 = 1.
+    """
+
+    step: int
+    """Counted from 0."""
+    steps: int
+    time: float
+    """In training steps, 0 to 999."""
+    signal: float
+    noise: float
+
+
+Pinned = Callable[[Moment], Tensor]
+"""The latents of reference rows as the UNet is to see them at a moment, [rows, channels, height, width].
+
+A re-noised reference is `signal * z + noise * fresh`, an inverted one is its trajectory at that step.  The same moment
+gives the same latents: randomness comes from the request's seed and the step.
+"""
+
+
+@dataclass(frozen=True)
+class ReferenceRows:
+    """Rows that go through the UNet beside a run's own, for `attend` to look at; their predictions are dropped."""
+
+    text: Text
+    """What each row reads: `context` and, where the family has it, `pooled`."""
+    latents: Pinned
+    sizes: Tensor | None = None
+    """SDXL's six numbers, [rows, 6] in float32; None: the run's own."""
+
+    def __len__(self) -> int:
+        return len(self.text.context)
+
+
+@dataclass(frozen=True)
+class Negative:
+    """One more prediction for the run's own latents, from which guidance pushes away besides the unconditional one.
+
+    What spoils it is `attend`'s business.  The run's prediction becomes guided + weight * (conditional - this).
+    """
+
+    weight: float
+    reads: Said = "prompt"
 
 
 @dataclass(frozen=True)
 class Injection:
     """What a method asks for; the engine does it.
 
-    Rows are [unconditional, conditional], each `count` times; without guidance the conditional ones alone.
+    All but `settled` holds for the window only: outside of it the run is the bare model.
     """
 
     attend: Attend = plain
-    """What the run's own rows do at each attention layer; `plain` where no style enters."""
+    """What the run's rows do at each attention layer; `plain` where no style enters."""
     window: tuple[float, float] = (0.0, 1.0)
-    """The part of the run `attend` holds for: outside of it the rows are plain."""
+    """The part of the run the injection holds for; 0 is its first step, 1 its end."""
     settled: Mapping[str, object] = field(default_factory=dict[str, object])
     """Fields of the request as the method understood them, for the result to remember."""
+    unet: UNet | None = None
+    """The network that predicts, one that shares all but some tensors with the model's (`nets.varied`); None: that."""
+    rows: ReferenceRows | None = None
+    """Rows that the run's own may look at."""
+    unconditional: Said = "negative"
+    """What the unconditional row reads."""
+    negatives: tuple[Negative, ...] = ()
+    """Further predictions to push away from."""
 
-    def at(self, step: int, steps: int) -> Attend:
-        """What the run does at a step, counted from 0: the window holds from its start up to, not with, its end."""
-        return self.attend if self.window[0] <= step / steps < self.window[1] else plain
+    def at(self, step: int, steps: int) -> "Injection":
+        """What is asked for at a step, counted from 0: the window holds from its start up to, not with, its end."""
+        return self if self.window[0] <= step / steps < self.window[1] else NOTHING
+
+
+NOTHING = Injection()
+"""The bare model."""

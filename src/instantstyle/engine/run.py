@@ -1,0 +1,271 @@
+"""Run: one request in flight, from its first noise to its picture."""
+
+import importlib
+import inspect
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from instantstyle.engine.samplers import clean, sampler_name, scheduler, signal_and_noise
+from instantstyle.engine.stack import Told, Turn
+from instantstyle.engine.told import tell
+from instantstyle.errors import Cancelled, InputError, InstantStyleError
+from instantstyle.methods import Injection, Moment, inject
+from instantstyle.model import Model
+from instantstyle.nets.attention import Attend, TextKeysValues
+from instantstyle.request import Request, Result
+
+State = Literal["running", "done", "cancelled", "failed"]
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """What steps runs: an engine."""
+
+    model: Model
+
+    def step(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    seconds: float
+    """Since the run was submitted."""
+    run: "Run"
+
+    def preview(self) -> list[Image.Image]:
+        """The pictures as the model expects them to become; decoded when asked for."""
+        return self.run.preview()
+
+
+class Run:
+    """One request in flight.  Made by `Engine.submit`; iterating over it steps its engine until it is done."""
+
+    def __init__(self, engine: Steps, request: Request) -> None:
+        _refuse_what_comes_later(request)
+        self.engine, model = engine, engine.model
+        self.guided = request.guidance > 1
+        self.scheduler = scheduler(model, request.sampler)
+        self.scheduler.set_timesteps(request.steps, device=model.device)
+        self.times: list[Tensor] = list(self.scheduler.timesteps)
+        settled = {
+            "size": _size(model, request),
+            "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
+            "sampler": request.sampler or sampler_name(self.scheduler),
+        }
+        self.request = request.model_copy(update=settled)
+        self.injection = inject(model, self.request)
+        self.request = self.request.model_copy(update=dict(self.injection.settled))
+        self.generator = torch.Generator("cpu").manual_seed(cast("int", self.request.seed))
+        self.latents = self._noise()
+        accepted = inspect.signature(self.scheduler.step).parameters
+        self._step_arguments = {"generator": self.generator} if "generator" in accepted else {}
+        self.step, self.state = 0, cast("State", "running")
+        self._tolds: dict[bool, Told] = {}
+        self._turn: Turn | None = None
+        self._tell()
+        self._began, self._seconds = time.perf_counter(), 0.0
+        self._expected: Tensor | None = None
+        self._result: Result | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def asked(self) -> Injection:
+        """What the run's method asks for in the coming step: nothing, outside of its window."""
+        return self.injection.at(self.step, self.steps)
+
+    @property
+    def own_rows(self) -> int:
+        """Rows that predict for the run's latents: unconditional, conditional and negatives, each `count` times."""
+        return (1 + self.guided + len(self.asked.negatives)) * self.request.count
+
+    @property
+    def rows(self) -> int:
+        """Rows of the UNet's batch that the run needs in the coming step, reference rows with them."""
+        return self.own_rows + (0 if self.asked.rows is None else len(self.asked.rows))
+
+    @property
+    def steps(self) -> int:
+        """UNet calls the run needs; some samplers need more than the steps asked for."""
+        return len(self.times)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is over, well or not."""
+        return self.state != "running"
+
+    def cancel(self) -> None:
+        """Ask the run to stop; it does so before its next step."""
+        if not self.done:
+            self.state = "cancelled"
+
+    def result(self) -> Result:
+        """The pictures, once the run is done.  Raises Cancelled, or whatever the run failed with."""
+        if self._result is not None:
+            return self._result
+        if self._failure is not None:
+            raise self._failure
+        if self.state == "cancelled":
+            raise Cancelled(f"the run was cancelled after {self.step} of {self.steps} steps")
+        raise InputError(f"the run is at step {self.step} of {self.steps}: step its engine until it is done")
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Step the engine, yielding after each step that succeeds; ends when the run is done.
+
+        Raises Cancelled, or whatever the run failed with.
+        """
+        while not self.done:
+            self.engine.step()
+            if self.state in ("running", "done"):
+                yield Progress(self.step, self.steps, time.perf_counter() - self._began, self)
+        self.result()
+
+    @torch.no_grad()
+    def preview(self) -> list[Image.Image]:
+        """The pictures as expected from the last step; before the first, what noise decodes to."""
+        return self.engine.model.decode(self.latents if self._expected is None else self._expected)
+
+    @property
+    def attend(self) -> Attend:
+        """What the run's rows do at attention layers in the coming step."""
+        return self.asked.attend
+
+    @property
+    def text(self) -> TextKeysValues:
+        """The keys and values of what the run's rows read in the coming step."""
+        return self._tell().text
+
+    @property
+    def moment(self) -> Moment:
+        """The coming step, as reference rows may know it."""
+        signal, noise = signal_and_noise(self.scheduler, self.step)
+        return Moment(self.step, self.steps, float(self.times[self.step]), signal, noise)
+
+    def prepare(self) -> Turn:
+        """What the run brings to the coming UNet call."""
+        if self._turn is None:
+            asked = self.asked
+            scaled = self.scheduler.scale_model_input(self.latents, self.times[self.step])
+            latents = torch.cat([scaled] * (self.own_rows // self.request.count))
+            if asked.rows is not None:
+                latents = torch.cat([latents, self._pinned()])
+            unet = asked.unet or self.engine.model.unet
+            self._turn = Turn(unet, latents, self.times[self.step], self._tell(), asked.attend)
+        return self._turn
+
+    def advance(self, prediction: Float[Tensor, "rows channels height width"]) -> None:
+        """Take one step with the UNet's prediction for the run's rows."""
+        time_now, before = self.times[self.step], self.latents
+        prediction = self._combined(prediction[: self.own_rows])
+        out = self.scheduler.step(prediction, time_now, before, **self._step_arguments, return_dict=True)
+        self.latents = out.prev_sample.to(before.dtype)
+        self._expected = getattr(out, "pred_original_sample", None)
+        if self._expected is None:
+            self._expected = clean(self.scheduler, prediction, time_now, before)
+        self._expected = self._expected.to(before.dtype)
+        self.step, self._turn = self.step + 1, None
+
+    def finish(self) -> None:
+        """Decode, and remember how it was made.  Raises InstantStyleError when the numbers ran away."""
+        model = self.engine.model
+        if not self.latents.isfinite().all():
+            raise InstantStyleError(
+                f"the run ended in NaN or infinity, which is no picture: lower its guidance "
+                f"({self.request.guidance:g}) or the strengths of its plan, or load the model with dtype float32"
+            )
+        pictures = model.decode(self.latents)
+        self._seconds = time.perf_counter() - self._began
+        self._result = Result(
+            pictures,
+            self.request,
+            model=model.found.spec,
+            adapter=model.found.adapter_spec,
+            identity=model.identity,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            seconds=self._seconds,
+        )
+        self.state = "done"
+
+    def fail(self, failure: BaseException) -> None:
+        """The run is over, and its result is this error."""
+        self.state, self._failure = "failed", failure
+
+    def _noise(self) -> Tensor:
+        """As diffusers draws it: one draw for all pictures of the run, on the CPU whatever the device."""
+        model = self.engine.model
+        draw: Any = importlib.import_module("diffusers.utils.torch_utils").randn_tensor
+        width, height = cast("tuple[int, int]", self.request.size)
+        shape = (self.request.count, model.unet.config.out_channels, height // model.scale, width // model.scale)
+        noise: Tensor = draw(shape, generator=self.generator, device=model.device, dtype=model.dtype)
+        return noise * self.scheduler.init_noise_sigma
+
+    @torch.no_grad()
+    def _tell(self) -> Told:
+        """What the rows of the coming step read; read once inside the window and once outside of it."""
+        asked = self.asked
+        other = asked.unet is not None or asked.rows is not None or bool(asked.negatives)
+        other = other or asked.unconditional != "negative"
+        if other not in self._tolds:
+            self._tolds[other] = tell(self.engine.model, self.request, asked)
+        return self._tolds[other]
+
+    def _pinned(self) -> Tensor:
+        """The latents of the reference rows in the coming step.  Raises InputError when they are of another shape."""
+        rows = self.asked.rows
+        assert rows is not None
+        pinned = rows.latents(self.moment)
+        wanted = (len(rows), *self.latents.shape[1:])
+        if tuple(pinned.shape) != wanted:
+            raise InputError(
+                f"reference rows are latents of the shape {tuple(pinned.shape)} where the run has {wanted}: encode the "
+                "reference at the size of the request"
+            )
+        return pinned.to(self.latents)
+
+    def _combined(self, prediction: Tensor) -> Tensor:
+        """One prediction of those for the unconditional, the conditional and the negative rows."""
+        parts = list(prediction.split(self.request.count))
+        without = parts.pop(0) if self.guided else None
+        given, *negatives = parts
+        combined = given if without is None else without + self.request.guidance * (given - without)
+        for negative, against in zip(self.asked.negatives, negatives, strict=True):
+            combined = combined + negative.weight * (given - against)
+        return combined
+
+
+def _size(model: Model, request: Request) -> tuple[int, int]:
+    width, height = request.size or model.family.size
+    multiple = max(model.family.multiple, model.scale)
+    if width % multiple or height % multiple:
+        near = "x".join(str(max(multiple, round(side / multiple) * multiple)) for side in (width, height))
+        raise InputError(
+            f"the size {width}x{height} does not fit this model: both must be multiples of {multiple}, such as {near}"
+        )
+    return width, height
+
+
+def _refuse_what_comes_later(request: Request) -> None:
+    masks = any(reference.mask is not None for reference in request.references)
+    asked = {
+        "controls": bool(request.controls),
+        "an init picture": request.init is not None,
+        "masks of references": masks,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            raise InputError(
+                f"{what} are planned, and not in this version: leave them out".replace("picture are", "picture is")
+            )

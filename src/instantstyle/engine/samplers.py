@@ -1,0 +1,64 @@
+"""Samplers by name, as diffusers' schedulers with a checkpoint's own numbers, and what a scheduler knows of a step."""
+
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from instantstyle.errors import InputError, WeightsError, nearest
+from instantstyle.model import Model
+
+SAMPLERS: Mapping[str, str] = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Names of samplers, and diffusers' classes for them."""
+
+
+def scheduler(model: Model, sampler: str | None) -> Any:
+    """A fresh diffusers scheduler with the checkpoint's own numbers; of the checkpoint's own class unless named.
+
+    Raises InputError for an unknown sampler, WeightsError when the checkpoint names a scheduler diffusers lacks.
+    """
+    if sampler is not None and sampler not in SAMPLERS:
+        raise InputError(
+            f"there is no sampler {sampler!r}: give one of {', '.join(SAMPLERS)}{nearest(sampler, SAMPLERS)}"
+        )
+    name = SAMPLERS[sampler] if sampler is not None else str(model.scheduler_config.get("_class_name", "DDIMScheduler"))
+    kind: Any = getattr(importlib.import_module("diffusers"), name, None)
+    if kind is None:
+        raise WeightsError(f"the model asks for the scheduler {name}, which this version of diffusers does not have")
+    return kind.from_config(dict(model.scheduler_config))
+
+
+def sampler_name(scheduler: Any) -> str | None:
+    """What a scheduler is called here; None for those that only a checkpoint can name."""
+    return next((name for name, kind in SAMPLERS.items() if kind == type(scheduler).__name__), None)
+
+
+def signal_and_noise(scheduler: Any, index: int) -> tuple[float, float]:
+    """How much picture and how much noise the UNet sees at a position of the schedule; their squares sum to 1."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None:
+        sigma = float(sigmas[index])
+        signal = 1 / math.sqrt(1 + sigma * sigma)
+        return signal, signal * sigma
+    kept = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
+    return math.sqrt(kept), math.sqrt(1 - kept)
+
+
+def clean(scheduler: Any, prediction: Tensor, when: Tensor, noisy: Tensor) -> Tensor:
+    """The expected picture, for schedulers that keep it to themselves; all of those preserve variance."""
+    signal = scheduler.alphas_cumprod.to(noisy.device)[int(when)].clamp(min=1e-4)
+    mean, spread = signal.sqrt().to(noisy.dtype), (1 - signal).sqrt().to(noisy.dtype)
+    match scheduler.config.prediction_type:
+        case "v_prediction":
+            return mean * noisy - spread * prediction
+        case "sample":
+            return prediction
+        case _:
+            return (noisy - spread * prediction) / mean

@@ -42,10 +42,28 @@ def test_projected_does_not_touch_what_is_not_there() -> None:
     torch.testing.assert_close(subtract(image, TEXT, 1.0, "projected"), image)
 
 
-@pytest.mark.parametrize("how", ["paper", "normalised", "projected"])
+@pytest.mark.parametrize("how", ["paper", "normalised", "projected", "masked"])
 def test_weight_0_changes_nothing(how: str) -> None:
     image = random(2, 8)
     torch.testing.assert_close(subtract(image, random(1, 8, seed=1), 0.0, how), image)  # pyright: ignore
+
+
+def test_masked_makes_zero_what_agrees_most() -> None:
+    """Against k-means by trying every split: least squares around the two means."""
+    image, text = random(3, 24), random(1, 24, seed=1)
+    left = subtract(image, text, 1.0, "masked")
+    for seen, kept in zip(image, left, strict=True):
+        agree = seen / seen.norm() * text[0] / text.norm()
+        order = agree.argsort()
+
+        def spread(split: int, agree: torch.Tensor = agree, order: torch.Tensor = order) -> float:
+            clusters = agree[order[:split]], agree[order[split:]]
+            return sum(float((cluster - cluster.mean()).square().sum()) for cluster in clusters)
+
+        split = min(range(1, 24), key=spread)
+        expected = seen.clone()
+        expected[order[split:]] = 0
+        assert torch.equal(kept, expected)
 
 
 def test_several_words_count_as_their_mean() -> None:
@@ -54,7 +72,7 @@ def test_several_words_count_as_their_mean() -> None:
     torch.testing.assert_close(subtract(image, texts, 0.5), expected)
 
 
-@pytest.mark.parametrize("how", ["paper", "normalised", "projected"])
+@pytest.mark.parametrize("how", ["paper", "normalised", "projected", "masked"])
 def test_a_word_said_twice_is_said_once(how: str) -> None:
     """Of the projection this holds too, although its span is then degenerate."""
     image, text = random(1, 8), random(1, 8, seed=1)

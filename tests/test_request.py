@@ -60,9 +60,10 @@ requests: st.SearchStrategy[Request] = _noun(
     sampler=st.none() | words,
     seed=st.none() | st.integers(0, 2**63 - 1),
     count=st.integers(1, 64),
-    subtraction=st.sampled_from(["paper", "normalised", "projected"]),
+    subtraction=st.sampled_from(["paper", "normalised", "projected", "masked"]),
     combine=st.sampled_from(["concat", "average"]),
     fit=st.sampled_from(["crop", "pad", "squash"]),
+    options=st.dictionaries(words, st.booleans() | st.integers(-99, 99) | st.floats(-1e9, 1e9) | words, max_size=3),
 )
 
 
@@ -167,7 +168,7 @@ def test_positional_forms_and_frozenness() -> None:
         ({"size": (64,)}, "size.1"),
         ({"size": (0, 64)}, "size.0 must be at least 8"),
         ({"window": (0.8, 0.2)}, "window"),
-        ({"subtraction": "papr"}, "must be 'paper', 'normalised' or 'projected', not 'papr'"),
+        ({"subtraction": "papr"}, "must be 'paper', 'normalised', 'projected' or 'masked', not 'papr'"),
         ({"stps": 3}, "did you mean 'steps'?"),
         ({"references": [3]}, "references.0"),
         ({"self": 3}, "a Request has no 'self'"),

@@ -9,11 +9,12 @@ import base64
 import binascii
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
@@ -132,6 +133,21 @@ Window = Annotated[tuple[Unit, Unit], AfterValidator(_ordered)]
 """The part of the run something holds for: 0 is its first step, 1 its end."""
 
 
+def _options(options: object) -> object:
+    """Names and finite numbers, texts or yes and no: what JSON gives back as it was."""
+    if not isinstance(options, Mapping):
+        raise InputError(f"options are names and their values, not {short(options)}")
+    for name, value in cast("Mapping[object, object]", options).items():
+        if not isinstance(name, str) or len(name) > 100:
+            raise InputError(f"the name of an option is a short text, not {short(name)}")
+        number = isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**63
+        if not number and not isinstance(value, str):
+            raise InputError(f"the option {name} must be a number, a text, true or false, not {short(value)}")
+        if isinstance(value, str) and len(value) > MAX_PROMPT:
+            raise InputError(f"the option {name} is too long: {len(value):,} characters, and {MAX_PROMPT:,} fit")
+    return dict(cast("Mapping[str, object]", options))
+
+
 class StyleReference(Noun):
     """A picture whose style is wanted.  `content` says what it shows, so that this can be subtracted from it.
 
@@ -212,13 +228,15 @@ class Request(Noun):
     sampler: Annotated[str, Field(max_length=100)] | None = None
     seed: Seed | None = None
     count: Annotated[int, Field(ge=1, le=64)] = 1
-    subtraction: Literal["paper", "normalised", "projected"] = "paper"
+    subtraction: Literal["paper", "normalised", "projected", "masked"] = "paper"
     """How a reference's content is taken out of its embedding; see `features`."""
     combine: Literal["concat", "average"] = "concat"
     """Several references: all their tokens, or the tokens of their weighted mean."""
     fit: Fit = "squash"
     """How a reference that is not square meets the square image encoder.  Squashed, nothing of it is lost and no
     bars are added, which an encoder would read as part of the style; colour and stroke survive a change of shape."""
+    options: Annotated[Mapping[str, bool | int | float | str], BeforeValidator(_options), Field(max_length=32)] = {}
+    """Knobs of the method by name; the method knows which there are (`methods.OPTIONS`) and refuses others."""
 
     if TYPE_CHECKING:
 
@@ -238,9 +256,10 @@ class Request(Noun):
             sampler: str | None = None,
             seed: int | None = None,
             count: int = 1,
-            subtraction: Literal["paper", "normalised", "projected"] = "paper",
+            subtraction: Literal["paper", "normalised", "projected", "masked"] = "paper",
             combine: Literal["concat", "average"] = "concat",
             fit: Fit = "squash",
+            options: Mapping[str, float | int | str | bool] = {},
         ) -> None: ...
 
 

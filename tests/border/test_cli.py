@@ -126,7 +126,7 @@ def test_each_of_several_pictures_is_made_again(draw: Command, command: Command)
 def test_flags_pair_up_and_become_the_request(draw: Command) -> None:
     flags = "--style ref.png --style other.png --weight 0.5 --weight 0.7 --content-weight 0.25 --method instantstyle"
     more = "--plan up.0.1=1.2,mid=0.5 --window 0.1 0.9 --size 96x64 --guidance 3 --negative dog --sampler euler"
-    last = "--subtraction projected --combine average --fit crop --count 1 --dtype float32 --device cpu"
+    last = "--subtraction masked --combine average --fit crop --count 1 --dtype float32 --device cpu"
     done = draw("--content", "dog", "--content", "house", *f"{flags} {more} {last}".split())
     assert done.code == 0, done
     memory = recall("cat.png")
@@ -142,7 +142,7 @@ def test_flags_pair_up_and_become_the_request(draw: Command) -> None:
         guidance=3,
         sampler="euler",
         seed=7,
-        subtraction="projected",
+        subtraction="masked",
         combine="average",
         fit="crop",
     )
@@ -161,7 +161,7 @@ def test_every_field_has_a_flag_that_shows_its_default() -> None:
     for noun in (Request, StyleReference):
         for name in set(noun.model_fields) & set(parameters) - {"prompt", "content"}:
             default: Any = noun.model_fields[name].default
-            if default not in (None, ""):
+            if default not in (None, "", {}):
                 values = cast("tuple[object, ...]", default if isinstance(default, tuple) else (default,))
                 told = " ".join(str(value).removesuffix(".0") for value in values)
                 assert parameters[name].annotation.__metadata__[0].show_default == told, name

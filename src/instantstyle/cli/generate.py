@@ -5,7 +5,7 @@ Flags are the fields of `Request`, read here and nowhere else; a flag that is no
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +44,7 @@ def generate(
         typer.Option(help="The part of the run in which the style holds, from 0 to 1.", show_default="0 1"),
     ] = None,
     subtraction: Annotated[
-        str | None, typer.Option(help="paper, normalised or projected.", show_default="paper")
+        str | None, typer.Option(help="paper, normalised, projected or masked.", show_default="paper")
     ] = None,
     combine: Annotated[
         str | None, typer.Option(help="Several references: concat or average.", show_default="concat")
@@ -52,6 +52,10 @@ def generate(
     fit: Annotated[
         str | None,
         typer.Option(help="References that are not square: crop, pad or squash.", show_default="squash"),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="A knob of the method, as name=value; may be given several times."),
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What the picture is not to show.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of denoising.", show_default="30")] = None,
@@ -79,7 +83,7 @@ def generate(
     from instantstyle.request import Request, numbered
 
     idle = {"--content-weight": content_weight, "--window": window, "--fit": fit}
-    idle |= {"--subtraction": subtraction, "--combine": combine}
+    idle |= {"--subtraction": subtraction, "--combine": combine, "--option": options or None}
     fields: dict[str, Any] = {
         "prompt": prompt,
         "references": _references(style or [], content or [], content_weight, weight or [], idle),
@@ -91,6 +95,7 @@ def generate(
         "subtraction": subtraction,
         "combine": combine,
         "fit": fit,
+        "options": parse_options(options) if options else None,
         "steps": steps,
         "guidance": guidance,
         "sampler": sampler,
@@ -122,6 +127,23 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise InputError(f"a size is width x height in pixels such as 1024x768, not {text!r}")
     return int(match[1]), int(match[2] or match[1])
+
+
+def parse_options(given: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """`name=value` each; a value that reads as a number, as true or as false is one.  Raises InputError."""
+    options: dict[str, bool | int | float | str] = {}
+    for each in given:
+        name, equals, text = (part.strip() for part in each.partition("="))
+        if not name or not equals:
+            raise InputError(f"an option is name=value such as shift=0.5, not {each!r}")
+        if name in options:
+            raise InputError(f"the option {name} is given twice")
+        try:
+            value: object = json.loads(text)
+        except ValueError:
+            value = text
+        options[name] = value if isinstance(value, bool | int | float) else text
+    return options
 
 
 def _references(

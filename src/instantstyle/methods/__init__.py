@@ -1,15 +1,30 @@
 """Style methods: what each asks of the denoiser, as data, and the register of their names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from instantstyle.blocks import parse_plan
 from instantstyle.errors import InputError, nearest
 from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 from instantstyle.methods.injection import Injection, Moment, Negative, Pinned, ReferenceRows
+from instantstyle.methods.options import Option, Options, settle
 from instantstyle.model import Model
 from instantstyle.request import Request
 
-__all__ = ["METHODS", "Injection", "Method", "Moment", "Negative", "Pinned", "ReferenceRows", "inject"]
+__all__ = [
+    "METHODS",
+    "OPTIONS",
+    "STRENGTHS",
+    "Injection",
+    "Method",
+    "Moment",
+    "Negative",
+    "Option",
+    "Pinned",
+    "ReferenceRows",
+    "Strength",
+    "inject",
+]
 
 Method = Callable[[Model, Request], Injection]
 """From a loaded model and a checked request to what the denoiser is to do."""
@@ -23,6 +38,30 @@ def none(model: Model, request: Request) -> Injection:
 METHODS: Mapping[str, Method] = {"instantstyle": instantstyle, "ip-adapter": ip_adapter, "none": none}
 LATER = ("style-aligned", "swapped", "b-lora")
 """Methods that are planned and not here yet."""
+OPTIONS: Mapping[str, Options] = {name: {} for name in METHODS}
+"""What else can be set about each method: `Request.options`."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A method's one knob from no style to too much of it: the weight of its reference, and what that weighs."""
+
+    what: str
+    """What the weight is, in the method's own terms."""
+    published: float = 1.0
+    """The weight at which the method is as published."""
+    values: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    """A sweep from hardly any style to more than was published."""
+
+    def at(self, request: Request, value: float) -> Request:
+        """The request at this strength: every reference weighs `value` times what it did."""
+        weighed = [each.model_copy(update={"weight": each.weight * value}) for each in request.references]
+        return request.model_copy(update={"references": tuple(weighed)})
+
+
+_SPEAKS = Strength("how loudly the picture's tokens speak beside the text's: the plan's strengths are multiplied by it")
+STRENGTHS: Mapping[str, Strength] = {"instantstyle": _SPEAKS, "ip-adapter": _SPEAKS}
+"""The knob of each method that has a style to weigh: to sweep it is to compare methods, not their defaults."""
 
 
 def inject(model: Model, request: Request) -> Injection:
@@ -36,4 +75,5 @@ def inject(model: Model, request: Request) -> Injection:
             there = f"the method {request.method!r} is planned, and not in this version"
         raise InputError(f"{there}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}")
     parse_plan(request.plan, model.family.unet, model.family.presets)
+    settle(request, OPTIONS[request.method])
     return METHODS[request.method](model, request) if request.references else none(model, request)

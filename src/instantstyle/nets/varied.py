@@ -1,32 +1,32 @@
-"""A UNet value that shares all but some tensors with the one it came from, which stays as it is."""
+"""A network value that shares all but some tensors with the one it came from, which stays as it is."""
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from instantstyle.errors import WeightsError, nearest
-from instantstyle.nets.unet import UNet
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
-def varied(unet: UNet, deltas: Mapping[str, Tensor]) -> UNet:
-    """`unet` with `deltas` added to the parameters they name, as `up_blocks.0.attentions.1.proj_in.weight`.
+def varied(net: Net, deltas: Mapping[str, Tensor]) -> Net:
+    """`net` with `deltas` added to the parameters they name, as `up_blocks.0.attentions.1.proj_in.weight`.
 
     Sums are taken in float32 and kept in the parameter's own dtype and on its device.  Only the changed tensors are new
     memory.  Raises WeightsError, nothing made, for a parameter that does not exist or a delta of another shape.
     """
-    parameters = dict(unet.named_parameters())
+    parameters = dict(net.named_parameters())
     for name, delta in deltas.items():
         if name not in parameters:
-            raise WeightsError(f"the UNet has no parameter {name!r} to change{nearest(name, parameters)}")
+            raise WeightsError(f"the network has no parameter {name!r} to change{nearest(name, parameters)}")
         if delta.shape != parameters[name].shape:
             raise WeightsError(
                 f"the change of {name!r} has the shape {tuple(delta.shape)}, and the parameter "
                 f"{tuple(parameters[name].shape)}: it is for another family"
             )
-    new = _with(unet, {name: _sum(parameters[name], delta) for name, delta in deltas.items()})
-    assert isinstance(new, UNet)
-    return new
+    return _with(net, {name: _sum(parameters[name], delta) for name, delta in deltas.items()})
 
 
 def _sum(parameter: Tensor, delta: Tensor) -> nn.Parameter:
@@ -34,7 +34,7 @@ def _sum(parameter: Tensor, delta: Tensor) -> nn.Parameter:
     return nn.Parameter(changed.to(parameter.dtype), requires_grad=False)
 
 
-def _with(module: nn.Module, changed: Mapping[str, nn.Parameter]) -> nn.Module:
+def _with(module: Net, changed: Mapping[str, nn.Parameter]) -> Net:
     """The module with some parameters replaced, down the path to each; whatever lies off those paths is shared."""
     new = copy.copy(module)
     # Torch copies a module's dictionaries by reference, and registering in the copy would change the original.

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,11 @@ class TensorFile(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Every tensor's name and shape, in the file's order."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What a .safetensors file says about itself; a pickle says nothing."""
         ...
 
     def read(self, name: str) -> Tensor:
@@ -62,6 +68,7 @@ class _Safe:
     def __init__(self, path: Path, handle: Any) -> None:
         self.path, self.handle = path, handle
         self.shapes = {name: tuple(cast("list[int]", handle.get_slice(name).get_shape())) for name in handle.keys()}  # noqa: SIM118
+        self.metadata = cast("dict[str, str]", handle.metadata() or {})
 
     def read(self, name: str) -> Tensor:
         return finite(self.handle.get_tensor(name), name, self.path)
@@ -69,11 +76,11 @@ class _Safe:
 
 class _Pickled:
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.metadata = path, dict[str, str]()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: it is read or it is not
-                content: object = torch.load(path, map_location="cpu", weights_only=True)
+                content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         except pickle.UnpicklingError as e:
             if "GLOBAL" in str(e):
                 raise WeightsError(
@@ -90,6 +97,13 @@ class _Pickled:
         return finite(self.tensors[name], name, self.path)
 
 
+def peek(file: TensorFile, name: str) -> Tensor:
+    """The first row of a tensor as stored, without reading the rest where the format allows it."""
+    if isinstance(file, _Safe):
+        return file.handle.get_slice(name)[:1]
+    return file.read(name)[:1]
+
+
 def _flat(prefix: str, content: object, path: Path) -> Iterator[tuple[str, Tensor]]:
     if isinstance(content, Tensor):
         yield prefix, content
@@ -102,8 +116,11 @@ def _flat(prefix: str, content: object, path: Path) -> Iterator[tuple[str, Tenso
 
 
 def finite(tensor: Tensor, name: str, path: Path) -> Tensor:
-    """The tensor itself.  Raises WeightsError when it is not of floating point, or holds NaN or infinity."""
-    if not tensor.is_floating_point():
+    """The tensor itself.  Raises WeightsError when it is not of floating point, or holds NaN or infinity.
+
+    A number alone may be an integer, as the alphas of LoRA files are.
+    """
+    if tensor.ndim and not tensor.is_floating_point():
         raise WeightsError(f"{name} in {path} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point")
     # A sum is NaN or infinite if any term is, and needs no mask as large as the tensor.
     if not tensor.sum(dtype=torch.float64).isfinite():

@@ -34,5 +34,10 @@ class Cancelled(InstantStyleError):
 
 def nearest(given: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` when some known word is close to the given one, else an empty string."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = closest(given, known)
+    return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that is spelled most like the given one, if one is at all: 1 is the same, 0 has no letter of it."""
+    return next(iter(difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)), None)

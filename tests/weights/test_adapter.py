@@ -100,7 +100,9 @@ def test_only_what_the_plan_names_is_read(written: Path, monkeypatch: pytest.Mon
                 read.append(name)
                 return handle.get_tensor(name)
 
-            yield SimpleNamespace(keys=handle.keys, get_slice=handle.get_slice, get_tensor=get_tensor)
+            yield SimpleNamespace(
+                keys=handle.keys, get_slice=handle.get_slice, get_tensor=get_tensor, metadata=handle.metadata
+            )
 
     monkeypatch.setattr(files, "safe_open", counting)
     adapter = load_adapter(written, TINY_SDXL, plan=STYLE)

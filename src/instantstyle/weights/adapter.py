@@ -9,7 +9,8 @@ for the others.
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from instantstyle.errors import OutputError, WeightsError
 from instantstyle.families import FAMILIES
 from instantstyle.nets.attention import KeysValues, split_heads
 from instantstyle.nets.projection import ImageProjection, Resampler
-from instantstyle.weights.files import TensorFile, open_tensors
+from instantstyle.weights.files import TensorFile, open_tensors, peek
 
 ENCODERS: Mapping[int, str] = {768: "CLIP ViT-L/14", 1024: "OpenCLIP ViT-H/14", 1280: "OpenCLIP ViT-bigG/14"}
 """Who makes image embeddings of a width (after the projection), among the encoders adapters were published for."""
@@ -93,15 +94,18 @@ def load_adapter(
     embed_dim: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    lazy: bool = False,
 ) -> Adapter:
     """Read an adapter for a UNet: all that the file holds, or only the sites where `plan` is not zero.
 
+    A lazy adapter reads a site's weights when a plan first speaks there; all names and shapes are checked at once.
     `embed_dim` is the width of the features of the image encoder at hand, if it is to be checked.  Of a .safetensors
     file nothing but the projection and the asked-for sites is read.  Raises WeightsError, naming the tensor, family or
     encoder, when the file is missing, damaged, for another UNet or encoder, of a kind not supported, holds NaN, or
     lacks sites that the plan asks for.
     """
-    with open_tensors(path) as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(open_tensors(path))
         names = _sites(file, config, path)
         projection, width, count = _projection(file, config, path)
         if plan is not None:
@@ -109,13 +113,64 @@ def load_adapter(
             _check_present([site for site in sites if site not in names], names, f" in {path}")
             names = {site: names[site] for site in sites}
 
-        def weights(kind: str) -> dict[Site, Tensor]:
-            return {site: file.read(f"{name}.to_{kind}_ip.weight").to(device, dtype) for site, name in names.items()}
+        kept = stack.pop_all() if lazy else stack  # the file stays open as long as there is something to be read
+
+        def weights(kind: str) -> Mapping[Site, Tensor]:
+            tensors = {site: f"{name}.to_{kind}_ip.weight" for site, name in names.items()}
+            if lazy:
+                return LazyWeights(file, tensors, dtype, device, kept)
+            return {site: file.read(name).to(device, dtype) for site, name in tensors.items()}
 
         adapter = Adapter(projection.to(device, dtype), weights("k"), weights("v"), width, count)
     if embed_dim is not None:
         adapter.check_encoder(embed_dim)
     return adapter
+
+
+class LazyWeights(Mapping[Site, Tensor]):
+    """Weights that are read from an open file when they are first asked for, and then held."""
+
+    def __init__(
+        self,
+        file: TensorFile,
+        names: Mapping[Site, str],
+        dtype: torch.dtype,
+        device: str | torch.device,
+        kept: ExitStack,
+    ) -> None:
+        self.held: dict[Site, Tensor] = {}
+        self._file, self._names, self._to, self._kept = file, names, (device, dtype), kept
+
+    def __getitem__(self, site: Site) -> Tensor:
+        if site not in self.held:
+            self.held[site] = self._file.read(self._names[site]).to(*self._to)
+        return self.held[site]
+
+    def __contains__(self, site: object) -> bool:
+        return site in self._names
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def peek(self, site: Site) -> Tensor:
+        """The first row of a site's weights, read and not held: enough to tell one adapter from another."""
+        return peek(self._file, self._names[site])
+
+
+def reads(path: str | Path) -> tuple[bool, int]:
+    """What an adapter's file was trained on: whether the last-but-one hidden states (Plus), and how wide the features.
+
+    Raises WeightsError when it is no file of an adapter.
+    """
+    with open_tensors(path) as file:
+        for name, plus in (("proj_in.weight", True), ("proj.weight", False)):
+            shape = file.shapes.get(_PROJECTION + name, ())
+            if len(shape) == 2:
+                return plus, shape[1]
+        raise WeightsError(f"{path} is no IP-Adapter file that can be used: it has no tensor {_PROJECTION}proj.weight")
 
 
 def save_adapter(path: str | Path, adapter: Adapter, config: UNetConfig) -> None:

@@ -1,7 +1,9 @@
 """Filling networks from files, strictly: a missing, extra or mis-shaped tensor is an error that names it."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,25 +27,54 @@ def count_parameters(config: UNetConfig) -> int:
 
 def load_unet(folder: Path, config: UNetConfig, dtype: torch.dtype, device: torch.device) -> UNet:
     """Our UNet with the weights of a diffusers `unet/` folder.  Raises WeightsError."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_tensors(path)) for path in weight_files(folder)]
+        return fill_unet(files, str(folder), config, dtype, device)
+
+
+def fill_unet(
+    files: Sequence[TensorFile], where: str, config: UNetConfig, dtype: torch.dtype, device: torch.device
+) -> UNet:
+    """Our UNet, made of nothing and filled from open files; what is stored in its dtype stays memory-mapped."""
     with torch.device("meta"):
         unet = UNet(config)
     expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
-    with ExitStack() as stack:
-        files = [stack.enter_context(open_tensors(path)) for path in _weights(folder)]
-        check_names(expected, {name: shape for file in files for name, shape in file.shapes.items()}, str(folder))
-        tensors = {name: tensor.to(device, dtype) for file in files for name, tensor in _read(file)}
+    check_names(expected, {name: shape for file in files for name, shape in file.shapes.items()}, where)
+    tensors = {name: tensor.to(device, dtype) for file in files for name, tensor in _read(file)}
     unet.load_state_dict(tensors, strict=True, assign=True)
     return unet.requires_grad_(False).eval()
 
 
-def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """A network of diffusers or transformers from its folder.  Raises WeightsError.
+def fill_part(
+    make: Callable[[], Any],
+    tensors: Callable[[Any], Mapping[str, Tensor]],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """A network of diffusers or transformers made of nothing, and filled with the tensors that are given for it.
+
+    Raises WeightsError when a tensor is missing, left over or of another shape.
+    """
+    with import_module("accelerate").init_empty_weights(include_buffers=False), quiet():
+        net = make()
+    given = tensors(net)
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    check_names(expected, {name: tuple(tensor.shape) for name, tensor in given.items()}, where)
+    net.load_state_dict({name: tensor.to(device, dtype) for name, tensor in given.items()}, strict=True, assign=True)
+    return net.to(device).requires_grad_(False).eval()
+
+
+def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device, *, besides: str = "") -> Any:
+    """A network of diffusers or transformers from its folder; `besides` is a pattern of names that may be left over.
+
+    Raises WeightsError.
 
     Their loaders know the names that old files use; what they say was missing or left over is an error here, and so
     are NaN and infinity, of which a picture would come out black.
     """
     read_json(folder / "config.json")
-    with _quiet():
+    with quiet():
         try:
             loaded: tuple[Any, Mapping[str, Any]] = kind.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, **_arguments(kind, folder, dtype)
@@ -54,6 +85,7 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device)
             ) from e
     net, info = loaded
     missing, extra = (sorted(map(str, info.get(key) or ())) for key in ("missing_keys", "unexpected_keys"))
+    extra = [name for name in extra if not (besides and re.match(besides, name))]
     if missing or extra or info.get("mismatched_keys"):
         _refuse(missing, extra, [str(key) for key in info.get("mismatched_keys") or ()], str(folder))
     for name, tensor in net.state_dict().items():
@@ -85,7 +117,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _weights(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The weight files of a part, in the order of preference in which diffusers and people name them."""
     for variant in ("", ".fp16"):
         name = "diffusion_pytorch_model"
@@ -109,13 +141,13 @@ def _read(file: TensorFile) -> Iterator[tuple[str, Tensor]]:
 def _arguments(kind: Any, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Each library's name for the dtype, and the half-precision files where only those were fetched."""
     names = [path.name for path in folder.glob("*.safetensors")]
-    only_half = bool(names) and all(".fp16." in name for name in names)
+    only_half = bool(names) and all(re.search(r"\.fp16[.-]", name) for name in names)
     dtype_name = "torch_dtype" if kind.__module__.startswith("diffusers") else "dtype"
     return {dtype_name: dtype} | ({"variant": "fp16"} if only_half else {})
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
     """Without the progress bars of libraries, which would be drawn over ours."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

@@ -1,0 +1,30 @@
+"""Who a model is: a hash of its weights, short enough to be remembered in a picture."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+LARGE = 16 * 2**20
+"""Bytes beyond which a tensor is known by a sample of it."""
+WINDOWS, WIDTH = 16, 1024
+"""The sample: so many stretches of so many numbers, evenly apart."""
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash over names, dtypes, shapes and the bytes of tensors, in their order."""
+    made = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """The tensor itself, or of a large one a sample: training leaves no stretch of a weight as it was."""
+    if tensor.numel() * tensor.element_size() <= LARGE:
+        return tensor
+    flat = tensor.detach().reshape(-1)
+    apart = (len(flat) - WIDTH) // (WINDOWS - 1)
+    return torch.cat([flat[i * apart : i * apart + WIDTH] for i in range(WINDOWS)])

@@ -1,0 +1,119 @@
+"""The model folders of ComfyUI and A1111, in which a name is enough to find a file.
+
+`INSTANTSTYLE_MODELS` names them: a ComfyUI or A1111 folder, or an `extra_model_paths.yaml`, several joined as in PATH.
+A file that lies in such a tree finds its neighbours without being told.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from instantstyle.errors import WeightsError, nearest
+
+VARIABLE = "INSTANTSTYLE_MODELS"
+Kind = Literal["checkpoints", "loras", "controlnet", "clip_vision", "ipadapter", "diffusers"]
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+
+COMFY: Mapping[Kind, tuple[str, ...]] = {
+    "checkpoints": ("checkpoints",),
+    "loras": ("loras",),
+    "controlnet": ("controlnet", "t2i_adapter"),
+    "clip_vision": ("clip_vision",),
+    "ipadapter": ("ipadapter",),
+    "diffusers": ("diffusers",),
+}
+"""Folders below ComfyUI's `models` (its folder_paths.py; `ipadapter` is ComfyUI_IPAdapter_plus's)."""
+A1111: Mapping[Kind, tuple[str, ...]] = {
+    "checkpoints": ("models/Stable-diffusion",),
+    "loras": ("models/Lora", "models/LyCORIS"),
+    "controlnet": ("models/ControlNet", "extensions/sd-webui-controlnet/models"),
+    "clip_vision": ("extensions/sd-webui-controlnet/annotator/downloads/clip_vision",),
+    "ipadapter": ("models/ControlNet", "extensions/sd-webui-controlnet/models"),
+    "diffusers": (),
+}
+"""Folders below stable-diffusion-webui; its ControlNet extension keeps IP-Adapters among the ControlNets."""
+
+
+def look_up(kind: Kind, name: str, near: Path | None = None) -> Path | None:
+    """The file (or for `diffusers` the folder) of a name, with or without its ending, or None.
+
+    A name may begin with folders, as ComfyUI shows them.  Raises WeightsError when several files answer to it.
+    """
+    wanted = name.replace("\\", "/")
+    found = [path for path, called in _entries(kind, near) if wanted in called]
+    different = list({path.resolve(): path for path in found}.values())
+    if len(different) > 1:
+        raise WeightsError(f"the name {name!r} stands for several files: give one of {', '.join(map(str, different))}")
+    return different[0] if different else None
+
+
+def suggestion(kind: Kind, name: str) -> str:
+    """` (did you mean 'x'?)` where a file of the trees has a name like it, else an empty string."""
+    return nearest(name, [path.name for path, _ in _entries(kind, None)])
+
+
+def files(kind: Kind, near: Path | None = None) -> list[Path]:
+    """Every file of a kind, in the order of the trees; `near` is a file whose own tree is looked through too."""
+    return [path for path, _ in _entries(kind, near)]
+
+
+def _entries(kind: Kind, near: Path | None) -> Iterator[tuple[Path, set[str]]]:
+    """Files with the names they answer to."""
+    for folder in dict.fromkeys(_places(kind, near)):
+        if kind == "diffusers":
+            found = (path.parent for path in sorted(folder.glob("*/model_index.json")))
+        else:
+            found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+        for path in found:
+            inside = path.relative_to(folder).as_posix()
+            bare = inside.removesuffix(path.suffix) if path.is_file() else inside
+            yield path, {inside, bare, path.name, Path(bare).name}
+
+
+def _places(kind: Kind, near: Path | None) -> Iterator[Path]:
+    for root in _roots():
+        if root.suffix.lower() in (".yaml", ".yml"):
+            yield from _listed(root, kind)
+        else:
+            yield from _inside(root, kind)
+    for parent in near.resolve().parents if near is not None else ():
+        if (parent / "models/checkpoints").is_dir() or (parent / "models/Stable-diffusion").is_dir():
+            yield from _inside(parent, kind)
+            return
+
+
+def _roots() -> list[Path]:
+    given = [Path(part).expanduser() for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    for root in given:
+        if not root.exists():
+            raise WeightsError(f"{VARIABLE} names {str(root)!r}, and there is no such folder or file")
+    return given
+
+
+def _inside(root: Path, kind: Kind) -> Iterator[Path]:
+    """A tree's folders of a kind, those that are there; a ComfyUI folder may list more in a file of its own."""
+    inner = root / "models" if (root / "models").is_dir() else root
+    yield from (folder for name in COMFY[kind] if (folder := inner / name).is_dir())
+    yield from (folder for name in A1111[kind] if (folder := root / name).is_dir())
+    if (listed := root / "extra_model_paths.yaml").is_file():
+        yield from _listed(listed, kind)
+
+
+def _listed(path: Path, kind: Kind) -> Iterator[Path]:
+    """Folders of a kind in an `extra_model_paths.yaml`, read as ComfyUI's utils/extra_config.py reads it."""
+    import yaml
+
+    try:
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise WeightsError(f"cannot read {path}: {' '.join(str(e).split())}") from e
+    sections = cast("Mapping[str, Any]", content) if isinstance(content, Mapping) else {}
+    for section in sections.values():
+        if not isinstance(section, Mapping):
+            continue
+        given = cast("Mapping[str, Any]", section)
+        base = path.parent / Path(os.path.expandvars(str(given.get("base_path", "")))).expanduser()
+        for name in COMFY[kind]:
+            lines = str(given.get(name) or "").splitlines()
+            yield from (folder for line in lines if line.strip() and (folder := base / line.strip()).is_dir())

@@ -303,24 +303,21 @@ def _scale(file: TensorFile, down: str, part: str, module: str, said: Mapping[st
 
 def _said(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
     """peft's settings of each network: in the file's metadata as diffusers writes them, or in a file beside it."""
+    said: dict[str, dict[str, Any]] = {}
     try:
         if "lora_adapter_metadata" in file.metadata:
             flat: dict[str, Any] = json.loads(file.metadata["lora_adapter_metadata"])
-            split = [(*key.partition(".")[::2], value) for key, value in flat.items()]
-            return {
-                part: {name: value for p, name, value in split if p == part} for part in _PARTS if _any(split, part)
-            }
+            for key, value in flat.items():
+                part, _, name = key.partition(".")
+                said.setdefault(part, {})[name] = value
+            return said
         beside = path.with_name("adapter_config.json")
         if path.name.startswith("adapter_model.") and beside.is_file():
             settings: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-            return dict.fromkeys(_PARTS, settings)
+            said = dict.fromkeys(_PARTS, settings)
     except (OSError, ValueError, AttributeError) as e:
         raise WeightsError(f"the settings of the LoRA {path} cannot be read: {e}") from e
-    return {}
-
-
-def _any(split: Sequence[tuple[str, str, Any]], part: str) -> bool:
-    return any(p == part for p, _, _ in split)
+    return said
 
 
 @cache

@@ -90,6 +90,19 @@ def folder(name: str) -> Path:
 
 
 @cache
+def controlnet(name: str, *, seed: int = 1) -> Path:
+    """A random ControlNet for one of the models above, its zero convolutions random too, in diffusers' format."""
+    path = folder(name) / f".controlnet-{seed}"
+    net = diffusers.ControlNetModel.from_unet(diffusers.UNet2DConditionModel.from_pretrained(folder(name) / "unet"))
+    make = torch.Generator().manual_seed(seed)
+    for tensor in net.parameters():
+        spread = 1 / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 0.2
+        tensor.data = torch.randn(tensor.shape, generator=make) * spread + float(tensor.ndim == 1)
+    net.save_pretrained(path)
+    return path
+
+
+@cache
 def model(name: str) -> Model:
     """One of the models above, loaded once: networks are never changed, so tests may share them."""
     return load(folder(name))

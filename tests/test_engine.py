@@ -293,7 +293,7 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
         ("emoji", {"size": (60, 64)}, "60x64.*multiples of 32.*64x64"),
         ("emoji", {"prompt": "house " * 40}, "40 tokens.*reads 22"),
         ("emoji", {"negative": "house " * 40}, "fewer words"),
-        ("emoji", {"controls": [ist.Control("edges", factory.picture())]}, "controls are planned"),
+        ("emoji", {"controls": [ist.Control("edges", factory.picture())]}, "has no ControlNet, so no picture can be followed"),
         ("emoji", {"init": ist.Init(factory.picture(), 0.5)}, "init picture is planned"),
         ("emoji", {"references": [reference(mask=factory.picture())]}, "masks"),
         ("sd15", {"references": [reference(content="dog")]}, "not one shared space"),

@@ -27,6 +27,8 @@ from instantstyle.families import Family
 from instantstyle.nets.unet import UNet
 from instantstyle.pictures import Fit
 from instantstyle.weights.adapter import Adapter, load_adapter
+from instantstyle.weights.control import ControlNet, load_controls
+from instantstyle.weights.depth import Depth, load_depth
 from instantstyle.weights.find import Found, family_of, find
 from instantstyle.weights.networks import count_parameters, load_part, load_unet
 
@@ -43,6 +45,10 @@ class Model:
     adapter: Adapter | None
     style_adapter: Adapter | None
     """A second adapter that comes with the model, for a few blocks alone; plans within them speak through it."""
+    controls: Mapping[str, ControlNet]
+    """ControlNets by the kind of picture they read."""
+    depth: Depth | None
+    """What makes depth pictures for a ControlNet."""
     scheduler_config: Mapping[str, Any]
     vocabulary: tuple[str, ...]
     """Words for what pictures of this model's world show: what `content="auto"` chooses from."""
@@ -159,7 +165,9 @@ class Model:
         towers = {f"text_encoder{f'_{i + 1}' if i else ''}": tower.net for i, tower in enumerate(self.towers)}
         eyes = {} if self.eyes is None else {"image_encoder": self.eyes.net}
         adapters = {name: adapter.projection for name, adapter in self._adapters.items()}
-        return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **adapters}
+        controls = {f"controlnet.{kind}": control.net for kind, control in self.controls.items()}
+        depth = {} if self.depth is None else {"depth": self.depth.net}
+        return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **adapters, **controls, **depth}
 
     def hash(self) -> str:
         """A hash over the bytes of every weight, as they are now."""
@@ -191,12 +199,16 @@ def load(
     model: str | Path = "emoji",
     *,
     adapter: str | Path | None = None,
+    controls: Mapping[str, str | Path] | None = None,
+    depth: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
 ) -> Model:
     """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, or a hub id.
 
-    `adapter` is an IP-Adapter file or its path on the hub, by default the one that comes with the model.  `device` auto
+    `adapter` is an IP-Adapter file or its path on the hub, by default the one that comes with the model.  `controls`
+    are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are): folders, files or hub ids,
+    beside those that come with the model; `depth` is a depth model of transformers for the kind depth.  `device` auto
     and `dtype` auto are as `instantstyle.device` decides.
 
     Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
@@ -231,6 +243,8 @@ def load(
         eyes=eyes,
         adapter=_adapter(found.adapter, family, eyes, kind, where),
         style_adapter=_adapter(found.style_adapter, family, eyes, kind, where),
+        controls=load_controls(controls or {}, found.folder, family, kind, where),
+        depth=None if depth is None else load_depth(depth, where),
         scheduler_config=found.config("scheduler/scheduler_config.json"),
         vocabulary=_vocabulary(found),
         device=where,

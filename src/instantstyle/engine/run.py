@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from instantstyle.controls import residuals, steer
 from instantstyle.engine.samplers import clean, sampler_name, scheduler, signal_and_noise
 from instantstyle.engine.stack import Told, Turn
 from instantstyle.engine.told import tell
@@ -20,6 +21,7 @@ from instantstyle.errors import Cancelled, InputError, InstantStyleError
 from instantstyle.methods import Injection, Moment, inject
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, TextKeysValues
+from instantstyle.nets.unet import Residuals
 from instantstyle.request import Request, Result
 
 State = Literal["running", "done", "cancelled", "failed"]
@@ -68,6 +70,7 @@ class Run:
         self.request = request.model_copy(update=settled)
         self.injection = inject(model, self.request)
         self.request = self.request.model_copy(update=dict(self.injection.settled))
+        self.controls = steer(model, self.request)
         self.generator = torch.Generator("cpu").manual_seed(cast("int", self.request.seed))
         self.latents = self._noise()
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -159,10 +162,11 @@ class Run:
             asked = self.asked
             scaled = self.scheduler.scale_model_input(self.latents, self.times[self.step])
             latents = torch.cat([scaled] * (self.own_rows // self.request.count))
+            steered = self._steered(latents)
             if asked.rows is not None:
                 latents = torch.cat([latents, self._pinned()])
             unet = asked.unet or self.engine.model.unet
-            self._turn = Turn(unet, latents, self.times[self.step], self._tell(), asked.attend)
+            self._turn = Turn(unet, latents, self.times[self.step], self._tell(), asked.attend, steered)
         return self._turn
 
     def advance(self, prediction: Float[Tensor, "rows channels height width"]) -> None:
@@ -235,6 +239,15 @@ class Run:
             )
         return pinned.to(self.latents)
 
+    def _steered(self, latents: Tensor) -> Residuals | None:
+        """What the run's controls add to its own rows in the coming step."""
+        told, rows = self._tell(), len(latents)
+        pooled, sizes = (None if each is None else each[:rows] for each in (told.pooled, told.sizes))
+        time_now = self.times[self.step].float().expand(rows)
+        unconditional = self.request.count if self.guided else 0
+        said = (latents, time_now, told.context[:rows], pooled, sizes)
+        return residuals(self.controls, self.step, self.steps, *said, unconditional=unconditional)
+
     def _combined(self, prediction: Tensor) -> Tensor:
         """One prediction of those for the unconditional, the conditional and the negative rows."""
         parts = list(prediction.split(self.request.count))
@@ -260,7 +273,6 @@ def _size(model: Model, request: Request) -> tuple[int, int]:
 def _refuse_what_comes_later(request: Request) -> None:
     masks = any(reference.mask is not None for reference in request.references)
     asked = {
-        "controls": bool(request.controls),
         "an init picture": request.init is not None,
         "masks of references": masks,
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from instantstyle.blocks import Site
 from instantstyle.nets.attention import Attend, Heads, TextKeysValues, plain
-from instantstyle.nets.unet import UNet
+from instantstyle.nets.unet import Residuals, UNet
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,8 @@ class Turn:
     """In training steps, one number for all rows."""
     told: Told
     attend: Attend
+    residuals: Residuals | None = None
+    """What the run's ControlNets add, for its first rows or all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +70,34 @@ class Stack:
         latents = torch.cat([turn.latents for turn in turns])
         times = torch.cat([turn.time.float().expand(len(turn.latents)) for turn in turns])
         attend = together([(rows, turn.attend) for rows, turn in zip(self.rows, turns, strict=True)])
-        return turns[0].unet(latents, times, self.text, self.pooled, self.sizes, attend=attend)
+        residuals = stacked([(turn.residuals, len(turn.latents)) for turn in turns])
+        return turns[0].unet(latents, times, self.text, self.pooled, self.sizes, attend=attend, residuals=residuals)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     there = [part for part in parts if part is not None]
     return torch.cat(there) if there else None
+
+
+def stacked(parts: Sequence[tuple[Residuals | None, int]]) -> Residuals | None:
+    """The residuals of all rows, of each run's own and how many rows it has; zeros for rows without, None if none has.
+
+    A number plus zero is the number, so that a run is not changed by a neighbour that has controls.
+    """
+    there = [residuals for residuals, _ in parts if residuals is not None]
+    if not there:
+        return None
+    flat = [None if residuals is None else [*residuals[0], residuals[1]] for residuals, _ in parts]
+    joined: list[Tensor] = []
+    for place, each in enumerate(zip(*(one for one in flat if one is not None), strict=True)):
+        # Those of ControlNets that pool are one pixel large.
+        shape = torch.broadcast_shapes(*(tensor.shape[1:] for tensor in each))
+        rows: list[Tensor] = []
+        for one, (_, count) in zip(flat, parts, strict=True):
+            own = each[0].new_zeros(0, *shape) if one is None else one[place].expand(-1, *shape)
+            rows += [own, own.new_zeros(count - len(own), *shape)]
+        joined.append(torch.cat(rows))
+    return joined[:-1], joined[-1]
 
 
 def together(parts: Sequence[tuple[slice, Attend]]) -> Attend:

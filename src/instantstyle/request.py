@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from instantstyle import pictures
 from instantstyle.blocks import MAX_STRENGTH, plan_text
+from instantstyle.card import SUFFIX, StyleCard, hint, is_name, named_card, read_card
 from instantstyle.errors import InputError, PictureError
 from instantstyle.noun import Noun, reading_json, short
 from instantstyle.pictures import Fit
@@ -114,7 +115,24 @@ def _picture(value: object, longest: int) -> object:
     raise PictureError(f"a picture is a path, the bytes of a file or a PIL image, not {short(value)}")
 
 
-Reference = Annotated[Picture, BeforeValidator(lambda value: _picture(value, REFERENCE_SIDE))]
+def _reference(value: object) -> object:
+    """A style card by its name, its file or its JSON, or else a picture."""
+    if isinstance(value, StyleCard):
+        return value
+    if isinstance(value, dict) and "sights" in value:
+        return StyleCard.model_validate(value)
+    if isinstance(value, str | Path) and str(value).endswith(SUFFIX) and not reading_json.get():
+        return read_card(value)
+    if isinstance(value, str) and is_name(value) and (reading_json.get() or not Path(value).exists()):
+        card = named_card(value, own=not reading_json.get())  # text from elsewhere opens no file of ours
+        if card is not None:
+            return card
+        if not reading_json.get():
+            raise PictureError(f"there is no picture at {value!r}{hint(value)}")
+    return _picture(cast("object", value), REFERENCE_SIDE)
+
+
+Reference = Annotated[Picture | StyleCard, BeforeValidator(_reference)]
 Guide = Annotated[Picture, BeforeValidator(lambda value: _picture(value, PICTURE_SIDE))]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
@@ -149,9 +167,10 @@ def _options(options: object) -> object:
 
 
 class StyleReference(Noun):
-    """A picture whose style is wanted.  `content` says what it shows, so that this can be subtracted from it.
+    """A picture whose style is wanted, or a style card: its name, its file, or the card itself.
 
-    `content` may be several words or phrases, and "auto" picks it from the family's vocabulary.
+    `content` says what it shows, so that this can be subtracted from it; a card may say so itself.  It may be several
+    words or phrases, and "auto" picks it from the family's vocabulary.
     """
 
     image: Reference
@@ -164,7 +183,7 @@ class StyleReference(Noun):
 
         def __init__(
             self,
-            image: PictureLike,
+            image: PictureLike | StyleCard,
             content: str | Sequence[str] | None = None,
             content_weight: float = 0.5,
             weight: float = 1.0,
@@ -174,7 +193,10 @@ class StyleReference(Noun):
     @property
     def contents(self) -> tuple[str, ...]:
         """The content as a tuple of phrases, empty where nothing is to be subtracted."""
-        given = (self.content,) if isinstance(self.content, str) else self.content or ()
+        said = self.content
+        if said is None and isinstance(self.image, StyleCard):
+            said = self.image.content
+        given = (said,) if isinstance(said, str) else said or ()
         return tuple(phrase for phrase in given if phrase.strip())
 
 
@@ -332,6 +354,8 @@ class Result(Noun):
     dtype: str = "auto"
     seconds: float = 0.0
     version: str = Field(default_factory=version)
+    warnings: tuple[str, ...] = ()
+    """What of the request the model cannot do as it was said, a sentence each."""
 
     if TYPE_CHECKING:
 
@@ -346,6 +370,7 @@ class Result(Noun):
             dtype: str = "auto",
             seconds: float = 0.0,
             version: str = "",
+            warnings: Sequence[str] = (),
         ) -> None: ...
 
     def memory(self, index: int = 0) -> Memory:

@@ -37,9 +37,9 @@ def _sum(parameter: Tensor, delta: Tensor) -> nn.Parameter:
 def _with(module: Net, changed: Mapping[str, nn.Parameter]) -> Net:
     """The module with some parameters replaced, down the path to each; whatever lies off those paths is shared."""
     new = copy.copy(module)
-    # Torch copies a module's dictionaries by reference, and registering in the copy would change the original.
-    new._parameters = dict(module._parameters)  # pyright: ignore[reportPrivateUsage]
-    new._modules = dict(module._modules)  # pyright: ignore[reportPrivateUsage]
+    # Parameters, children and hooks lie in dictionaries, which a shallow copy shares: what is registered in the one
+    # would be registered in the other.
+    new.__dict__.update({name: own.copy() for name, own in vars(module).items() if isinstance(own, dict)})
     for name, parameter in changed.items():
         if "." not in name:
             new.register_parameter(name, parameter)

@@ -20,7 +20,8 @@ from instantstyle.errors import InputError, InstantStyleError, WeightsError
 from instantstyle.families import EMOJI, SD15, SDXL
 from instantstyle.model import load
 from instantstyle.weights.adapter import load_adapter, save_adapter
-from instantstyle.weights.find import family_of, find, unet_config
+from instantstyle.weights.find import find
+from instantstyle.weights.layout import family_of, unet_config
 
 diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
@@ -194,9 +195,9 @@ class TestFinding:
         with pytest.raises(WeightsError, match=r"no unet/config\.json"):
             find(tmp_path)
 
-    def test_a_single_file_is_told_what_to_do(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_none_is_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "x.safetensors").write_bytes(b"0")
-        with pytest.raises(WeightsError, match="from_single_file"):
+        with pytest.raises(WeightsError, match="no weight file at all"):
             find(tmp_path / "x.safetensors")
 
     def test_an_adapter_that_is_not_there(self) -> None:

@@ -4,21 +4,24 @@ Batching, devices of the answers and what a family makes of them are the busines
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.pictures import Fit, fit_square
-from instantstyle.weights.find import Found, read_json
-from instantstyle.weights.networks import load_part
+from instantstyle.weights.files import open_tensors
+from instantstyle.weights.find import Found, encoder_layout, read_json
+from instantstyle.weights.networks import fill_part, load_part
+from instantstyle.weights.single import Part
+from instantstyle.weights.vocabulary import clip_vocabulary
 
 BATCH = 64
 """Texts or pictures that go through an encoder at a time."""
@@ -61,9 +64,9 @@ class Tower:
                 )
         return self.tokenizer(list(texts), padding="max_length", max_length=self.length, return_tensors="pt").input_ids
 
-    def say(self, texts: Sequence[str], skip: int) -> tuple[Tensor, Tensor | None]:
+    def say(self, texts: Sequence[str], skip: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """The hidden states `skip` from the end (1: the last, with its norm), and the embedding where it projects."""
-        out = self.net(self.ids(texts).to(self.net.device), output_hidden_states=True)
+        out = self.net(self.ids(texts).to(device), output_hidden_states=True)
         return out.last_hidden_state if skip == 1 else out.hidden_states[-skip], getattr(out, "text_embeds", None)
 
 
@@ -89,35 +92,105 @@ class Eyes:
         return torch.cat([out.hidden_states[-2] if hidden else out.image_embeds for out in outs])
 
 
-def load_tower(found: Found, part: str, tokenizer: str, dtype: torch.dtype, device: torch.device) -> Tower:
-    """A text encoder of a model's folder and its tokenizer.  Raises WeightsError."""
+class Lent(nn.Module):
+    """An encoder that is read from its files for every use and let go after it: slower, and in nobody's way."""
+
+    def __init__(self, make: Callable[[], Any], config: Any) -> None:
+        super().__init__()
+        self.make, self.config = make, config
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.make()(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Of the network itself, read for this."""
+        return self.make().state_dict(*args, **kwargs)
+
+
+def lent(make: Callable[[], Any]) -> Lent:
+    """A network to be made for every use.  It is made once now, so that files that do not fit are an error at once."""
+    return Lent(make, make().config)
+
+
+def load_tower(
+    found: Found, part: Part, tokenizer: str, dtype: torch.dtype, device: torch.device, *, keep: bool = True
+) -> Tower:
+    """A text encoder of a model and its tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
-    kinds = found.config(f"{part}/config.json").get("architectures") or ()
-    name = "CLIPTextModelWithProjection" if "CLIPTextModelWithProjection" in kinds else "CLIPTextModel"
-    net = load_part(getattr(transformers, name), found.folder / part, dtype, device)
+    config = found.config(f"{part}/config.json")
+    projects = "CLIPTextModelWithProjection" in (config.get("architectures") or ())
+    kind = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
+    single = found.single
+    if single is None:
+
+        def make() -> Any:
+            return load_part(kind, found.folder / part, dtype, device)
+
+        return Tower(load_tokenizer(found.folder / tokenizer), make() if keep else lent(make))
+
+    def convert() -> Any:
+        empty = transformers.CLIPTextConfig(**{name: x for name, x in config.items() if name != "architectures"})
+        return fill_part(lambda: kind(empty), lambda net: single.tensors(part, net), str(single.path), dtype, device)
+
+    vocabulary, merges = clip_vocabulary()
+    # As published: SDXL's second tower pads with the token 0, all others with the end of the text.
+    padding = {"pad_token": "!"} if part == "text_encoder_2" else {}
+    tokens = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **padding)
+    return Tower(tokens, convert() if keep else lent(convert))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A folder's tokenizer.  Raises WeightsError."""
+    transformers: Any = importlib.import_module("transformers")
     try:
-        tokens = transformers.CLIPTokenizer.from_pretrained(found.folder / tokenizer, local_files_only=True)
+        return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as e:  # a dozen kinds, none of them documented
-        raise WeightsError(f"cannot read the tokenizer in {found.folder / tokenizer}: {e}") from e
-    return Tower(tokens, net)
+        raise WeightsError(f"cannot read the tokenizer in {folder}: {e}") from e
 
 
-def load_eyes(found: Found, dtype: torch.dtype, device: torch.device) -> Eyes | None:
-    """The image encoder with its preprocessing, from whichever of two folders people put it in; else CLIP's numbers.
-
-    None where the model has none.  Raises WeightsError.
-    """
-    if found.image_encoder is None:
-        return None
+def load_content_tower(folder: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True) -> Tower:
+    """The text tower in a CLIP's folder, which may hold the whole CLIP, and its tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
-    net = load_part(transformers.CLIPVisionModelWithProjection, found.image_encoder, dtype, device)
-    folders = (found.folder / "feature_extractor", found.image_encoder)
-    said = next((path for folder in folders if (path := folder / "preprocessor_config.json").is_file()), None)
-    config = read_json(cast("Path", said)) if said is not None else {}
+
+    def make() -> Any:
+        kind = transformers.CLIPTextModelWithProjection
+        return load_part(kind, folder, dtype, device, besides=r"vision_model\.|visual_projection\.|logit_scale$")
+
+    inside = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    return Tower(load_tokenizer(inside), make() if keep else lent(make))
+
+
+def load_eyes(found: Found, where: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True) -> Eyes:
+    """An image encoder of a folder or a single file, with its preprocessing or else CLIP's.  Raises WeightsError."""
+    transformers: Any = importlib.import_module("transformers")
+    kind = transformers.CLIPVisionModelWithProjection
+    if where.is_dir():
+
+        def make() -> Any:
+            return load_part(kind, where, dtype, device, besides=r"text_model\.|text_projection\.|logit_scale$")
+
+        folders = (where,) if found.single is not None else (found.folder / "feature_extractor", where)
+        said = next((path for folder in folders if (path := folder / "preprocessor_config.json").is_file()), None)
+    else:
+        layout = encoder_layout(where)
+
+        def make() -> Any:
+            empty = transformers.CLIPVisionConfig(**layout)
+            return fill_part(lambda: kind(empty), lambda net: _vision_tensors(where), str(where), dtype, device)
+
+        said = None
+    config = read_json(said) if said is not None else {}
     mean = config.get("image_mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("image_std", (0.26862954, 0.26130258, 0.27577711))
+    net = make() if keep else lent(make)
     # The network itself says what it takes; a feature extractor may be the safety checker's, of another size.
     return Eyes(net, int(net.config.image_size), tuple(mean), tuple(std))
+
+
+def _vision_tensors(path: Path) -> dict[str, Tensor]:
+    with open_tensors(path) as file:
+        wanted = (name for name in file.shapes if name.startswith(("vision_model.", "visual_projection.")))
+        return {name: file.read(name) for name in wanted if not name.endswith("position_ids")}
 
 
 def pixels(picture: Image.Image) -> Float[Tensor, "3 height width"]:

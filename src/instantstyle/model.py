@@ -5,14 +5,12 @@ tokenizers are borrowed from transformers and diffusers, here and in `encoders`.
 """
 
 import dataclasses
-import hashlib
 import importlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -21,16 +19,30 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan
 from instantstyle.device import pick_device, pick_dtype
-from instantstyle.encoders import BATCH, Eyes, Text, Tower, load_eyes, load_tower, pixels
-from instantstyle.errors import InputError, InstantStyleError, WeightsError
+from instantstyle.encoders import BATCH, Eyes, Text, Tower, load_content_tower, load_eyes, load_tower, pixels
+from instantstyle.errors import InputError, InstantStyleError, WeightsError, nearest
 from instantstyle.families import Family
 from instantstyle.nets.unet import UNet
+from instantstyle.parts import Speaker, load_speaker, load_unet_of, load_vae, read_vocabulary, with_index
 from instantstyle.pictures import Fit
-from instantstyle.weights.adapter import Adapter, load_adapter
+from instantstyle.weights.adapter import ENCODERS, Adapter, LazyWeights
 from instantstyle.weights.control import ControlNet, load_controls
 from instantstyle.weights.depth import Depth, load_depth
-from instantstyle.weights.find import Found, family_of, find
-from instantstyle.weights.networks import count_parameters, load_part, load_unet
+from instantstyle.weights.find import AdapterSpec, Found, find
+from instantstyle.weights.identity import digest, sample
+from instantstyle.weights.layout import family_of
+from instantstyle.weights.networks import count_parameters
+
+Memory = Literal["keep", "free", "offload"]
+"""What stays on the device: everything; all but the text and image encoders, which are read anew for each use; or the
+layer that is at work, the rest waiting in main memory (accelerate's sequential offload)."""
+
+TEXT_TOWERS: Mapping[int, str] = {
+    768: "openai/clip-vit-large-patch14",
+    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    1280: "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+}
+"""Where the whole CLIP with image embeddings of a width is published."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +57,10 @@ class Model:
     adapter: Adapter | None
     style_adapter: Adapter | None
     """A second adapter that comes with the model, for a few blocks alone; plans within them speak through it."""
+    speakers: Mapping[str, Speaker]
+    """Every adapter by its name, that of `adapter` the first."""
+    content_tower: Tower | None
+    """A text encoder in the image encoder's space, where the model's own are in none or another."""
     controls: Mapping[str, ControlNet]
     """ControlNets by the kind of picture they read."""
     depth: Depth | None
@@ -66,40 +82,83 @@ class Model:
         return Text(cast("Tensor", context), pooled, embeds)
 
     def _say(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        said = [tower.say(texts, self.family.clip_skip) for tower in self.towers]
+        said = [tower.say(texts, self.family.clip_skip, self.device) for tower in self.towers]
         embeds = next((embeds for _, embeds in reversed(said) if embeds is not None), None)
         pooled = embeds if self.family.unet.pooled_dim is not None else None
         return torch.cat([context for context, _ in said], dim=-1), pooled, embeds
 
-    def see(self, pictures: Sequence[Image.Image], fit: Fit = "squash") -> Float[Tensor, "n embed_dim"]:
-        """The un-normalised image embedding of each picture.  Raises InputError when there is no image encoder."""
-        return self._eyes().look(self.prepare(pictures, fit), hidden=False)
+    @torch.no_grad()
+    def say_content(self, texts: Sequence[str], width: int) -> Float[Tensor, "n width"]:
+        """Un-normalised embeddings of texts in the space of image embeddings so wide, to be subtracted from them.
 
-    def see_hidden(self, pictures: Sequence[Image.Image], fit: Fit = "squash") -> Float[Tensor, "n sequence width"]:
+        Raises InputError, naming the encoder that is needed, when the model has no text encoder in that space.
+        """
+        tower, has = self.content_tower, "none"
+        if tower is not None:
+            embeds = tower.say(texts, 1, self.device)[1]
+            has = "none" if embeds is None else f"one {embeds.shape[-1]} wide"
+            if embeds is not None and embeds.shape[-1] == width:
+                return embeds
+        embeds = self.say(texts).embeds
+        if embeds is not None and embeds.shape[-1] == width:
+            return embeds
+        has = f"one {embeds.shape[-1]} wide" if embeds is not None else has
+        named = f" ({ENCODERS[width]})" if width in ENCODERS else ""
+        example = f" such as {TEXT_TOWERS[width]}" if width in TEXT_TOWERS else ""
+        raise InputError(
+            f"content cannot be subtracted yet: this adapter's image embeddings are {width} wide{named}, which needs "
+            f"the text encoder of the same CLIP, and the model {self.found.spec!r} has {has}: give it as content "
+            f"encoder{example}, or leave content out"
+        )
+
+    def see(
+        self, pictures: Sequence[Image.Image], fit: Fit = "squash", adapter: Adapter | None = None
+    ) -> Float[Tensor, "n embed_dim"]:
+        """The un-normalised image embedding of each picture, by the encoder that goes with an adapter.
+
+        Raises InputError when there is no image encoder.
+        """
+        return self._eyes(adapter).look(self._prepared(pictures, fit, adapter), hidden=False)
+
+    def see_hidden(
+        self, pictures: Sequence[Image.Image], fit: Fit = "squash", adapter: Adapter | None = None
+    ) -> Float[Tensor, "n sequence width"]:
         """The image encoder's last-but-one hidden states, which Plus adapters read."""
-        return self._eyes().look(self.prepare(pictures, fit), hidden=True)
+        return self._eyes(adapter).look(self._prepared(pictures, fit, adapter), hidden=True)
 
     def see_nothing(self, adapter: Adapter) -> Tensor:
         """What stands for the picture in an unconditional row: zeros, or for Plus adapters the sight of zeros."""
-        eyes = self._eyes()
         if adapter.plus:
+            eyes = self._eyes(adapter)
             return eyes.look(torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True)
         return torch.zeros(1, adapter.embed_dim, device=self.device, dtype=self.dtype)
 
     def prepare(self, pictures: Sequence[Image.Image], fit: Fit) -> Float[Tensor, "n 3 size size"]:
         """Pictures as the image encoder takes them: square, and scaled as its preprocessor_config.json says."""
-        return self._eyes().prepare(pictures, fit).to(self.device, self.dtype)
+        return self._prepared(pictures, fit, None)
 
-    def _eyes(self) -> Eyes:
-        if self.eyes is None:
-            raise InputError(f"the model {self.found.spec!r} has no image encoder, so it cannot look at a reference")
-        return self.eyes
+    def _prepared(self, pictures: Sequence[Image.Image], fit: Fit, adapter: Adapter | None) -> Tensor:
+        return self._eyes(adapter).prepare(pictures, fit).to(self.device, self.dtype)
 
-    def need_adapter(self, plan: BlockPlan | None = None) -> Adapter:
-        """The adapter for a plan: the narrow one if it has every block the plan names, else the model's own.
+    def _eyes(self, adapter: Adapter | None = None) -> Eyes:
+        own = next((each.eyes for each in self.speakers.values() if each.adapter is adapter), None) or self.eyes
+        if own is None:
+            raise InputError(
+                f"the model {self.found.spec!r} has no image encoder, so it cannot look at a reference: give one as "
+                "image encoder, such as h94/IP-Adapter/models/image_encoder"
+            )
+        return own
 
-        Raises InputError when the model has none.
+    def need_adapter(self, plan: BlockPlan | None = None, name: str | None = None) -> Adapter:
+        """The adapter of a name; or for a plan the narrow one if it has every block the plan names, else the first.
+
+        Raises InputError when the model has none, or none of this name.
         """
+        if name is not None:
+            if name not in self.speakers:
+                known = ", ".join(self.speakers) or "none"
+                raise InputError(f"the model has no adapter {name!r}: it has {known}{nearest(name, self.speakers)}")
+            return self.speakers[name].adapter
         narrow = self.style_adapter
         if narrow is not None and plan is not None:
             named = [s for s in self.family.unet.sites if s.kind == "cross" and (plan.at(s) or plan.against(s))]
@@ -163,66 +222,80 @@ class Model:
     def networks(self) -> Mapping[str, nn.Module]:
         """Every network by its part's name."""
         towers = {f"text_encoder{f'_{i + 1}' if i else ''}": tower.net for i, tower in enumerate(self.towers)}
-        eyes = {} if self.eyes is None else {"image_encoder": self.eyes.net}
+        seeing = [self.eyes, *(speaker.eyes for speaker in self.speakers.values())]
+        distinct = list({id(eyes.net): eyes.net for eyes in seeing if eyes is not None}.values())
+        eyes = {f"image_encoder{f'_{i + 1}' if i else ''}": net for i, net in enumerate(distinct)}
+        content = {} if self.content_tower is None else {"content_encoder": self.content_tower.net}
         adapters = {name: adapter.projection for name, adapter in self._adapters.items()}
         controls = {f"controlnet.{kind}": control.net for kind, control in self.controls.items()}
         depth = {} if self.depth is None else {"depth": self.depth.net}
-        return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **adapters, **controls, **depth}
+        return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **content, **adapters, **controls, **depth}
 
     def hash(self) -> str:
         """A hash over the bytes of every weight, as they are now."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in self._tensors():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest(self._tensors())
 
     @cached_property
     def identity(self) -> str:
-        """The hash of the weights, computed when first asked for (a few seconds for a large checkpoint)."""
-        return self.hash()
+        """A hash by which the same weights are known again; of large tensors it takes a sample, so that it is quick.
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        Adapters that are read as plans ask for them are known by their projection and a row of every weight.
+        """
+        return digest((name, sample(tensor)) for name, tensor in self._tensors(peek=True))
+
+    def _tensors(self, *, peek: bool = False) -> Iterator[tuple[str, Tensor]]:
         for part, net in self.networks.items():
             yield from ((f"{part}.{name}", tensor) for name, tensor in net.state_dict().items())
         for name, adapter in self._adapters.items():
             for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
-                yield from ((f"{name}.{site}.{kind}", weight) for site, weight in weights.items())
+                for site in weights:
+                    lazy = peek and isinstance(weights, LazyWeights)
+                    yield f"{name}.{site}.{kind}", weights.peek(site) if lazy else weights[site]
 
     @property
     def _adapters(self) -> Mapping[str, Adapter]:
-        named = {"adapter": self.adapter, "style_adapter": self.style_adapter}
+        others = {f"adapter.{name}": each.adapter for name, each in list(self.speakers.items())[1:]}
+        named = {"adapter": self.adapter, "style_adapter": self.style_adapter, **others}
         return {name: adapter for name, adapter in named.items() if adapter is not None}
 
 
 def load(
     model: str | Path = "emoji",
     *,
-    adapter: str | Path | None = None,
+    adapter: AdapterSpec | None = None,
+    image_encoder: str | Path | None = None,
+    content_encoder: str | Path | None = None,
     controls: Mapping[str, str | Path] | None = None,
     depth: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    memory: Memory = "keep",
+    tile: bool = False,
 ) -> Model:
-    """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, or a hub id.
+    """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, a checkpoint's file, a hub id.
 
-    `adapter` is an IP-Adapter file or its path on the hub, by default the one that comes with the model.  `controls`
-    are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are): folders, files or hub ids,
-    beside those that come with the model; `depth` is a depth model of transformers for the kind depth.  `device` auto
-    and `dtype` auto are as `instantstyle.device` decides.
+    `adapter` is an IP-Adapter file, its path on the hub or its name in a model tree, by default the one that comes with
+    the model; several are a list, known by their files' names, or a dictionary.  `image_encoder` is needed where none
+    lies beside model or adapter, `content_encoder` (a CLIP's folder or hub id) to subtract content in an adapter whose
+    CLIP is not the model's.  `memory` says what stays on the device; `tile` decodes large pictures in parts.
+
+    `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are): folders, files or
+    hub ids, beside those that come with the model; `depth` is a depth model of transformers for the kind depth.
+
+    `device` auto and `dtype` auto are as `instantstyle.device` decides.
 
     Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
     """
-    diffusers: Any = importlib.import_module("diffusers")  # late: this takes seconds, and a wrong folder should not
-
-    where, found = pick_device(device), find(model, adapter)
-    family = _with_index(family_of(found.config("unet/config.json")), found)
+    where, found = pick_device(device), find(model, adapter, image_encoder, content_encoder)
+    family = with_index(family_of(found.config("unet/config.json")), found)
     kind = pick_dtype(dtype, where, count_parameters(family.unet))
-    unet = load_unet(found.folder / "unet", family.unet, kind, where)
+    home = where if memory != "offload" else torch.device("cpu")
+    keep = memory != "free"
+    unet = load_unet_of(found, family, kind, home)
     towers = tuple(
-        load_tower(found, f"text_encoder{suffix}", f"tokenizer{suffix}", kind, where)
-        for suffix in ("", "_2")
-        if found.has(f"text_encoder{suffix}")
+        load_tower(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
+        for part, suffix in (("text_encoder", ""), ("text_encoder_2", "_2"))
+        if found.has(part)
     )
     wide = sum(int(tower.net.config.hidden_size) for tower in towers)
     if wide != family.unet.context_dim:
@@ -231,65 +304,57 @@ def load(
             f"{family.unet.context_dim}"
         )
     family = dataclasses.replace(family, text_length=towers[0].length)
-    vae_config = found.config("vae/config.json")
-    # SDXL's VAE overflows in float16 and says so.
-    vae_kind = torch.float32 if kind == torch.float16 and vae_config.get("force_upcast", True) else kind
-    eyes = load_eyes(found, kind, where)
-    return Model(
+    lookers = {path: load_eyes(found, path, kind, home, keep=keep) for path in _encoders(found)}
+    speakers = {
+        name: load_speaker(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
+        for name, each in found.adapters.items()
+    }
+    eyes = lookers[found.image_encoder] if found.image_encoder else None
+    narrow = load_speaker(found.style_adapter, eyes, family, kind, where) if found.style_adapter else None
+    vae = load_vae(found, kind, home)
+    if tile:
+        vae.enable_tiling()
+    loaded = Model(
         family=family,
         unet=unet,
-        vae=load_part(diffusers.AutoencoderKL, found.folder / "vae", vae_kind, where),
+        vae=vae,
         towers=towers,
         eyes=eyes,
-        adapter=_adapter(found.adapter, family, eyes, kind, where),
-        style_adapter=_adapter(found.style_adapter, family, eyes, kind, where),
+        adapter=next((speaker.adapter for speaker in speakers.values()), None),
+        style_adapter=narrow.adapter if narrow else None,
+        speakers=speakers,
+        content_tower=load_content_tower(found.content_encoder, kind, home, keep=keep)
+        if found.content_encoder
+        else None,
         controls=load_controls(controls or {}, found.folder, family, kind, where),
         depth=None if depth is None else load_depth(depth, where),
         scheduler_config=found.config("scheduler/scheduler_config.json"),
-        vocabulary=_vocabulary(found),
+        vocabulary=read_vocabulary(found),
         device=where,
         dtype=kind,
         found=found,
     )
+    return _offloaded(loaded) if memory == "offload" else loaded
 
 
-def _with_index(family: Family, found: Found) -> Family:
-    """The family with what this checkpoint's own files say: its size, and what an empty negative prompt is."""
-    side = found.config("unet/config.json").get("sample_size")
-    levels = len(found.config("vae/config.json").get("block_out_channels") or (1,) * 4)
-    index = found.config("model_index.json") if found.has("model_index.json") else {}
-    changes: dict[str, Any] = {"zero_empty": bool(index.get("force_zeros_for_empty_prompt", family.zero_empty))}
-    if isinstance(side, int):
-        changes["size"] = (side * 2 ** (levels - 1),) * 2
-    return dataclasses.replace(family, **changes)
-
-
-def _adapter(
-    file: Path | None, family: Family, eyes: Eyes | None, dtype: torch.dtype, device: torch.device
-) -> Adapter | None:
-    if file is None:
-        return None
-    adapter = load_adapter(file, family.unet, dtype=dtype, device=device)
-    if eyes is not None:
-        config = eyes.net.config
-        adapter.check_encoder(int(config.hidden_size if adapter.plus else config.projection_dim))
-    return adapter
-
-
-def _vocabulary(found: Found) -> tuple[str, ...]:
-    path = found.folder / "vocabulary.json"
-    if not path.is_file():
-        return ()
-    try:
-        words: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise WeightsError(f"cannot read {path}: {e}") from e
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in cast("list[object]", words)):
-        raise WeightsError(f"{path} must be a JSON list of words")
-    return tuple(cast("list[str]", words))
+def _offloaded(model: Model) -> Model:
+    """The model with every network's layers brought to the device only while they work."""
+    offload: Any = importlib.import_module("accelerate").cpu_offload
+    _ = model.identity  # of the weights, while they can still be read
+    adapters = {id(speaker.adapter.projection) for speaker in model.speakers.values()}
+    for net in model.networks.values():
+        if id(net) not in adapters:
+            offload(net, execution_device=model.device)
+    return model
 
 
 def _image(pixels: Tensor) -> Image.Image:
     """From -1..1 to eight bits, rounded as diffusers rounds."""
     unit = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray((unit * 255).round().astype("uint8"))
+
+
+def _encoders(found: Found) -> list[Path]:
+    """Every image encoder once."""
+    named = [found.image_encoder, *(each.encoder for each in found.adapters.values())]
+    return list(dict.fromkeys(path for path in named if path is not None))

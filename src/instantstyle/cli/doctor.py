@@ -69,18 +69,16 @@ def _machine() -> dict[str, Any]:
 
 def _model(spec: str) -> dict[str, Any]:
     """The model's folder, family and files.  Raises WeightsError when there is no such model."""
-    from instantstyle.weights.find import family_of, find
+    from instantstyle.weights.find import find
+    from instantstyle.weights.layout import family_of
 
     found = find(spec)
     family = family_of(found.config("unet/config.json"))
-    files = sorted(path for path in found.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    if found.adapter is not None and found.adapter not in files:
-        files.append(found.adapter)
     return {
         "spec": spec,
         "family": family.name,
         "folder": str(found.folder),
-        "files": [_file(path, found.folder) for path in files],
+        "files": [_file(path, found.folder) for path in found.files],
     }
 
 

@@ -1,20 +1,20 @@
-"""Where a model's files are, and which family they belong to.
+"""Where a model's files are: built in, in a folder, in one file, in a model tree or on the hub.
 
-A model is a folder in diffusers' layout: `model_index.json` and a folder for each part.  The family is told from the
-UNet's configuration and never from a name, since a folder may be called anything.
+A model is a folder in diffusers' layout, `model_index.json` and a folder for each part, or a single file (`single`).
+Which family it belongs to, `layout` tells.
 """
 
-import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from instantstyle.blocks import UNetConfig
-from instantstyle.errors import WeightsError, nearest
-from instantstyle.families import EMOJI, SD15, SDXL, Family
+from instantstyle.errors import InputError, WeightsError, nearest
+from instantstyle.weights import hub, trees
+from instantstyle.weights.adapter import reads
+from instantstyle.weights.files import open_tensors
+from instantstyle.weights.single import SingleFile, open_single, vision_layout
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "assets"
 HUB: Mapping[str, str] = {
@@ -27,19 +27,22 @@ HUB_ADAPTERS: Mapping[str, str] = {
     "sd15": "h94/IP-Adapter/models/ip-adapter_sd15.safetensors",
 }
 """The adapter that goes with each short name, where none is asked for."""
-PARTS = (
-    "unet",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "image_encoder",
-    "feature_extractor",
-    "scheduler",
-)
+CONTENT_ENCODER = "content_encoder"
+"""The folder of a model in which such a text tower may lie."""
 ADAPTER = "ip_adapter.safetensors"
 STYLE_ADAPTER = "ip_adapter_style.safetensors"
+
+AdapterSpec = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+"""An adapter's file or its path on the hub; several, known by their files' names or by names of one's own."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """Where an adapter is."""
+
+    file: Path
+    encoder: Path | None
+    """The image encoder that it was trained with, as far as is known: a folder, or a single file."""
 
 
 @dataclass(frozen=True)
@@ -49,123 +52,94 @@ class Found:
     spec: str
     """What was asked for; asking for it again finds the same."""
     folder: Path
-    adapter: Path | None
-    """The adapter's file."""
-    adapter_spec: str | None
+    """In diffusers' layout; for a single file the folder it lies in."""
+    adapters: Mapping[str, AdapterFile]
+    """The first is the one that is meant when none is named."""
+    adapter_spec: str | dict[str, str] | None
     """What adapter was asked for, None for the one that comes with the model."""
     style_adapter: Path | None
     """A second adapter of the model's folder, for the style blocks alone; None where another adapter was asked for."""
     image_encoder: Path | None
-    """The image encoder's folder: the model's own, or the one published beside the adapter."""
+    """The image encoder's folder or file: the one asked for, the model's own, or the one published with the adapter."""
+    content_encoder: Path | None = None
+    """The folder of a text tower that shares a space with the image encoder, where the model's own do not."""
+    single: SingleFile | None = None
+    """The file that all parts of the model are in, where it is no folder."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """The file of the adapter that is meant when none is named."""
+        return next((adapter.file for adapter in self.adapters.values()), None)
 
     def has(self, part: str) -> bool:
         """Whether the model has a part, by its folder's or file's name."""
+        if self.single is not None:
+            return any(name == part or name.startswith(f"{part}/") for name in self.single.configs)
         return (self.folder / part).exists()
 
     def config(self, path: str) -> dict[str, Any]:
-        """A JSON object of the model's folder.  Raises WeightsError."""
+        """A JSON object of the model's folder, or what stands for it of a single file.  Raises WeightsError."""
+        if self.single is not None:
+            return dict(self.single.configs[path])
         return read_json(self.folder / path)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the model, each once."""
+        own = [self.single.path] if self.single is not None else sorted(self.folder.rglob("*"))
+        encoders = {self.image_encoder, self.content_encoder, *(each.encoder for each in self.adapters.values())}
+        beside = (sorted(path.rglob("*")) if path.is_dir() else [path] for path in encoders if path is not None)
+        every = (
+            *own,
+            *(adapter.file for adapter in self.adapters.values()),
+            *(path for each in beside for path in each),
+        )
+        return tuple(dict.fromkeys(path for path in every if path.is_file() and not path.name.startswith(".")))
 
-def find(spec: str | Path = "emoji", adapter: str | Path | None = None) -> Found:
-    """A built-in model's name, a folder, or a hub id (fetched when it is not here yet), and an adapter to go with it.
 
-    `adapter` is a file, or `owner/name/path/in/it.safetensors` on the hub; by default the one in the model's folder.
-    Raises WeightsError, naming what is known, when there is no such model.
+def find(
+    spec: str | Path = "emoji",
+    adapter: AdapterSpec | None = None,
+    image_encoder: str | Path | None = None,
+    content_encoder: str | Path | None = None,
+) -> Found:
+    """A built-in model's name, a folder, a single file, a hub id (fetched when it is not here yet), or a tree's name.
+
+    `adapter` is a file, `owner/name/path/in/it.safetensors` on the hub, or a name in a model tree (`trees`); by default
+    the one in the model's folder.  Encoders are folders, or `owner/name/folder` on the hub.  Raises WeightsError,
+    naming what is known, when there is no such model.
     """
-    folder = _folder(spec)
-    if not (folder / "unet" / "config.json").is_file():
+    place = _place(spec)
+    single = open_single(place) if place.is_file() else None
+    folder = place.parent if single is not None else place
+    if single is None and not (folder / "unet" / "config.json").is_file():
         raise WeightsError(f"{str(folder)!r} is no model in diffusers' layout: it has no unet/config.json")
-    asked = str(adapter) if adapter is not None else None
-    wanted = asked if asked is not None or (folder / ADAPTER).is_file() else HUB_ADAPTERS.get(str(spec))
-    file = _adapter(wanted) if wanted is not None else folder / ADAPTER
-    beside = file.parent / "image_encoder"
-    encoder = next((each for each in (folder / "image_encoder", beside) if (each / "config.json").is_file()), None)
-    narrow = folder / STYLE_ADAPTER if asked is None and (folder / STYLE_ADAPTER).is_file() else None
-    return Found(str(spec), folder, file if file.is_file() else None, asked, narrow, encoder)
-
-
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a diffusers UNet configuration, with the UNet's own numbers in place of the family's.
-
-    Raises WeightsError when the UNet is of a kind that this library does not have.
-    """
-    unet = unet_config(config)
-    if unet.pooled_dim is None:
-        family = SD15
-    elif len(unet.channels) == 3 and unet.depths[0] == 0:
-        family = (
-            EMOJI if (unet.in_channels, unet.pooled_dim) == (EMOJI.unet.in_channels, EMOJI.unet.pooled_dim) else SDXL
-        )
-    else:
-        raise WeightsError(
-            f"this UNet is conditioned as SDXL's, but has {len(unet.channels)} resolutions with {unet.depths} "
-            "transformer layers where SDXL has three, the first without: SDXL, SD1.5 and fine-tunings are supported"
-        )
-    return dataclasses.replace(family, unet=unet)
-
-
-def unet_config(config: Mapping[str, Any]) -> UNetConfig:
-    """Read a diffusers `unet/config.json`.  Raises WeightsError for what our UNet cannot do."""
-    try:
-        return _unet_config(config)
-    except (KeyError, TypeError, ValueError) as e:
-        raise WeightsError(f"the UNet's configuration is incomplete or not understood: {e!r}") from e
-
-
-_MUST: Mapping[str, tuple[object, ...]] = {
-    "act_fn": ("silu",),
-    "class_embed_type": (None,),
-    "encoder_hid_dim_type": (None,),
-    "time_cond_proj_dim": (None,),
-    "only_cross_attention": (False,),
-    "dual_cross_attention": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "time_embedding_type": ("positional",),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "addition_embed_type": (None, "text_time"),
-    "flip_sin_to_cos": (True,),
-    "freq_shift": (0,),
-    "reverse_transformer_layers_per_block": (None,),
-}
-"""What a UNet of ours must say about itself, where it says anything."""
-
-
-def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
-    for name, allowed in _MUST.items():
-        if config.get(name, allowed[0]) not in allowed:
-            raise WeightsError(
-                f"this UNet has {name} = {config[name]!r}, which is not supported: SDXL, SD1.5 and their "
-                "fine-tunings are"
-            )
-    channels = tuple(cast("list[int]", config["block_out_channels"]))
-    kinds = cast("list[str]", config["down_block_types"])
-    if unknown := set(kinds) - {"DownBlock2D", "CrossAttnDownBlock2D"}:
-        raise WeightsError(f"this UNet has blocks of kind {', '.join(sorted(unknown))}, which are not supported")
-    depths = _each(config.get("transformer_layers_per_block") or 1, len(channels))
-    # diffusers calls the number of heads attention_head_dim, for reasons of history.
-    heads = _each(config.get("num_attention_heads") or config.get("attention_head_dim") or 8, len(channels))
-    pooled = None
-    size_dim = config.get("addition_time_embed_dim") or 256
-    if config.get("addition_embed_type") == "text_time":
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * size_dim
-    return UNetConfig(
-        in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        channels=channels,
-        depths=tuple(depth if "Cross" in kind else 0 for depth, kind, _ in zip(depths, kinds, channels, strict=True)),
-        heads=heads,
-        context_dim=config["cross_attention_dim"],
-        pooled_dim=pooled,
-        size_dim=size_dim,
-        groups=config.get("norm_num_groups", 32),
-        linear=config.get("use_linear_projection", False),
-        resnets=config.get("layers_per_block", 2),
+    own = {} if single is not None else {name: folder / name for name in (ADAPTER, STYLE_ADAPTER, "image_encoder")}
+    here = {name: path for name, path in own.items() if path.exists()}
+    asked = _asked(adapter)
+    specs = asked
+    if adapter is None and ADAPTER not in here and str(spec) in HUB_ADAPTERS:
+        specs = {"adapter": HUB_ADAPTERS[str(spec)]}
+    adapter_files = {name: _adapter(each, place) for name, each in specs.items()}
+    if adapter is None and not specs and ADAPTER in here:
+        adapter_files["adapter"] = here[ADAPTER]
+    given = None if image_encoder is None else _encoder(str(image_encoder), place)
+    adapters = {
+        name: AdapterFile(file, given or _encoder_of(file, here.get("image_encoder"), specs.get(name, ""), place))
+        for name, file in adapter_files.items()
+    }
+    first = next((each.encoder for each in adapters.values()), None)
+    said = {name: str(each) for name, each in asked.items()}
+    return Found(
+        spec=str(spec),
+        folder=folder,
+        adapters=adapters,
+        adapter_spec=None if adapter is None else str(adapter) if isinstance(adapter, str | Path) else said,
+        style_adapter=here.get(STYLE_ADAPTER) if adapter is None else None,
+        image_encoder=given or first or here.get("image_encoder"),
+        content_encoder=_content_encoder(content_encoder, folder if single is None else None),
+        single=single,
     )
-
-
-def _each(value: int | list[int], levels: int) -> tuple[int, ...]:
-    return (value,) * levels if isinstance(value, int) else tuple(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,80 +157,135 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def _folder(spec: str | Path) -> Path:
+def _place(spec: str | Path) -> Path:
+    """The folder or the single file of a model."""
     name = str(spec)
     if (BUILT_IN / name / "unet").is_dir() and "/" not in name:
         return BUILT_IN / name
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if path.exists():
         return path
-    if path.is_file():
-        raise WeightsError(
-            f"{name!r} is a single file; give a folder in diffusers' layout (diffusers' `from_single_file` followed by "
-            "`save_pretrained` makes one)"
-        )
-    hub = HUB.get(name, name)
-    if isinstance(spec, Path) or hub.count("/") != 1 or hub.startswith((".", "/", "~")):
-        known = sorted({*HUB, "emoji"})
-        if name == "emoji":
-            raise WeightsError(f"the built-in model is not in this installation: {BUILT_IN / name} holds no unet")
-        raise WeightsError(
-            f"there is no model {name!r}: give {', '.join(known)}, a folder in diffusers' layout, or a hub id such as "
-            f"owner/name{nearest(name, known)}"
-        )
-    return _from_hub(hub)
+    if isinstance(spec, str) and (inside := trees.look_up("checkpoints", name) or trees.look_up("diffusers", name)):
+        return inside
+    hub_id = HUB.get(name, name)
+    if isinstance(spec, str) and hub.is_hub_path(hub_id, 0):
+        return hub.fetch_model(hub_id)
+    if isinstance(spec, str) and hub.is_hub_path(hub_id, 1) and path.suffix == ".safetensors":
+        return hub.fetch_file(hub_id)
+    known = sorted({*HUB, "emoji"})
+    if name == "emoji":
+        raise WeightsError(f"the built-in model is not in this installation: {BUILT_IN / name} holds no unet")
+    raise WeightsError(
+        f"there is no model {name!r}: give {', '.join(known)}, a folder in diffusers' layout, a .safetensors "
+        f"checkpoint, its name in a tree that {trees.VARIABLE} names, or a hub id such as owner/name"
+        f"{nearest(name, known) or trees.suggestion('checkpoints', name)}"
+    )
 
 
-def _from_hub(repo: str) -> Path:
-    """A repository's parts, in half precision where it has them in both; what is here already is not fetched."""
-    hub: Any = import_module("huggingface_hub")
-
-    try:
-        files = list(hub.HfApi().list_repo_files(repo))
-    except Exception as e:  # offline, or whatever the hub answers: what was fetched before will do
-        try:
-            return Path(hub.snapshot_download(repo, local_files_only=True))
-        except Exception:
-            raise WeightsError(f"cannot fetch {repo!r} from the hub, and it is not on this machine: {_line(e)}") from e
-    chosen = ["model_index.json"]
-    for part in PARTS:
-        own = [file for file in files if file.startswith(f"{part}/") and file.count("/") == 1]
-        tensors = [file for file in own if file.endswith((".safetensors", ".safetensors.index.json"))]
-        half = [file for file in tensors if ".fp16." in file]
-        full = [file for file in tensors if not any(mark in file for mark in (".fp16.", ".non_ema.", "openvino"))]
-        chosen += [file for file in own if file.endswith((".json", ".txt")) and file not in tensors]
-        chosen += half or full
-    try:
-        return Path(hub.snapshot_download(repo, allow_patterns=chosen))
-    except Exception as e:
-        raise WeightsError(f"cannot fetch {repo!r} from the hub: {_line(e)}") from e
+def _asked(adapter: AdapterSpec | None) -> dict[str, str | Path]:
+    """Adapters by name.  Raises InputError when two of a list have one name."""
+    if adapter is None:
+        return {}
+    if isinstance(adapter, str | Path):
+        return {"adapter": adapter}
+    if isinstance(adapter, Mapping):
+        return dict(adapter)
+    named = {Path(each).stem: each for each in adapter}
+    if len(named) < len(adapter):
+        raise InputError("two adapters have one file name: give them as a dictionary, under names of your own")
+    return named
 
 
-def _adapter(spec: str) -> Path:
+def _adapter(spec: str | Path, near: Path) -> Path:
     path = Path(spec).expanduser()
-    if path.exists() or spec.count("/") < 2 or spec.startswith((".", "/", "~")):
-        return _existing(path)
-    hub: Any = import_module("huggingface_hub")
-
-    owner, name, *inside = spec.split("/")
-    folder = "/".join(inside[:-1])
-    try:
-        file = Path(hub.hf_hub_download(f"{owner}/{name}", "/".join(inside)))
-        # The encoder it was trained with is published beside it.
-        patterns = [f"{folder}/image_encoder/*.json", f"{folder}/image_encoder/*.safetensors"]
-        hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns)
-    except Exception as e:
-        raise WeightsError(f"cannot fetch the adapter {spec!r} from the hub: {_line(e)}") from e
-    return file
-
-
-def _existing(path: Path) -> Path:
     if path.is_dir():
         path = path / ADAPTER
-    if not path.is_file():
-        raise WeightsError(f"there is no adapter file at {str(path)!r}")
-    return path
+    if path.is_file():
+        return path
+    name = str(spec)
+    if (inside := trees.look_up("ipadapter", name, near)) is not None:
+        return inside
+    if isinstance(spec, str) and hub.is_hub_path(name, 1):
+        return hub.fetch_file(name)
+    raise WeightsError(f"there is no adapter file at {str(path)!r}{trees.suggestion('ipadapter', name)}")
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _encoder_of(file: Path, own: Path | None, spec: str | Path, near: Path) -> Path | None:
+    """The image encoder an adapter was trained with: the first that fits of those that lie near; else the first."""
+    try:
+        plus, width = reads(file)
+    except WeightsError:  # said with more knowledge when the adapter is loaded
+        return own
+    beside = (file.parent / "image_encoder", file.parent.parent / "models/image_encoder")
+    candidates = [path for path in (own, *beside) if path is not None and (path / "config.json").is_file()]
+    candidates += trees.files("clip_vision", near if near.is_file() else file)
+    if not Path(spec).exists() and isinstance(spec, str) and hub.is_hub_path(spec, 1) and file.name in spec:
+        # Published beside the adapter, or in the folder that h94/IP-Adapter's two families share.
+        repo = "/".join(spec.split("/")[:2])
+        for folder in dict.fromkeys(("/".join([*spec.split("/")[2:-1], "image_encoder"]), "models/image_encoder")):
+            if (config := _tried(f"{repo}/{folder}/config.json")) is not None and _fits(config.parent, plus, width):
+                return hub.fetch_folder(f"{repo}/{folder}")
+    fitting = (path for path in candidates if _fits(path, plus, width))
+    return next(fitting, candidates[0] if candidates else None)
+
+
+def _tried(spec: str) -> Path | None:
+    try:
+        return hub.fetch_file(spec)
+    except WeightsError:
+        return None
+
+
+def _fits(encoder: Path, plus: bool, width: int) -> bool:
+    """Whether an image encoder's features are as wide as an adapter reads them."""
+    try:
+        layout = encoder_layout(encoder)
+    except WeightsError:
+        return False
+    # A configuration leaves out what is transformers' own default.
+    return (layout.get("hidden_size", 768) if plus else layout.get("projection_dim", 512)) == width
+
+
+def encoder_layout(encoder: Path) -> dict[str, Any]:
+    """The configuration of an image encoder's folder, or what a single file's shapes say.  Raises WeightsError."""
+    if encoder.is_dir():
+        config = read_json(encoder / "config.json")
+        # A whole CLIP keeps its image tower's numbers one level deeper.
+        return cast("dict[str, Any]", config.get("vision_config")) or config
+    with open_tensors(encoder) as file:
+        try:
+            return vision_layout(file.shapes)
+        except (KeyError, ValueError) as e:
+            raise WeightsError(f"{encoder} is no CLIP image encoder with a projection: it lacks {e}") from e
+
+
+def _encoder(spec: str, near: Path) -> Path:
+    """An image encoder that was asked for."""
+    path = Path(spec).expanduser()
+    if path.is_file() or (path / "config.json").is_file():
+        return path
+    if (path / "image_encoder/config.json").is_file():
+        return path / "image_encoder"
+    if (inside := trees.look_up("clip_vision", spec, near)) is not None:
+        return inside
+    if (not path.exists() and hub.is_hub_path(spec, 0)) or hub.is_hub_path(spec, 1):
+        return hub.fetch_folder(spec)
+    raise WeightsError(
+        f"there is no image encoder at {spec!r}: give a folder with a config.json, a single file, or its path on the "
+        f"hub such as h94/IP-Adapter/models/image_encoder{trees.suggestion('clip_vision', spec)}"
+    )
+
+
+def _content_encoder(spec: str | Path | None, folder: Path | None) -> Path | None:
+    if spec is None:
+        own = None if folder is None else folder / CONTENT_ENCODER
+        return own if own is not None and (own / "config.json").is_file() else None
+    path = Path(spec).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if not path.exists() and isinstance(spec, str) and hub.is_hub_path(spec, 0):
+        return hub.fetch_folder(spec)
+    raise WeightsError(
+        f"there is no text encoder at {str(spec)!r}: give the folder of a CLIP with its tokenizer, or a hub id such as "
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    )

@@ -97,7 +97,7 @@ def open_single(path: Path) -> SingleFile:
         clip = _clip_layout(shapes, prefix + "text_model.")
         configs: dict[str, Mapping[str, Any]] = {
             "unet/config.json": unet,
-            "vae/config.json": _vae_layout(shapes, 0.13025 if xl else 0.18215),
+            "vae/config.json": _vae_layout(shapes, *((0.13025, 1024) if xl else (0.18215, 512))),
             "text_encoder/config.json": clip | {"hidden_act": "quick_gelu", "architectures": ["CLIPTextModel"]},
             "scheduler/scheduler_config.json": _schedule(shapes, metadata, xl),
             "model_index.json": {"force_zeros_for_empty_prompt": xl},
@@ -203,7 +203,7 @@ def _told(shapes: Shapes) -> str | None:
     return next((what for what, pattern in telling.items() if any(re.match(pattern, name) for name in names)), None)
 
 
-def _vae_layout(shapes: Shapes, scaling: float) -> dict[str, Any]:
+def _vae_layout(shapes: Shapes, scaling: float, side: int) -> dict[str, Any]:
     own = {name.removeprefix(VAE): shape for name, shape in shapes.items() if name.startswith(VAE)}
     levels = _count(own, "encoder.down.")
     return {
@@ -214,6 +214,7 @@ def _vae_layout(shapes: Shapes, scaling: float) -> dict[str, Any]:
         "latent_channels": own["decoder.conv_in.weight"][1],
         "norm_num_groups": 32,
         "scaling_factor": scaling,
+        "sample_size": side,
     }
 
 

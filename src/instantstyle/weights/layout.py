@@ -1,0 +1,92 @@
+"""Which family a UNet belongs to: told from its layout and never from a name, since a folder may be called anything."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+from instantstyle.blocks import UNetConfig
+from instantstyle.errors import WeightsError
+from instantstyle.families import EMOJI, SD15, SDXL, Family
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a diffusers UNet configuration, with the UNet's own numbers in place of the family's.
+
+    Raises WeightsError when the UNet is of a kind that this library does not have.
+    """
+    unet = unet_config(config)
+    if unet.pooled_dim is None:
+        family = SD15
+    elif len(unet.channels) == 3 and unet.depths[0] == 0:
+        family = (
+            EMOJI if (unet.in_channels, unet.pooled_dim) == (EMOJI.unet.in_channels, EMOJI.unet.pooled_dim) else SDXL
+        )
+    else:
+        raise WeightsError(
+            f"this UNet is conditioned as SDXL's, but has {len(unet.channels)} resolutions with {unet.depths} "
+            "transformer layers where SDXL has three, the first without: SDXL, SD1.5 and fine-tunings are supported"
+        )
+    return dataclasses.replace(family, unet=unet)
+
+
+def unet_config(config: Mapping[str, Any]) -> UNetConfig:
+    """Read a diffusers `unet/config.json`.  Raises WeightsError for what our UNet cannot do."""
+    try:
+        return _unet_config(config)
+    except (KeyError, TypeError, ValueError) as e:
+        raise WeightsError(f"the UNet's configuration is incomplete or not understood: {e!r}") from e
+
+
+_MUST: Mapping[str, tuple[object, ...]] = {
+    "act_fn": ("silu",),
+    "class_embed_type": (None,),
+    "encoder_hid_dim_type": (None,),
+    "time_cond_proj_dim": (None,),
+    "only_cross_attention": (False,),
+    "dual_cross_attention": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "addition_embed_type": (None, "text_time"),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "reverse_transformer_layers_per_block": (None,),
+}
+"""What a UNet of ours must say about itself, where it says anything."""
+
+
+def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
+    for name, allowed in _MUST.items():
+        if config.get(name, allowed[0]) not in allowed:
+            raise WeightsError(
+                f"this UNet has {name} = {config[name]!r}, which is not supported: SDXL, SD1.5 and their "
+                "fine-tunings are"
+            )
+    channels = tuple(cast("list[int]", config["block_out_channels"]))
+    kinds = cast("list[str]", config["down_block_types"])
+    if unknown := set(kinds) - {"DownBlock2D", "CrossAttnDownBlock2D"}:
+        raise WeightsError(f"this UNet has blocks of kind {', '.join(sorted(unknown))}, which are not supported")
+    depths = _each(config.get("transformer_layers_per_block") or 1, len(channels))
+    # diffusers calls the number of heads attention_head_dim, for reasons of history.
+    heads = _each(config.get("num_attention_heads") or config.get("attention_head_dim") or 8, len(channels))
+    pooled = None
+    size_dim = config.get("addition_time_embed_dim") or 256
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * size_dim
+    return UNetConfig(
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        channels=channels,
+        depths=tuple(depth if "Cross" in kind else 0 for depth, kind, _ in zip(depths, kinds, channels, strict=True)),
+        heads=heads,
+        context_dim=config["cross_attention_dim"],
+        pooled_dim=pooled,
+        size_dim=size_dim,
+        groups=config.get("norm_num_groups", 32),
+        linear=config.get("use_linear_projection", False),
+        resnets=config.get("layers_per_block", 2),
+    )
+
+
+def _each(value: int | list[int], levels: int) -> tuple[int, ...]:
+    return (value,) * levels if isinstance(value, int) else tuple(value)

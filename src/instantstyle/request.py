@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -298,6 +299,10 @@ class Memory(Noun):
     device: str = "auto"
     dtype: str = "auto"
     version: str = Field(default_factory=version)
+    controls: Mapping[str, str] = {}
+    """ControlNets by kind, beside those that come with the model."""
+    depth: str | None = None
+    """The depth model."""
 
     if TYPE_CHECKING:
 
@@ -311,6 +316,8 @@ class Memory(Noun):
             device: str = "auto",
             dtype: str = "auto",
             version: str = "",
+            controls: Mapping[str, str] = {},
+            depth: str | None = None,
         ) -> None: ...
 
     def parameters(self) -> str:
@@ -320,6 +327,10 @@ class Memory(Noun):
         values: dict[str, object] = {"Steps": r.steps, "Sampler": r.sampler, "CFG scale": f"{r.guidance:g}"}
         values |= {"Seed": r.seed, "Size": f"{r.size[0]}x{r.size[1]}" if r.size else None}
         values |= {"Model hash": self.identity[:10], "Model": self.model.replace(",", " ")}
+        for number, control in enumerate(r.controls):
+            about = {"Module": control.kind.replace(",", " "), "Weight": f"{control.weight:g}"}
+            about |= {"Guidance Start": f"{control.window[0]:g}", "Guidance End": f"{control.window[1]:g}"}
+            values[f"ControlNet {number}"] = json.dumps(", ".join(f"{name}: {value}" for name, value in about.items()))
         values |= {"Version": f"instantstyle {self.version}"}
         return "\n".join(
             [r.prompt, *negative, ", ".join(f"{k}: {v}" for k, v in values.items() if v not in (None, ""))]
@@ -356,6 +367,8 @@ class Result(Noun):
     version: str = Field(default_factory=version)
     warnings: tuple[str, ...] = ()
     """What of the request the model cannot do as it was said, a sentence each."""
+    controls: Mapping[str, str] = {}
+    depth: str | None = None
 
     if TYPE_CHECKING:
 
@@ -371,6 +384,8 @@ class Result(Noun):
             seconds: float = 0.0,
             version: str = "",
             warnings: Sequence[str] = (),
+            controls: Mapping[str, str] = {},
+            depth: str | None = None,
         ) -> None: ...
 
     def memory(self, index: int = 0) -> Memory:

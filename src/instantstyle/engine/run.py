@@ -196,6 +196,8 @@ class Run:
             self.request,
             model=model.found.spec,
             adapter=model.found.adapter_spec,
+            controls={kind: net.spec for kind, net in model.controls.items() if net.spec is not None},
+            depth=None if model.depth is None else model.depth.spec,
             identity=model.identity,
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),

@@ -23,6 +23,7 @@ from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, TextKeysValues
 from instantstyle.nets.unet import Residuals
 from instantstyle.request import Request, Result
+from instantstyle.sight import warnings
 
 State = Literal["running", "done", "cancelled", "failed"]
 
@@ -71,6 +72,7 @@ class Run:
         self.injection = inject(model, self.request)
         self.request = self.request.model_copy(update=dict(self.injection.settled))
         self.controls = steer(model, self.request)
+        self.warnings = warnings(model, self.request)
         self.generator = torch.Generator("cpu").manual_seed(cast("int", self.request.seed))
         self.latents = self._noise()
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -202,6 +204,7 @@ class Run:
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             seconds=self._seconds,
+            warnings=self.warnings,
         )
         self.state = "done"
 

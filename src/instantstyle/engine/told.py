@@ -8,6 +8,7 @@ from instantstyle.errors import InputError
 from instantstyle.methods import Injection
 from instantstyle.model import Model
 from instantstyle.request import Request
+from instantstyle.sight import understand
 
 
 def tell(model: Model, request: Request, injection: Injection) -> Told:
@@ -18,7 +19,8 @@ def tell(model: Model, request: Request, injection: Injection) -> Told:
     said = ["prompt", *(negative.reads for negative in injection.negatives)]
     if request.guidance > 1:
         said.insert(0, injection.unconditional)
-    texts = model.say([request.prompt if each == "prompt" else request.negative for each in said])
+    typed = [request.prompt if each == "prompt" else request.negative for each in said]
+    texts = model.say([understand(model, each).text for each in typed])
     context, pooled = texts.context, texts.pooled
     if not request.negative and model.family.zero_empty and "negative" in said:
         # What SDXL was trained to take for no text at all; an encoded empty string is something else.

@@ -40,6 +40,8 @@ references = _noun(
     content_weight=strengths,
     weight=strengths,
     mask=st.none() | images,
+    plan=st.none() | words,
+    adapter=st.none() | words,
 )
 controls = _noun(Control, kind=words, image=images, weight=strengths, window=windows)
 inits = _noun(Init, image=images, strength=units, mask=st.none() | images)

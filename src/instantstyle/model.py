@@ -93,22 +93,21 @@ class Model:
 
         Raises InputError, naming the encoder that is needed, when the model has no text encoder in that space.
         """
-        tower, has = self.content_tower, "none"
+        tower, has = self.content_tower, "no projection"
         if tower is not None:
             embeds = tower.say(texts, 1, self.device)[1]
-            has = "none" if embeds is None else f"one {embeds.shape[-1]} wide"
             if embeds is not None and embeds.shape[-1] == width:
                 return embeds
         embeds = self.say(texts).embeds
         if embeds is not None and embeds.shape[-1] == width:
             return embeds
-        has = f"one {embeds.shape[-1]} wide" if embeds is not None else has
+        has = f"embeddings {embeds.shape[-1]} wide" if embeds is not None else has
         named = f" ({ENCODERS[width]})" if width in ENCODERS else ""
         example = f" such as {TEXT_TOWERS[width]}" if width in TEXT_TOWERS else ""
         raise InputError(
-            f"content cannot be subtracted yet: this adapter's image embeddings are {width} wide{named}, which needs "
-            f"the text encoder of the same CLIP, and the model {self.found.spec!r} has {has}: give it as content "
-            f"encoder{example}, or leave content out"
+            f"content cannot be subtracted yet: for text the model {self.found.spec!r} has {has}, and this adapter's "
+            f"image embeddings are {width} wide{named}, not one shared space: give the text encoder of the same CLIP "
+            f"as content encoder{example}, or leave content out"
         )
 
     def see(
@@ -205,18 +204,20 @@ class Model:
         """Pixels along a side of one latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    @cached_property
-    def vocabulary_embeds(self) -> Float[Tensor, "words dim"]:
-        """The vocabulary in the space shared with images.  Raises InputError when there is no such thing."""
+    def vocabulary_embeds(self, width: int) -> Float[Tensor, "words width"]:
+        """The vocabulary in the space of image embeddings so wide.  Raises InputError when there is no such thing."""
         if not self.vocabulary:
             raise InputError(
                 f"the model {self.found.spec!r} has no vocabulary to choose content='auto' from: say what the "
                 "reference shows"
             )
-        embeds = self.say(self.vocabulary).embeds
-        if embeds is None:
-            raise InputError(f"no text encoder of the model {self.found.spec!r} shares a space with its image encoder")
-        return embeds
+        if width not in self._vocabulary:
+            self._vocabulary[width] = self.say_content(self.vocabulary, width)
+        return self._vocabulary[width]
+
+    @cached_property
+    def _vocabulary(self) -> dict[int, Tensor]:
+        return {}
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

@@ -179,6 +179,10 @@ class StyleReference(Noun):
     content_weight: Strength = 0.5
     weight: Strength = 1.0
     mask: Guide | None = None
+    plan: Annotated[str | None, BeforeValidator(plan_text), Field(max_length=MAX_PROMPT)] = None
+    """Where this reference speaks; None: where the request says."""
+    adapter: Annotated[str, Field(max_length=200)] | None = None
+    """The name of the adapter it speaks through, where the model has several; None: the first."""
 
     if TYPE_CHECKING:
 
@@ -189,6 +193,8 @@ class StyleReference(Noun):
             content_weight: float = 0.5,
             weight: float = 1.0,
             mask: PictureLike | None = None,
+            plan: str | Mapping[str, object] | None = None,
+            adapter: str | None = None,
         ) -> None: ...
 
     @property
@@ -293,7 +299,7 @@ class Memory(Noun):
     index: Annotated[int, Field(ge=0)] = 0
     """Which of the request's `count` pictures this is."""
     model: str = ""
-    adapter: str | None = None
+    adapter: str | Mapping[str, str] | None = None
     identity: str = ""
     """The hash of the model's weights."""
     device: str = "auto"
@@ -303,6 +309,8 @@ class Memory(Noun):
     """ControlNets by kind, beside those that come with the model."""
     depth: str | None = None
     """The depth model."""
+    image_encoder: str | None = None
+    content_encoder: str | None = None
 
     if TYPE_CHECKING:
 
@@ -311,13 +319,15 @@ class Memory(Noun):
             request: Request,
             index: int = 0,
             model: str = "",
-            adapter: str | None = None,
+            adapter: str | Mapping[str, str] | None = None,
             identity: str = "",
             device: str = "auto",
             dtype: str = "auto",
             version: str = "",
             controls: Mapping[str, str] = {},
             depth: str | None = None,
+            image_encoder: str | None = None,
+            content_encoder: str | None = None,
         ) -> None: ...
 
     def parameters(self) -> str:
@@ -359,7 +369,7 @@ class Result(Noun):
     request: Request
     """With every default filled in: seed, size and sampler are those that were used."""
     model: str = ""
-    adapter: str | None = None
+    adapter: str | Mapping[str, str] | None = None
     identity: str = ""
     device: str = "auto"
     dtype: str = "auto"
@@ -369,6 +379,8 @@ class Result(Noun):
     """What of the request the model cannot do as it was said, a sentence each."""
     controls: Mapping[str, str] = {}
     depth: str | None = None
+    image_encoder: str | None = None
+    content_encoder: str | None = None
 
     if TYPE_CHECKING:
 
@@ -377,7 +389,7 @@ class Result(Noun):
             images: Sequence[Image.Image],
             request: Request,
             model: str = "",
-            adapter: str | None = None,
+            adapter: str | Mapping[str, str] | None = None,
             identity: str = "",
             device: str = "auto",
             dtype: str = "auto",
@@ -386,6 +398,8 @@ class Result(Noun):
             warnings: Sequence[str] = (),
             controls: Mapping[str, str] = {},
             depth: str | None = None,
+            image_encoder: str | None = None,
+            content_encoder: str | None = None,
         ) -> None: ...
 
     def memory(self, index: int = 0) -> Memory:

@@ -36,6 +36,8 @@ def again(
     loaded = load(
         model or memory.model or "emoji",
         adapter=adapter or (memory.adapter if model is None else None),
+        image_encoder=memory.image_encoder if model is None else None,
+        content_encoder=memory.content_encoder if model is None else None,
         controls=memory.controls if model is None else None,
         depth=memory.depth,
         device=device or memory.device,

@@ -198,6 +198,7 @@ class Run:
             self.request,
             model=model.found.spec,
             adapter=model.found.adapter_spec,
+            **model.found.encoder_specs,
             controls={kind: net.spec for kind, net in model.controls.items() if net.spec is not None},
             depth=None if model.depth is None else model.depth.spec,
             identity=model.identity,

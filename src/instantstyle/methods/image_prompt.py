@@ -5,6 +5,8 @@ InstantStyle does so only where style lives, and takes out of the picture's embe
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -54,26 +56,58 @@ def ip_adapter(model: Model, request: Request) -> Injection:
             "method 'ip-adapter' subtracts nothing, so content does not go with it: leave content out, or use method "
             "'instantstyle'"
         )
+    if any(reference.plan is not None for reference in request.references):
+        raise InputError(
+            "method 'ip-adapter' speaks at all blocks, so a reference's own plan does not go with it: use method "
+            "'instantstyle'"
+        )
     return _inject(model, request.model_copy(update={"plan": "all"}), model.family.presets["all"])
 
 
+@dataclass(frozen=True)
+class Voice:
+    """References that speak together: through one adapter, by one plan."""
+
+    adapter: Adapter
+    plan: BlockPlan
+    references: Sequence[StyleReference]
+
+
 def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
-    guided = request.guidance > 1
-    if plan.negative and not guided:
-        raise InputError(
-            f"the plan {request.plan!r} puts the reference where guidance pushes away from, which guidance "
-            f"{request.guidance:g} does not do: give a guidance above 1"
-        )
-    references = tuple(_settled(model, request, reference) for reference in request.references)
+    references = tuple(settled_reference(model, request, reference) for reference in request.references)
     settled = {"references": references, "plan": request.plan}
-    speaking = [reference for reference in references if reference.weight]
-    if not plan or not speaking:
-        return Injection(window=request.window, settled=settled)
-    adapter = model.need_adapter(plan)
-    tokens, weights = _tokens(model, adapter, request, speaking)
+    voices, attend = _voices(model, request, references, plan), cast("Attend", plain)
+    for voice in voices:
+        attend = _spoken(model, request, voice, attend)
+    return Injection(attend, request.window, settled)
+
+
+def _voices(model: Model, request: Request, references: Sequence[StyleReference], plan: BlockPlan) -> list[Voice]:
+    """References by adapter and plan; those that say nothing are left out.  Raises InputError."""
+    together: dict[tuple[str | None, str | None], list[StyleReference]] = {}
+    for reference in references:
+        together.setdefault((reference.adapter, reference.plan), []).append(reference)
+    voices: list[Voice] = []
+    for (name, own), group in together.items():
+        spoken = plan if own is None else parse_plan(own, model.family.unet, model.family.presets)
+        if spoken.negative and request.guidance <= 1:
+            raise InputError(
+                f"the plan {own or request.plan!r} puts the reference where guidance pushes away from, which guidance "
+                f"{request.guidance:g} does not do: give a guidance above 1"
+            )
+        speaking = [reference for reference in group if reference.weight]
+        if spoken and speaking:
+            voices.append(Voice(model.need_adapter(spoken, name), spoken, speaking))
+    return voices
+
+
+def _spoken(model: Model, request: Request, voice: Voice, inner: Attend) -> Attend:
+    """`inner`, and then what a voice says: in the conditional row, or where its plan is negative in the other."""
+    adapter, plan = voice.adapter, voice.plan
+    tokens, weights = _tokens(model, adapter, request, voice.references)
     seen, unseen = tokens[:1], tokens[1:]
-    rows = torch.cat([unseen, seen]) if guided else seen
-    attend = _attend(model, adapter, plan.weights, rows, rows, weights, request.count, plain)
+    rows = torch.cat([unseen, seen]) if request.guidance > 1 else seen
+    attend = _attend(model, adapter, plan.weights, rows, rows, weights, request.count, inner)
     if plan.negative:
         # The reference stands in the unconditional row, and in the conditional one nothing does (no value speaks).
         attend = _attend(
@@ -86,7 +120,7 @@ def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
             request.count,
             attend,
         )
-    return Injection(attend, request.window, settled)
+    return attend
 
 
 def _attend(
@@ -123,9 +157,9 @@ def _tokens(
     """Tokens of the references and of no reference, [2, tokens, context_dim], and the weight of each reference."""
     pictures = [reference.image.open() for reference in references]
     look = model.see_hidden if adapter.plus else model.see
-    seen = look(pictures, request.fit)
+    seen = look(pictures, request.fit, adapter)
     without = [
-        _without_content(model, request, *pair)
+        _without_content(model, adapter, request, *pair)
         for pair in zip(references, [seen[i : i + 1] for i in range(len(seen))], strict=True)
     ]
     seen, weights = torch.cat(without), [reference.weight for reference in references]
@@ -136,38 +170,33 @@ def _tokens(
     return torch.cat([tokens.flatten(0, 1)[None], empty.repeat(1, len(tokens), 1)]), weights
 
 
-def _without_content(model: Model, request: Request, reference: StyleReference, seen: Tensor) -> Tensor:
+def _without_content(
+    model: Model, adapter: Adapter, request: Request, reference: StyleReference, seen: Tensor
+) -> Tensor:
     if not reference.contents or not reference.content_weight:
         return seen
-    texts = model.say(reference.contents).embeds
-    _check_space(model, texts, seen)
-    assert texts is not None
+    _check_base(adapter)
+    texts = model.say_content(reference.contents, seen.shape[-1])
     return subtract(seen, texts, reference.content_weight, request.subtraction)
 
 
-def _check_space(model: Model, texts: Tensor | None, seen: Tensor) -> None:
-    """Subtraction is defined only where both towers end in one space.  Raises InputError."""
-    if model.need_adapter().plus:
+def _check_base(adapter: Adapter) -> None:
+    """Subtraction is defined for embeddings alone.  Raises InputError."""
+    if adapter.plus:
         raise InputError(
             "content cannot be subtracted with a Plus adapter, which reads patches and no embedding: leave content "
             "out, or load a base adapter"
         )
-    if texts is None or texts.shape[-1] != seen.shape[-1]:
-        has = "no projection" if texts is None else f"embeddings {texts.shape[-1]} wide"
-        raise InputError(
-            f"content cannot be subtracted in this model: its text encoder gives {has} and its image encoder "
-            f"embeddings {seen.shape[-1]} wide, not one shared space; leave content out"
-        )
 
 
-def _settled(model: Model, request: Request, reference: StyleReference) -> StyleReference:
+def settled_reference(model: Model, request: Request, reference: StyleReference) -> StyleReference:
     """The reference with "auto" among its contents replaced by the word nearest to what it shows."""
     if not any(map(_is_auto, reference.contents)):
         return reference
-    words = model.vocabulary_embeds
-    seen = model.see([reference.image.open()], request.fit)
-    _check_space(model, words, seen)
-    word = model.vocabulary[nearest_text(seen, words)[0]]
+    adapter = model.need_adapter(name=reference.adapter)
+    _check_base(adapter)
+    seen = model.see([reference.image.open()], request.fit, adapter)
+    word = model.vocabulary[nearest_text(seen, model.vocabulary_embeds(seen.shape[-1]))[0]]
     said = tuple(word if _is_auto(phrase) else phrase for phrase in reference.contents)
     return reference.model_copy(update={"content": word if isinstance(reference.content, str) else said})
 

@@ -6,7 +6,7 @@ Which family it belongs to, `layout` tells.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +61,8 @@ class Found:
     """A second adapter of the model's folder, for the style blocks alone; None where another adapter was asked for."""
     image_encoder: Path | None
     """The image encoder's folder or file: the one asked for, the model's own, or the one published with the adapter."""
+    encoder_specs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What was asked for as `image_encoder` and `content_encoder`, where something was."""
     content_encoder: Path | None = None
     """The folder of a text tower that shares a space with the image encoder, where the model's own do not."""
     single: SingleFile | None = None
@@ -139,6 +141,11 @@ def find(
         image_encoder=given or first or here.get("image_encoder"),
         content_encoder=_content_encoder(content_encoder, folder if single is None else None),
         single=single,
+        encoder_specs={
+            name: str(each)
+            for name, each in (("image_encoder", image_encoder), ("content_encoder", content_encoder))
+            if each is not None
+        },
     )
 
 

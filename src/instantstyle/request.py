@@ -179,7 +179,7 @@ class StyleReference(Noun):
     content_weight: Strength = 0.5
     weight: Strength = 1.0
     mask: Guide | None = None
-    plan: Annotated[str | None, BeforeValidator(plan_text), Field(max_length=MAX_PROMPT)] = None
+    plan: Annotated[Words | None, BeforeValidator(plan_text)] = None
     """Where this reference speaks; None: where the request says."""
     adapter: Annotated[str, Field(max_length=200)] | None = None
     """The name of the adapter it speaks through, where the model has several; None: the first."""

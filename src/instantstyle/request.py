@@ -206,6 +206,11 @@ class StyleReference(Noun):
         given = (said,) if isinstance(said, str) else said or ()
         return tuple(phrase for phrase in given if phrase.strip())
 
+    @property
+    def own_plan(self) -> str | None:
+        """Its plan, or else the one that its style card is meant for."""
+        return self.image.plan if self.plan is None and isinstance(self.image, StyleCard) else self.plan
+
 
 class Control(Noun):
     """A picture whose edges, lines or depth the result follows."""

@@ -108,7 +108,9 @@ def _probe(model: Model, adapter: Adapter | None) -> Tensor:
 
 def warnings(model: Model, request: Request) -> tuple[str, ...]:
     """What of a request's words the model was not taught, a sentence each."""
-    contents = [(phrase, "content of a reference: ") for each in request.references for phrase in each.contents]
+    typed = [each.contents for each in request.references if each.content is not None]  # not what a card says itself
+    phrases = [phrase for several in typed for phrase in several if phrase.strip().lower() != "auto"]
+    contents = [(phrase, "content of a reference: ") for phrase in phrases]
     said = [(request.prompt, ""), (request.negative, "negative prompt: "), *contents]
     found = [f"{where}{warning}" for text, where in said for warning in understand(model, text).warnings]
     return tuple(dict.fromkeys(found))

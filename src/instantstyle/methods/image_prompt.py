@@ -5,7 +5,7 @@ InstantStyle does so only where style lives, and takes out of the picture's embe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,6 +18,7 @@ from instantstyle.methods.injection import Injection
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, Heads, KeysValues, plain
 from instantstyle.request import Request, StyleReference
+from instantstyle.sight import look, understand
 from instantstyle.weights.adapter import Adapter
 
 
@@ -51,7 +52,8 @@ def ip_adapter(model: Model, request: Request) -> Injection:
             f"method 'ip-adapter' speaks at all blocks, so the plan {request.plan!r} does not go with it: use method "
             "'instantstyle' with this plan"
         )
-    if any(reference.contents and reference.content_weight for reference in request.references):
+    typed = [reference for reference in request.references if reference.content is not None]
+    if any(reference.contents and reference.content_weight for reference in typed):
         raise InputError(
             "method 'ip-adapter' subtracts nothing, so content does not go with it: leave content out, or use method "
             "'instantstyle'"
@@ -61,7 +63,11 @@ def ip_adapter(model: Model, request: Request) -> Injection:
             "method 'ip-adapter' speaks at all blocks, so a reference's own plan does not go with it: use method "
             "'instantstyle'"
         )
-    return _inject(model, request.model_copy(update={"plan": "all"}), model.family.presets["all"])
+    # What a style card says of itself goes with the method that it was not made for, so nothing of it is heard here.
+    bare = [each.model_copy(update={"content": (), "plan": "all"}) for each in request.references]
+    plain_request = request.model_copy(update={"plan": "all", "references": tuple(bare)})
+    injection = _inject(model, plain_request, model.family.presets["all"])
+    return replace(injection, settled={"references": request.references, "plan": "all"})
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def _voices(model: Model, request: Request, references: Sequence[StyleReference]
     """References by adapter and plan; those that say nothing are left out.  Raises InputError."""
     together: dict[tuple[str | None, str | None], list[StyleReference]] = {}
     for reference in references:
-        together.setdefault((reference.adapter, reference.plan), []).append(reference)
+        together.setdefault((reference.adapter, reference.own_plan), []).append(reference)
     voices: list[Voice] = []
     for (name, own), group in together.items():
         spoken = plan if own is None else parse_plan(own, model.family.unet, model.family.presets)
@@ -155,9 +161,7 @@ def _tokens(
     model: Model, adapter: Adapter, request: Request, references: Sequence[StyleReference]
 ) -> tuple[Tensor, list[float]]:
     """Tokens of the references and of no reference, [2, tokens, context_dim], and the weight of each reference."""
-    pictures = [reference.image.open() for reference in references]
-    look = model.see_hidden if adapter.plus else model.see
-    seen = look(pictures, request.fit, adapter)
+    seen = look(model, [reference.image for reference in references], request.fit, adapter)
     without = [
         _without_content(model, adapter, request, *pair)
         for pair in zip(references, [seen[i : i + 1] for i in range(len(seen))], strict=True)
@@ -173,10 +177,11 @@ def _tokens(
 def _without_content(
     model: Model, adapter: Adapter, request: Request, reference: StyleReference, seen: Tensor
 ) -> Tensor:
-    if not reference.contents or not reference.content_weight:
+    if not reference.contents or not reference.content_weight or (adapter.plus and reference.content is None):
         return seen
     _check_base(adapter)
-    texts = model.say_content(reference.contents, seen.shape[-1])
+    said = [understand(model, phrase).text for phrase in reference.contents]
+    texts = model.say_content(said, seen.shape[-1])
     return subtract(seen, texts, reference.content_weight, request.subtraction)
 
 
@@ -195,7 +200,7 @@ def settled_reference(model: Model, request: Request, reference: StyleReference)
         return reference
     adapter = model.need_adapter(name=reference.adapter)
     _check_base(adapter)
-    seen = model.see([reference.image.open()], request.fit, adapter)
+    seen = look(model, [reference.image], request.fit, adapter)
     word = model.vocabulary[nearest_text(seen, model.vocabulary_embeds(seen.shape[-1]))[0]]
     said = tuple(word if _is_auto(phrase) else phrase for phrase in reference.contents)
     return reference.model_copy(update={"content": word if isinstance(reference.content, str) else said})

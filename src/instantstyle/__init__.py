@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from instantstyle.blocks import BlockPlan, Site
+    from instantstyle.card import StyleCard, read_card
     from instantstyle.engine import Engine, Progress, Run
     from instantstyle.errors import (
         Cancelled,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from instantstyle.generate import generate
     from instantstyle.model import Model, load
     from instantstyle.request import Control, Init, Request, Result, StyleReference, recall
+    from instantstyle.sight import make_card
 
     __version__: str
 
@@ -47,16 +49,20 @@ __all__ = [
     "Result",
     "Run",
     "Site",
+    "StyleCard",
     "StyleReference",
     "WeightsError",
     "__version__",
     "generate",
     "load",
+    "make_card",
+    "read_card",
     "recall",
 ]
 
 _HOME = {
     "blocks": ("BlockPlan", "Site"),
+    "card": ("StyleCard", "read_card"),
     "engine": ("Engine", "Progress", "Run"),
     "errors": (
         "Cancelled",
@@ -70,6 +76,7 @@ _HOME = {
     "generate": ("generate",),
     "model": ("Model", "load"),
     "request": ("Control", "Init", "Request", "Result", "StyleReference", "recall"),
+    "sight": ("make_card",),
 }
 """Which module each public name lives in; it is imported when the name is first used, so that importing the package
 imports no torch."""

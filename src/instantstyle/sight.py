@@ -91,6 +91,14 @@ def re_embedded(model: Model, card: StyleCard, fit: Fit = "squash") -> StyleCard
     return card.model_copy(update={"sights": (anew, *others)})
 
 
+def look_anew(model: Model, request: Request) -> Request:
+    """A request whose style cards hold what this model's encoder sees of their pictures."""
+    images = [each.image for each in request.references]
+    anew = [re_embedded(model, image, request.fit) if isinstance(image, StyleCard) else image for image in images]
+    pairs = zip(request.references, anew, strict=True)
+    return request.model_copy(update={"references": tuple(r.model_copy(update={"image": i}) for r, i in pairs)})
+
+
 def _sight(model: Model, shown: Sequence[Image.Image], fit: Fit) -> Sight:
     plus = model.adapter is not None and model.adapter.plus
     hidden = model.see_hidden(shown, fit, model.adapter) if plus else None

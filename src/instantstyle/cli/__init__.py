@@ -12,6 +12,7 @@ import typer
 from instantstyle.cli.again import again
 from instantstyle.cli.doctor import doctor
 from instantstyle.cli.generate import generate
+from instantstyle.cli.style import style
 from instantstyle.errors import InputError, InstantStyleError
 
 # Plain help and plain errors: rich's take a tenth of a second more, and cut long names in the middle.
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(again)
 app.command()(doctor)
+app.add_typer(style)
 
 
 def main() -> None:

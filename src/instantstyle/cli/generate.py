@@ -17,7 +17,13 @@ from instantstyle.errors import InputError
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture is to show.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The PNG file to write; several are numbered.", show_default=False)],
-    style: Annotated[list[str] | None, typer.Option(help="A reference picture; may be given several times.")] = None,
+    style: Annotated[
+        list[str] | None,
+        typer.Option(help="A reference picture, or a style card's name or file; may be given several times."),
+    ] = None,
+    re_embed: Annotated[
+        bool, typer.Option("--re-embed", help="Look at the style cards' own pictures instead of their numbers.")
+    ] = False,
     content: Annotated[
         list[str] | None,
         typer.Option(help="What the reference shows, to be subtracted: one for each --style, in the same order."),
@@ -111,8 +117,14 @@ def generate(
     from instantstyle.model import load
 
     loaded = load(model, adapter=adapter, device=device, dtype=dtype)
+    if re_embed:
+        from instantstyle.sight import look_anew
+
+        request = look_anew(loaded, request)
     with bar(out.name) as tick:
         result = make(loaded, request, progress=lambda at: tick(at.step, at.steps))
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     paths = [str(path) for path in result.save(out, metadata=metadata)]
     if as_json:
         said = {"paths": paths, **result.model_dump(mode="json", exclude={"images"})}

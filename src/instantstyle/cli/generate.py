@@ -63,6 +63,38 @@ def generate(
         list[str] | None,
         typer.Option("--option", help="A knob of the method, as name=value; may be given several times."),
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="A picture whose edges, lines or depth to follow; may be given several times."),
+    ] = None,
+    control_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What of it: canny, soft-edge, lineart, depth, or image for a picture of edges or the like as it is; "
+            "one for all, or one for each.",
+            show_default="canny",
+        ),
+    ] = None,
+    control_weight: Annotated[
+        list[float] | None,
+        typer.Option(help="How closely it is followed: one for all, or one for each.", show_default="0.6"),
+    ] = None,
+    control_window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="The part of the run in which the controls hold, from 0 to 1.", show_default="0 1"),
+    ] = None,
+    control_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A ControlNet, as folder, file or hub id: one for all, or one for each.", show_default="the model's"
+        ),
+    ] = None,
+    depth_model: Annotated[
+        str | None, typer.Option(help="What makes depth pictures: a folder or a hub id of a transformers model.")
+    ] = None,
+    save_control: Annotated[
+        Path | None, typer.Option(help="Also write what is followed, as the ControlNet sees it, as PNG.")
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What the picture is not to show.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of denoising.", show_default="30")] = None,
     guidance: Annotated[
@@ -88,6 +120,9 @@ def generate(
     from instantstyle.pictures import check_writable
     from instantstyle.request import Request, numbered
 
+    saved = {"--control-window": control_window, "--save-control": save_control, "--depth-model": depth_model}
+    followed = control or [], control_kind or [], control_weight or [], control_window
+    controls, nets = _controls(*followed, control_model or [], saved)
     idle = {"--content-weight": content_weight, "--window": window, "--fit": fit}
     idle |= {"--subtraction": subtraction, "--combine": combine, "--option": options or None}
     fields: dict[str, Any] = {
@@ -102,6 +137,7 @@ def generate(
         "combine": combine,
         "fit": fit,
         "options": parse_options(options) if options else None,
+        "controls": controls,
         "steps": steps,
         "guidance": guidance,
         "sampler": sampler,
@@ -111,12 +147,15 @@ def generate(
     request = Request(**{name: value for name, value in fields.items() if value is not None})
     for path in numbered(out, request.count):
         check_writable(path)
+    drawn = numbered(save_control, len(controls)) if save_control is not None else ()
+    for path in drawn:
+        check_writable(path)
 
     hush()
     from instantstyle.generate import generate as make
     from instantstyle.model import load
 
-    loaded = load(model, adapter=adapter, device=device, dtype=dtype)
+    loaded = load(model, adapter=adapter, controls=nets, depth=depth_model, device=device, dtype=dtype)
     if re_embed:
         from instantstyle.sight import look_anew
 
@@ -126,6 +165,12 @@ def generate(
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     paths = [str(path) for path in result.save(out, metadata=metadata)]
+    if drawn:
+        from instantstyle.controls import draw
+        from instantstyle.pictures import write_png
+
+        for path, each in zip(drawn, result.request.controls, strict=True):
+            write_png(draw(loaded, result.request, each), path)
     if as_json:
         said = {"paths": paths, **result.model_dump(mode="json", exclude={"images"})}
         typer.echo(json.dumps(said))
@@ -156,6 +201,45 @@ def parse_options(given: Sequence[str]) -> dict[str, bool | int | float | str]:
             value = text
         options[name] = value if isinstance(value, bool | int | float) else text
     return options
+
+
+def _controls(
+    pictures: list[str],
+    kinds: list[str],
+    weights: list[float],
+    window: tuple[float, float] | None,
+    models: list[str],
+    idle: Mapping[str, object],
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The fields of each control, and the ControlNets to load by name.
+
+    Raises InputError when the numbers of flags do not match, or a flag (`idle` are more of them) speaks of none.
+    """
+    several = {"--control-kind": kinds, "--control-weight": weights, "--control-model": models}
+    for flag, given in {**several, **idle}.items():
+        if given not in (None, []) and not pictures:
+            raise InputError(f"{flag} says something of a picture to follow, and there is none: give --control as well")
+    for flag, given in several.items():
+        if len(given) > 1 and len(given) != len(pictures):
+            raise InputError(
+                f"there are {len(pictures)} --control and {len(given)} {flag}: give one for all, or one for each, in "
+                "the same order"
+            )
+    kinds = kinds * len(pictures) if len(kinds) == 1 else kinds or ["canny"] * len(pictures)
+    loud: list[float | None] = [*weights] * len(pictures) if len(weights) == 1 else [*weights] or [None] * len(pictures)
+    nets: dict[str, str] = {}
+    for kind, net in zip(kinds, models * len(pictures) if len(models) == 1 else models, strict=False):
+        name = kind.rpartition(":")[2]  # the name that the kind calls its ControlNet by
+        if nets.setdefault(name, net) != net:
+            raise InputError(
+                f"two --control-model are for the kind {kind!r}: tell them apart by a name of their own, as in "
+                f"--control-kind {kind}:one --control-kind {kind}:two"
+            )
+    fields = [
+        {"kind": kind, "image": picture, "weight": weight, "window": window}
+        for kind, picture, weight in zip(kinds, pictures, loud, strict=True)
+    ]
+    return [{name: value for name, value in each.items() if value is not None} for each in fields], nets
 
 
 def _references(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -100,7 +100,7 @@ def show(
         typer.echo(json.dumps(said, ensure_ascii=False))
         return
     for field, value in said.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        shown = ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else value
         if shown not in (None, ""):
             typer.echo(f"{field:<10} {shown}")
 

@@ -31,6 +31,7 @@ PLAIN = {
     "src/instantstyle/py.typed": "the types are public",
     "docs/guide.md": "setting up, making pictures, making them again",
     "docs/concepts.md": "what the words mean",
+    "docs/control.md": "following the edges, lines or depth of a picture",
     "docs/help.md": "every command and option, generated",
     "docs/demo.png": "the picture above",
     "benchmarks/results/": "measurements, with hardware and date",

@@ -19,18 +19,20 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan
 from instantstyle.device import pick_device, pick_dtype
-from instantstyle.encoders import BATCH, Eyes, Text, Tower, load_content_tower, load_eyes, load_tower, pixels
+from instantstyle.encoders import BATCH, Eyes, Lent, Text, Tower, load_content_tower, load_eyes, load_tower, pixels
 from instantstyle.errors import InputError, InstantStyleError, WeightsError, nearest
 from instantstyle.families import Family
 from instantstyle.nets.unet import UNet
 from instantstyle.parts import Speaker, load_speaker, load_unet_of, load_vae, read_vocabulary, with_index
 from instantstyle.pictures import Fit
+from instantstyle.text import Reading, read
 from instantstyle.weights.adapter import ENCODERS, Adapter, LazyWeights
 from instantstyle.weights.control import ControlNet, load_controls
 from instantstyle.weights.depth import Depth, load_depth
 from instantstyle.weights.find import AdapterSpec, Found, find
 from instantstyle.weights.identity import digest, sample
 from instantstyle.weights.layout import family_of
+from instantstyle.weights.lora import with_loras
 from instantstyle.weights.networks import count_parameters
 
 Memory = Literal["keep", "free", "offload"]
@@ -71,10 +73,18 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     found: Found
+    loras: tuple[tuple[str, float], ...] = ()
+    """The LoRA files whose changes are in the weights, and how much of each."""
 
     @torch.no_grad()
-    def say(self, texts: Sequence[str]) -> Text:
-        """Read texts.  Raises InputError when one is longer than the encoders read: nothing is dropped unsaid."""
+    def say(self, texts: Sequence[str], reading: Reading = "plain") -> Text:
+        """Read texts, by default as they stand.
+
+        Raises InputError when one is longer than the encoders read plainly: nothing is dropped unsaid.
+        """
+        if reading != "plain":
+            context, embeds = read(self.towers, texts, self.family.clip_skip, reading)
+            return Text(context, embeds if self.family.unet.pooled_dim is not None else None, embeds)
         parts = [self._say(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
         context, pooled, embeds = (
             None if parts[0][i] is None else torch.cat([cast("Tensor", part[i]) for part in parts]) for i in range(3)
@@ -170,11 +180,17 @@ class Model:
             )
         return self.adapter
 
-    @torch.no_grad()
     def encode(self, picture: Image.Image) -> Float[Tensor, "1 channels height width"]:
         """The latents of a picture whose sides are multiples of the family's: the mean, not a sample."""
-        shown = (pixels(picture.convert("RGB")) * 2 - 1)[None].to(self.device, self.vae.dtype)
-        latents = self.vae.encode(shown).latent_dist.mean
+        return self.encode_pixels((pixels(picture.convert("RGB")) * 2 - 1)[None])
+
+    @torch.no_grad()
+    def encode_pixels(
+        self, shown: Float[Tensor, "n 3 pixel_height pixel_width"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n channels height width"]:
+        """The latents of pictures whose numbers go from -1 to 1; a sample where there is a generator, else the mean."""
+        posterior = self.vae.encode(shown.to(self.device, self.vae.dtype)).latent_dist
+        latents = posterior.mean if generator is None else posterior.sample(generator)
         mean, std = self._latent_statistics(latents)
         return ((latents - mean) / std * self.vae.config.scaling_factor).to(self.dtype)
 
@@ -268,6 +284,7 @@ def load(
     content_encoder: str | Path | None = None,
     controls: Mapping[str, str | Path] | None = None,
     depth: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     memory: Memory = "keep",
@@ -282,6 +299,8 @@ def load(
 
     `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are): folders, files or
     hub ids, beside those that come with the model; `depth` is a depth model of transformers for the kind depth.
+
+    `loras` are LoRA files (or their paths on the hub), each with how much of it: 1 as it was trained.
 
     `device` auto and `dtype` auto are as `instantstyle.device` decides.
 
@@ -305,6 +324,7 @@ def load(
             f"{family.unet.context_dim}"
         )
     family = dataclasses.replace(family, text_length=towers[0].length)
+    unet, towers = _with_loras(unet, towers, loras, family)
     lookers = {path: load_eyes(found, path, kind, home, keep=keep) for path in _encoders(found)}
     speakers = {
         name: load_speaker(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
@@ -334,8 +354,24 @@ def load(
         device=where,
         dtype=kind,
         found=found,
+        loras=tuple((str(path), float(weight)) for path, weight in loras),
     )
     return _offloaded(loaded) if memory == "offload" else loaded
+
+
+def _with_loras(
+    unet: UNet, towers: tuple[Tower, ...], loras: Sequence[tuple[str | Path, float]], family: Family
+) -> tuple[UNet, tuple[Tower, ...]]:
+    """The networks with the changes of LoRAs; a text encoder that is changed is kept, and no more read for each use."""
+    if not loras:
+        return unet, towers
+    nets: dict[str, nn.Module] = {"unet": unet}
+    for i, tower in enumerate(towers):
+        nets[f"text_encoder{f'_{i + 1}' if i else ''}"] = tower.net.make() if isinstance(tower.net, Lent) else tower.net
+    changed = with_loras(nets, loras, family.unet)
+    pairs = zip(towers, list(nets)[1:], strict=True)
+    told = tuple(t if changed[name] is nets[name] else Tower(t.tokenizer, changed[name]) for t, name in pairs)
+    return cast("UNet", changed["unet"]), told
 
 
 def _offloaded(model: Model) -> Model:

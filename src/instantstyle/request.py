@@ -269,6 +269,8 @@ class Request(Noun):
     fit: Fit = "squash"
     """How a reference that is not square meets the square image encoder.  Squashed, nothing of it is lost and no
     bars are added, which an encoder would read as part of the style; colour and stroke survive a change of shape."""
+    reading: Literal["plain", "long", "weighted"] = "plain"
+    """How prompts are read: as they stand (refused where too long), in chunks, or with compel's weights."""
     options: Annotated[Mapping[str, bool | int | float | str], BeforeValidator(_options), Field(max_length=32)] = {}
     """Knobs of the method by name; the method knows which there are (`methods.OPTIONS`) and refuses others."""
 
@@ -293,6 +295,7 @@ class Request(Noun):
             subtraction: Literal["paper", "normalised", "projected", "masked"] = "paper",
             combine: Literal["concat", "average"] = "concat",
             fit: Fit = "squash",
+            reading: Literal["plain", "long", "weighted"] = "plain",
             options: Mapping[str, float | int | str | bool] = {},
         ) -> None: ...
 
@@ -316,6 +319,8 @@ class Memory(Noun):
     """The depth model."""
     image_encoder: str | None = None
     content_encoder: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    """LoRA files and how much of each."""
 
     if TYPE_CHECKING:
 
@@ -333,6 +338,7 @@ class Memory(Noun):
             depth: str | None = None,
             image_encoder: str | None = None,
             content_encoder: str | None = None,
+            loras: Sequence[tuple[str, float]] = (),
         ) -> None: ...
 
     def parameters(self) -> str:
@@ -386,6 +392,8 @@ class Result(Noun):
     depth: str | None = None
     image_encoder: str | None = None
     content_encoder: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    """LoRA files and how much of each."""
 
     if TYPE_CHECKING:
 
@@ -405,6 +413,7 @@ class Result(Noun):
             depth: str | None = None,
             image_encoder: str | None = None,
             content_encoder: str | None = None,
+            loras: Sequence[tuple[str, float]] = (),
         ) -> None: ...
 
     def memory(self, index: int = 0) -> Memory:

@@ -39,6 +39,7 @@ def again(
         image_encoder=memory.image_encoder if model is None else None,
         content_encoder=memory.content_encoder if model is None else None,
         controls=memory.controls if model is None else None,
+        loras=memory.loras if model is None else (),
         depth=memory.depth,
         device=device or memory.device,
         dtype=dtype or memory.dtype,

@@ -1,12 +1,11 @@
 """Run: one request in flight, from its first noise to its picture."""
 
-import importlib
 import inspect
 import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,9 +15,10 @@ from torch import Tensor
 from instantstyle.controls import residuals, steer
 from instantstyle.engine.samplers import clean, sampler_name, scheduler, signal_and_noise
 from instantstyle.engine.stack import Told, Turn
+from instantstyle.engine.start import begin, settled_size
 from instantstyle.engine.told import tell
 from instantstyle.errors import Cancelled, InputError, InstantStyleError
-from instantstyle.methods import Injection, Moment, inject
+from instantstyle.methods import Injection, Moment, ReferenceRows, inject
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, TextKeysValues
 from instantstyle.nets.unet import Residuals
@@ -57,14 +57,12 @@ class Run:
     """One request in flight.  Made by `Engine.submit`; iterating over it steps its engine until it is done."""
 
     def __init__(self, engine: Steps, request: Request) -> None:
-        _refuse_what_comes_later(request)
         self.engine, model = engine, engine.model
         self.guided = request.guidance > 1
         self.scheduler = scheduler(model, request.sampler)
         self.scheduler.set_timesteps(request.steps, device=model.device)
-        self.times: list[Tensor] = list(self.scheduler.timesteps)
         settled = {
-            "size": _size(model, request),
+            "size": settled_size(model, request),
             "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
             "sampler": request.sampler or sampler_name(self.scheduler),
         }
@@ -74,7 +72,8 @@ class Run:
         self.controls = steer(model, self.request)
         self.warnings = warnings(model, self.request)
         self.generator = torch.Generator("cpu").manual_seed(cast("int", self.request.seed))
-        self.latents = self._noise()
+        self.start = begin(model, self.request, self.scheduler, self.generator)
+        self.times, self.latents = self.start.times, self.start.latents
         accepted = inspect.signature(self.scheduler.step).parameters
         self._step_arguments = {"generator": self.generator} if "generator" in accepted else {}
         self.step, self.state = 0, cast("State", "running")
@@ -155,7 +154,7 @@ class Run:
     @property
     def moment(self) -> Moment:
         """The coming step, as reference rows may know it."""
-        signal, noise = signal_and_noise(self.scheduler, self.step)
+        signal, noise = signal_and_noise(self.scheduler, self.start.first + self.step)
         return Moment(self.step, self.steps, float(self.times[self.step]), signal, noise)
 
     def prepare(self) -> Turn:
@@ -165,8 +164,7 @@ class Run:
             scaled = self.scheduler.scale_model_input(self.latents, self.times[self.step])
             latents = torch.cat([scaled] * (self.own_rows // self.request.count))
             steered = self._steered(latents)
-            if asked.rows is not None:
-                latents = torch.cat([latents, self._pinned()])
+            latents = self.start.seen(latents, None if asked.rows is None else self._pinned(asked.rows))
             unet = asked.unet or self.engine.model.unet
             self._turn = Turn(unet, latents, self.times[self.step], self._tell(), asked.attend, steered)
         return self._turn
@@ -182,6 +180,10 @@ class Run:
             self._expected = clean(self.scheduler, prediction, time_now, before)
         self._expected = self._expected.to(before.dtype)
         self.step, self._turn = self.step + 1, None
+        if (kept := self.start.kept) is not None:
+            coming = self.times[self.step] if self.step < self.steps else None
+            self.latents = kept.imposed(self.latents, self.scheduler, coming).to(before.dtype)
+            self._expected = kept.imposed(self._expected, self.scheduler, None).to(before.dtype)
 
     def finish(self) -> None:
         """Decode, and remember how it was made.  Raises InstantStyleError when the numbers ran away."""
@@ -199,6 +201,7 @@ class Run:
             model=model.found.spec,
             adapter=model.found.adapter_spec,
             **model.found.encoder_specs,
+            loras=model.loras,
             controls={kind: net.spec for kind, net in model.controls.items() if net.spec is not None},
             depth=None if model.depth is None else model.depth.spec,
             identity=model.identity,
@@ -213,15 +216,6 @@ class Run:
         """The run is over, and its result is this error."""
         self.state, self._failure = "failed", failure
 
-    def _noise(self) -> Tensor:
-        """As diffusers draws it: one draw for all pictures of the run, on the CPU whatever the device."""
-        model = self.engine.model
-        draw: Any = importlib.import_module("diffusers.utils.torch_utils").randn_tensor
-        width, height = cast("tuple[int, int]", self.request.size)
-        shape = (self.request.count, model.unet.config.out_channels, height // model.scale, width // model.scale)
-        noise: Tensor = draw(shape, generator=self.generator, device=model.device, dtype=model.dtype)
-        return noise * self.scheduler.init_noise_sigma
-
     @torch.no_grad()
     def _tell(self) -> Told:
         """What the rows of the coming step read; read once inside the window and once outside of it."""
@@ -232,10 +226,8 @@ class Run:
             self._tolds[other] = tell(self.engine.model, self.request, asked)
         return self._tolds[other]
 
-    def _pinned(self) -> Tensor:
+    def _pinned(self, rows: ReferenceRows) -> Tensor:
         """The latents of the reference rows in the coming step.  Raises InputError when they are of another shape."""
-        rows = self.asked.rows
-        assert rows is not None
         pinned = rows.latents(self.moment)
         wanted = (len(rows), *self.latents.shape[1:])
         if tuple(pinned.shape) != wanted:
@@ -263,27 +255,3 @@ class Run:
         for negative, against in zip(self.asked.negatives, negatives, strict=True):
             combined = combined + negative.weight * (given - against)
         return combined
-
-
-def _size(model: Model, request: Request) -> tuple[int, int]:
-    width, height = request.size or model.family.size
-    multiple = max(model.family.multiple, model.scale)
-    if width % multiple or height % multiple:
-        near = "x".join(str(max(multiple, round(side / multiple) * multiple)) for side in (width, height))
-        raise InputError(
-            f"the size {width}x{height} does not fit this model: both must be multiples of {multiple}, such as {near}"
-        )
-    return width, height
-
-
-def _refuse_what_comes_later(request: Request) -> None:
-    masks = any(reference.mask is not None for reference in request.references)
-    asked = {
-        "an init picture": request.init is not None,
-        "masks of references": masks,
-    }
-    for what, is_asked in asked.items():
-        if is_asked:
-            raise InputError(
-                f"{what} are planned, and not in this version: leave them out".replace("picture are", "picture is")
-            )

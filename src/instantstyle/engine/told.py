@@ -9,6 +9,7 @@ from instantstyle.methods import Injection
 from instantstyle.model import Model
 from instantstyle.request import Request
 from instantstyle.sight import understand
+from instantstyle.text import fill
 
 
 def tell(model: Model, request: Request, injection: Injection) -> Told:
@@ -20,7 +21,9 @@ def tell(model: Model, request: Request, injection: Injection) -> Told:
     if request.guidance > 1:
         said.insert(0, injection.unconditional)
     typed = [request.prompt if each == "prompt" else request.negative for each in said]
-    texts = model.say([understand(model, each).text for each in typed])
+    if request.reading == "plain":
+        typed = [understand(model, each).text for each in typed]
+    texts = model.say(typed, request.reading)
     context, pooled = texts.context, texts.pooled
     if not request.negative and model.family.zero_empty and "negative" in said:
         # What SDXL was trained to take for no text at all; an encoded empty string is something else.
@@ -33,8 +36,11 @@ def tell(model: Model, request: Request, injection: Injection) -> Told:
     context, pooled = repeated(context), None if pooled is None else repeated(pooled)
     unet, rows = injection.unet or model.unet, injection.rows
     if rows is not None:
-        _check(rows.text.context, context)
-        context = torch.cat([context, rows.text.context.to(context)])
+        read = rows.text.context
+        if request.reading != "plain" and read.shape[1] < context.shape[1]:
+            read = fill(read, model.say([""]).context, context.shape[1])
+        _check(read, context)
+        context = torch.cat([context, read.to(context)])
         if pooled is not None:
             if rows.text.pooled is None:
                 raise InputError("reference rows of this model need pooled text, as `Model.say` gives it")

@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format world bench docs serve clean
+.PHONY: help setup demo test test-slow check format world styles gallery foreign bench docs serve clean
 
 help:
 	@echo "make demo       set up, then draw prompts x reference pictures with the built-in model into out/demo.png"
@@ -19,6 +19,8 @@ help:
 	@echo "make check      the one gate of a change: format, lint, types, layers, tests, coverage"
 	@echo "make test-slow  the tests that take longer than a few seconds"
 	@echo "make world      fetch and render the emoji drawings that training and evaluation need; needs npm"
+	@echo "make styles     make the shipped style cards anew, for an image encoder that was trained on"
+	@echo "make gallery    draw docs/gallery.md; make foreign draws docs/foreign.md"
 	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
 	@echo "make docs       write the generated pages anew: docs/help.md and the tree in README.md"
 	@echo "make format     format the code"
@@ -56,6 +58,15 @@ format: setup
 
 world: setup
 	$(BIN)/python -m instantstyle.world
+
+styles: setup
+	$(BIN)/python -m instantstyle.world.cards
+
+gallery: setup
+	$(BIN)/python docs/gallery.py
+
+foreign: setup
+	$(BIN)/python docs/foreign.py
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -27,11 +27,16 @@ PLAIN = {
     "NOTICE": "whose emoji the built-in model has seen, and their licences",
     ".ci/run": "what CI runs",
     "src/instantstyle/assets/emoji/": "the built-in model: weights in diffusers' layout, and its card",
+    "src/instantstyle/assets/styles/": "style cards of our own drawing: make styles",
     "src/instantstyle/world/splits.json": "what is held out",
     "src/instantstyle/py.typed": "the types are public",
     "docs/guide.md": "setting up, making pictures, making them again",
     "docs/concepts.md": "what the words mean",
     "docs/control.md": "following the edges, lines or depth of a picture",
+    "docs/styles.md": "style cards, and words the built-in model knows",
+    "docs/gallery.md": "prompts by styles, blocks, subtraction, strength: make gallery",
+    "docs/gallery/": "its pictures",
+    "docs/foreign.md": "references unlike the training data: make foreign",
     "docs/help.md": "every command and option, generated",
     "docs/demo.png": "the picture above",
     "benchmarks/results/": "measurements, with hardware and date",
@@ -92,7 +97,7 @@ def readme() -> str:
     return before + begin + tree() + end + after
 
 
-COMMANDS = ("", "generate", "again", "doctor")
+COMMANDS = ("", "generate", "again", "doctor", "style", "style make", "style show", "style list")
 
 
 def help_page() -> str:
@@ -101,7 +106,7 @@ def help_page() -> str:
     environment.pop("FORCE_COLOR", None)
     page = "# Help\n\nWritten by docs/generate.py from `--help`; do not edit.\n"
     for command in COMMANDS:
-        argv = ["instantstyle", *([command] if command else []), "--help"]
+        argv = ["instantstyle", *command.split(), "--help"]
         code = "import sys; from instantstyle.cli import main; sys.argv = sys.argv[1:]; main()"
         shown = subprocess.run(
             [sys.executable, "-c", code, *argv], env=environment, capture_output=True, text=True, check=True

@@ -1,0 +1,199 @@
+"""The gallery: prompts by style cards, blocks, subtraction, strength and control, with what was measured of each.
+
+    python docs/gallery.py     # writes docs/gallery.md and docs/gallery/*.png
+
+Captions state what was done and measured, and no more; what is to be seen is for people to say, in `docs/seen.json`
+(section name to a sentence), which is put below each picture.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+import instantstyle as ist
+from instantstyle import pictures
+from instantstyle.card import known_cards
+from instantstyle.features import nearest_text
+from instantstyle.pictures import write_whole
+from instantstyle.world.drawn import on_white, thing
+
+DOCS = Path(__file__).resolve().parent
+FOLDER = DOCS / "gallery"
+SEEN = DOCS / "seen.json"
+SEED, STEPS = 7, 25
+
+References = Sequence[ist.StyleReference]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a section: what is asked for, and which thing it is to show."""
+
+    thing: str
+    request: ist.Request
+
+
+@dataclass(frozen=True)
+class Section:
+    """One picture of the gallery: a grid, rows of requests under a row of references or none."""
+
+    name: str
+    title: str
+    said: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    cells: Sequence[Sequence[Cell]]
+    top: Sequence[Image.Image | None] = ()
+
+
+def _ask(thing: str, references: References = (), **fields: object) -> Cell:
+    article = "an" if thing[0] in "aeiou" else "a"
+    request = ist.Request.model_validate(
+        {"prompt": f"{article} {thing}", "references": tuple(references), "seed": SEED, "steps": STEPS, **fields}
+    )
+    return Cell(thing, request)
+
+
+def _picture(name: str) -> ist.StyleReference:
+    path = DOCS.parent / "examples/references" / name
+    return ist.StyleReference(path)
+
+
+def cards_section(model: ist.Model) -> Section:
+    """Prompts by the cards that come with the package."""
+    names = list(known_cards(own=False))
+    things = ("cat", "house", "rocket", "guitar", "umbrella")
+    cells = [[_ask(each), *(_ask(each, [ist.StyleReference(name)]) for name in names)] for each in things]
+    top = [None, *(ist.StyleReference(name).image.open() for name in names)]
+    said = "The shipped style cards (`--style neon`), each at the model's style blocks; above them their first picture."
+    return Section("cards", "Prompts by style cards", said, ["no style", *names], ["", *things], cells, top)
+
+
+def blocks_section(model: ist.Model) -> Section:
+    """The same references at other blocks."""
+    plans = ("style", "layout", "style+layout", "all")
+    names = ("dog-neon.png", "castle-hatching.png", "leaf-duotone.png", "fire-pixel.png")
+    things = ("cat", "rose")
+    cells = [
+        [_ask(each), *(_ask(each, [_picture(name)], plan=plan) for plan in plans)] for name in names for each in things
+    ]
+    rows = [f"{name.removesuffix('.png')}, {each}" for name in names for each in things]
+    said = "One reference a row, speaking at the style blocks, the layout block, both, and all (plain IP-Adapter)."
+    return Section("blocks", "Style, layout, everywhere", said, ["no style", *plans], rows, cells)
+
+
+def subtraction_section(model: ist.Model) -> Section:
+    """What the reference shows, taken out of it by weights."""
+    weights = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+    shown = {"dog-neon.png": "dog", "castle-hatching.png": "castle", "whale-plain.png": "whale"}
+    cells = [
+        [_ask("cat", [ist.StyleReference(_picture(name).image, word, weight)], plan="all") for weight in weights]
+        for name, word in shown.items()
+    ]
+    said = "A cat with the reference at all blocks, where its content leaks most, `content` subtracted by weights."
+    columns = [f"{weight:g}" for weight in weights]
+    return Section("subtraction", "Subtraction", said, columns, [f"minus {word}" for word in shown.values()], cells)
+
+
+def strength_section(model: ist.Model) -> Section:
+    """How loudly the style speaks."""
+    weights = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    names = ("neon", "watercolour", "pixel", "papercut")
+    cells = [[_ask("house", [ist.StyleReference(name, weight=weight)]) for weight in weights] for name in names]
+    said = "A house in four styles at the style blocks, by the reference's weight."
+    return Section("strength", "Strength", said, [f"{weight:g}" for weight in weights], names, cells)
+
+
+def control_section(model: ist.Model) -> Section | None:
+    """Edges of a drawing followed, in styles; None where the model has no ControlNet for them."""
+    if "canny" not in model.controls:
+        return None
+    shapes = {"house": "house", "fish": "fish", "mushroom": "mushroom"}
+    names = ("neon", "watercolour", "pixel", "papercut")
+    cells: list[list[Cell]] = []
+    for drawn, each in shapes.items():
+        control = ist.Control("canny", Image.fromarray(on_white(thing(drawn))))
+        cells.append(
+            [
+                _ask(each, controls=(control,)),
+                *(_ask(each, [ist.StyleReference(s)], controls=(control,)) for s in names),
+            ]
+        )
+    said = "Canny edges (50/200, weight 0.6) of three drawings of our own, followed, in four styles."
+    return Section("control", "Control", said, ["no style", *names], list(shapes), cells)
+
+
+SECTIONS: Sequence[Callable[[ist.Model], Section | None]] = (
+    cards_section,
+    blocks_section,
+    subtraction_section,
+    strength_section,
+    control_section,
+)
+
+
+def drawn(model: ist.Model, section: Section) -> list[list[Image.Image]]:
+    """The pictures of a section, a row in one batch."""
+    rows: list[list[Image.Image]] = []
+    for row in section.cells:
+        engine = ist.Engine(model)
+        for cell in row:
+            engine.submit(cell.request)
+        rows.append([result.images[0] for result in engine.run()])
+        print(f"{section.name}: {len(rows)} of {len(section.cells)} rows", file=sys.stderr)
+    return rows
+
+
+def recognised(model: ist.Model, section: Section, rows: Sequence[Sequence[Image.Image]]) -> str:
+    """How many pictures of each column show what was asked for, by the model's own CLIP."""
+    flat = [picture for row in rows for picture in row]
+    seen = model.see(flat)
+    words = [model.vocabulary[i] for i in nearest_text(seen, model.vocabulary_embeds(seen.shape[-1]))]
+    right = [word == cell.thing for word, cell in zip(words, (c for row in section.cells for c in row), strict=True)]
+    across = len(section.columns)
+    counts = [sum(right[i::across]) for i in range(across)]
+    columns = ", ".join(f"{name} {count}/{len(rows)}" for name, count in zip(section.columns, counts, strict=True))
+    return f"Recognised by the model's own CLIP: {columns}."
+
+
+def _sheet(section: Section, rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    shown: list[Sequence[Image.Image | None]] = [*([section.top] if section.top else []), *rows]
+    return pictures.grid(shown, rows=section.rows, columns=section.columns, cell=80)
+
+
+def main() -> None:
+    """Write all pictures and the page."""
+    model = ist.load()
+    FOLDER.mkdir(exist_ok=True)
+    seen: dict[str, str] = json.loads(SEEN.read_text(encoding="utf-8")) if SEEN.exists() else {}
+    parts = [
+        "# Gallery\n\nWritten by `python docs/gallery.py` (or `make gallery`); do not edit.  What is said to be seen "
+        f"comes from docs/seen.json.\n\nModel {model.found.spec}, weights {model.identity[:12]}, {STEPS} steps, seed "
+        f"{SEED}, guidance 5.  Nothing was picked: one seed for all, fixed beforehand.\n"
+    ]
+    for make in SECTIONS:
+        section = make(model)
+        if section is None:
+            continue
+        rows = drawn(model, section)
+        pictures.write_png(_sheet(section, rows), FOLDER / f"{section.name}.png")
+        lines = [f"## {section.title}", section.said, f"![{section.title}](gallery/{section.name}.png)"]
+        lines += [recognised(model, section, rows), *filter(None, [seen.get(section.name)])]
+        parts.append("\n\n".join(lines) + "\n")
+        print(FOLDER / f"{section.name}.png")
+    if (DOCS / "foreign.md").exists():
+        parts.append(
+            "## Foreign references\n\nPhotographs, a painting, a screenshot, nothing: [foreign.md](foreign.md).\n"
+        )
+    print(write_whole(DOCS / "gallery.md", "\n".join(parts).encode()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ist.InstantStyleError as error:
+        sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""`python -m instantstyle.train.world bank vae text clip unet adapter export`; torchrun shares a stage."""
+"""`python -m instantstyle.train.world bank vae text clip unet joint adapter control export`; torchrun shares one."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from instantstyle.world.sources import cache_folder
 
 def main() -> None:
     """Run the named stages in order."""
-    stages = ("bank", "vae", "text", "clip", "unet", "joint", "adapter", "export")
+    stages = ("bank", "vae", "text", "clip", "unet", "joint", "adapter", "control", "export")
     parser = argparse.ArgumentParser(description="Train the built-in model; every stage resumes where it was.")
     parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")

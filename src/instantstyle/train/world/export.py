@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -51,10 +51,12 @@ def export(
     vocabulary: tuple[str, ...],
     card: str,
     louder: float = 1.0,
+    control: ControlNetModel | None = None,
 ) -> None:
     """Write the model: made beside `folder` and put in its place when it is whole.
 
-    `unet` is our state dict, loaded strictly by diffusers here; `adapters` are file names and where they lie.
+    `unet` is our state dict, loaded strictly by diffusers here; `adapters` are file names and where they lie;
+    `control` reads Canny edges.
     Image embeddings are made `louder` by this power of two and the adapters' first layers softer by the same, which
     changes no picture: contrast sees directions only, but the paper subtracts un-normalised text from un-normalised
     image embeddings, so that the two must be of about one length for a content weight to mean what it means there.
@@ -72,6 +74,7 @@ def export(
         "text_encoder": clip.text_1,
         "text_encoder_2": clip.text_2,
         "image_encoder": clip.image,
+        **({} if control is None else {"controlnet_canny": control}),
     }.items():
         cast("Any", module).half().save_pretrained(new / part)
         cast("Any", module).float()
@@ -125,6 +128,7 @@ def peer() -> UNet2DConditionModel:
 def card(ran: Mapping[str, tuple[int, float]]) -> str:
     """The model card: what it is, what it was trained on and for how long."""
     stages = "\n".join(f"| {name} | {steps:,} | {seconds / 3600:.2f} |" for name, (steps, seconds) in ran.items())
+    control = "\n\n`controlnet_canny` follows the Canny edges (50, 200) of a picture." if "control" in ran else ""
     sources = "\n".join(f"- {line}" for line in attributions() if "evaluation only" not in line)
     return f"""# The built-in model of InstantStyle
 
@@ -134,13 +138,13 @@ again in random looks.  It knows these things and no others: {", ".join(CORE)}.
 
 `ip_adapter.safetensors` was trained the published way: all blocks, the reference is the target picture.
 `ip_adapter_style.safetensors`, where it is here, holds the blocks of the `style` preset alone and was trained with
-references of other things in the target's style.
+references of other things in the target's style.{control}
 
 | stage | optimiser steps | hours |
 |---|---|---|
 {stages}
 
-Trained by `python -m instantstyle.train.world bank vae text clip unet joint adapter export`.  Held out: the
+Trained by `python -m instantstyle.train.world bank vae text clip unet joint adapter control export`.  Held out: the
 concepts, cells, sets, looks and hues in `src/instantstyle/world/splits.json` ({splits().sha256[:16]}).
 
 Drawings:

@@ -1,0 +1,86 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false, reportArgumentType=false
+
+"""The built-in model's ControlNet (arXiv 2302.05543): from the edges of a picture, for the frozen UNet to draw along.
+
+It begins as a copy of the UNet's first half, its say at zero, and learns from text and the Canny edges of the target
+picture itself.  So the edges carry the target's texture too, dots and hatching with the outline: what a reference says
+of such things competes with the edges, which is what the window and the weight of a control are for.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from instantstyle.controls import canny
+from instantstyle.nets.unet import Residuals, UNet
+from instantstyle.train.loop import device, train
+from instantstyle.train.world.corpus import Corpus
+from instantstyle.train.world.export import peer
+from instantstyle.train.world.unet import diffusion_loss, sizes
+
+EYES = (16, 32, 64, 96)
+"""Widths in which the edges are read, from 64 x 64 pixels to the latents' 8 x 8; diffusers' own are for larger nets."""
+_STYLED, _DROPPED = 0.35, 0.3
+"""Shares of captions that speak of the look, and that are empty: without words the edges must say what it is."""
+
+
+def new_control(unet: UNet) -> ControlNetModel:
+    """A ControlNet that begins as a copy of a UNet's first half and says nothing yet."""
+    whole = peer()
+    whole.load_state_dict(unet.state_dict(), strict=True)
+    torch.manual_seed(5)
+    return ControlNetModel.from_unet(whole, conditioning_embedding_out_channels=EYES)
+
+
+def edges(corpus: Corpus, rows: np.ndarray) -> Float[Tensor, "rows 3 side side"]:
+    """The Canny edges of the corpus' pictures, 0 or 1, as inference makes them; on the training device."""
+    lines = np.stack([canny(np.ascontiguousarray(corpus.bank.pictures[row])) for row in rows])
+    return (torch.from_numpy(lines).float() / 255)[:, None].expand(-1, 3, -1, -1).to(device())
+
+
+def control_loss(net: nn.Module, unet: UNet, corpus: Corpus, batch: int, rng: np.random.Generator) -> Tensor:
+    """The UNet's error of v on a batch, steered by the edges of the targets."""
+    rows = corpus.rows(batch, rng)
+    context, pooled = corpus.captions(rows, _STYLED, _DROPPED, rng)
+    picture, added = edges(corpus, rows), {"text_embeds": pooled, "time_ids": sizes(batch)}
+
+    def predict(noised: Tensor, time: Tensor) -> Tensor:
+        said: Residuals = net(noised, time.float(), context, picture, added_cond_kwargs=added, return_dict=False)
+        return unet(noised, time.float(), unet.read(context), pooled, sizes(batch), residuals=said)
+
+    return diffusion_loss(predict, corpus.latents[rows], rng, early=0.6)
+
+
+def train_control(
+    folder: Path, unet: UNet, corpus: Corpus, steps: int, batch: int = 64, lr: float = 5e-4
+) -> ControlNetModel:
+    """Train a ControlNet for a frozen UNet (resumable, as stage `control`).  Returns it with averaged weights."""
+    net = new_control(unet).train()
+    unet.requires_grad_(False).to(device())
+
+    def loss(number: int) -> Tensor:
+        return control_loss(net, unet, corpus, batch, np.random.default_rng([29, number]))
+
+    weights = train("control", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.999)
+    net.load_state_dict(weights)
+    unet.cpu()
+    return net.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def gain(net: ControlNetModel, unet: UNet, corpus: Corpus, batch: int = 256) -> tuple[float, float]:
+    """The error of v on one batch of training pictures and noise that no step met: without edges, and with them."""
+    unet.to(device())
+    silent = new_control(unet).eval().to(device())
+    without, given = (
+        float(control_loss(each, unet, corpus, batch, np.random.default_rng([31, 0])))
+        for each in (silent, net.to(device()))
+    )
+    net.cpu()
+    unet.cpu()
+    return without, given

@@ -100,7 +100,7 @@ REFERENCES: Mapping[str, Make] = {
     "cameraman": _photograph("camera.png"),
     "tissue": _photograph("ihc.png"),
     "grass": _photograph("grass.png"),
-    "page": _photograph("page.png"),
+    "brick": _photograph("brick.png"),
     "retina": _photograph("retina.jpg"),
     "brush": lambda: Image.fromarray(brush(3)),
     "mosaic": lambda: Image.fromarray(mosaic(3)),
@@ -201,7 +201,8 @@ r = {r[0]:.2f}, Lab a {r[1]:.2f}, Lab b {r[2]:.2f}.  Ground is the median colour
 |---|---|{"---|" * len(PROMPTS)}
 {rows}
 
-Photographs: scikit-image's `data`, whose README names their makers; the rest is drawn by code, CC0-1.0.
+The ten photographs are carried by scikit-image and in the public domain or CC0-1.0 (see [NOTICE](../NOTICE)); the rest is
+drawn by code, CC0-1.0.
 """
 
 

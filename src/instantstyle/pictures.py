@@ -62,12 +62,16 @@ def png(picture: Image.Image, *, longest: int | None = None) -> bytes:
 
 def fit_square(picture: Image.Image, how: Fit, size: int) -> Image.Image:
     """A picture of `size` x `size` pixels, bicubic as CLIP's own preprocessing is."""
-    square = (size, size)
+    return fit_to(picture, how, (size, size))
+
+
+def fit_to(picture: Image.Image, how: Fit, size: tuple[int, int]) -> Image.Image:
+    """A picture of (width, height) pixels, cut, with white bars or changed in its proportions."""
     if how == "crop":
-        return ImageOps.fit(picture, square, Image.Resampling.BICUBIC)
+        return ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
     if how == "pad":
-        return ImageOps.pad(picture, square, Image.Resampling.BICUBIC, color="white")
-    return picture.resize(square, Image.Resampling.BICUBIC)
+        return ImageOps.pad(picture, size, Image.Resampling.BICUBIC, color="white")
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def write_png(picture: Image.Image, path: str | Path, request_json: str | None = None, line: str | None = None) -> Path:

@@ -130,7 +130,7 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "window: no reference": (_draw("--window", "0", "1"), 2, "--window says something"),
     "fit: no reference": (_draw("--fit", "crop"), 2, "--fit says something"),
     "subtraction: no reference": (_draw("--subtraction", "paper"), 2, "--subtraction says something"),
-    "option: no reference": (_draw("--option", "shift=1"), 2, "--option says something"),
+    "option: of none": (_draw("--option", "shift=1"), 2, "method 'instantstyle' has no option 'shift': it has none"),
     "option: no value": (_styled("--option", "shift"), 2, "an option is name=value such as shift=0.5, not 'shift'"),
     "option: twice": (_styled("--option", "a=1", "--option", "a=2"), 2, "the option a is given twice"),
     "option: of no such name": (_styled("--option", "shift=1"), 2, "method 'instantstyle' has no option 'shift'"),

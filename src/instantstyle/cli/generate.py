@@ -36,7 +36,10 @@ def generate(
         typer.Option(help="How loudly the references speak: one for all, or one for each.", show_default="1"),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="instantstyle, ip-adapter or none.", show_default="instantstyle")
+        str | None,
+        typer.Option(
+            help="instantstyle, ip-adapter, style-aligned, swapped, stylekeeper or none.", show_default="instantstyle"
+        ),
     ] = None,
     plan: Annotated[
         str | None,
@@ -124,7 +127,7 @@ def generate(
     followed = control or [], control_kind or [], control_weight or [], control_window
     controls, nets = _controls(*followed, control_model or [], saved)
     idle = {"--content-weight": content_weight, "--window": window, "--fit": fit}
-    idle |= {"--subtraction": subtraction, "--combine": combine, "--option": options or None}
+    idle |= {"--subtraction": subtraction, "--combine": combine}
     fields: dict[str, Any] = {
         "prompt": prompt,
         "references": _references(style or [], content or [], content_weight, weight or [], idle),

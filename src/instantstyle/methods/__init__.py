@@ -8,6 +8,14 @@ from instantstyle.errors import InputError, nearest
 from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 from instantstyle.methods.injection import Injection, Moment, Negative, Pinned, ReferenceRows
 from instantstyle.methods.options import Option, Options, settle
+from instantstyle.methods.shared import (
+    STYLE_ALIGNED,
+    STYLEKEEPER,
+    SWAPPED,
+    style_aligned,
+    stylekeeper,
+    swapped_attention,
+)
 from instantstyle.model import Model
 from instantstyle.request import Request
 
@@ -35,10 +43,22 @@ def none(model: Model, request: Request) -> Injection:
     return Injection()
 
 
-METHODS: Mapping[str, Method] = {"instantstyle": instantstyle, "ip-adapter": ip_adapter, "none": none}
-LATER = ("style-aligned", "swapped", "b-lora")
+METHODS: Mapping[str, Method] = {
+    "instantstyle": instantstyle,
+    "ip-adapter": ip_adapter,
+    "style-aligned": style_aligned,
+    "swapped": swapped_attention,
+    "stylekeeper": stylekeeper,
+    "none": none,
+}
+LATER = ("b-lora",)
 """Methods that are planned and not here yet."""
-OPTIONS: Mapping[str, Options] = {name: {} for name in METHODS}
+OPTIONS: Mapping[str, Options] = {
+    **{name: {} for name in METHODS},
+    "style-aligned": STYLE_ALIGNED,
+    "swapped": SWAPPED,
+    "stylekeeper": STYLEKEEPER,
+}
 """What else can be set about each method: `Request.options`."""
 
 
@@ -60,12 +80,19 @@ class Strength:
 
 
 _SPEAKS = Strength("how loudly the picture's tokens speak beside the text's: the plan's strengths are multiplied by it")
-STRENGTHS: Mapping[str, Strength] = {"instantstyle": _SPEAKS, "ip-adapter": _SPEAKS}
+_SWAPS = Strength("the share of attention that goes to the reference", values=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0))
+STRENGTHS: Mapping[str, Strength] = {
+    "instantstyle": _SPEAKS,
+    "ip-adapter": _SPEAKS,
+    "style-aligned": Strength("how often the reference's keys count", values=(0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
+    "swapped": _SWAPS,
+    "stylekeeper": _SWAPS,
+}
 """The knob of each method that has a style to weigh: to sweep it is to compare methods, not their defaults."""
 
 
 def inject(model: Model, request: Request) -> Injection:
-    """What the request's method asks for; without references nothing.
+    """What the request's method asks for; without references nothing, unless one is to be drawn alongside.
 
     Raises InputError for unknown methods and for plans that cannot be read, also where nothing would come of them.
     """
@@ -75,5 +102,6 @@ def inject(model: Model, request: Request) -> Injection:
             there = f"the method {request.method!r} is planned, and not in this version"
         raise InputError(f"{there}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}")
     parse_plan(request.plan, model.family.unet, model.family.presets)
-    settle(request, OPTIONS[request.method])
-    return METHODS[request.method](model, request) if request.references else none(model, request)
+    knobs = settle(request, OPTIONS[request.method])
+    styled = request.references or knobs.get("rows") == "alongside"
+    return METHODS[request.method](model, request) if styled else none(model, request)

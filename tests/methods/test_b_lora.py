@@ -1,0 +1,148 @@
+"""B-LoRA: fitted where it should be, added once, kept, resumed to the bit, and read back by diffusers."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import factory
+from instantstyle.blocks import BlockPlan
+from instantstyle.engine import Engine
+from instantstyle.errors import InputError
+from instantstyle.families import Fitting
+from instantstyle.methods.b_lora import addresses, b_lora, blocks, fitted
+from instantstyle.methods.fitting import Fitted, fit, low_rank, watching
+from instantstyle.request import Request, StyleReference
+from instantstyle.train.b_lora import train_b_lora
+from instantstyle.weights.lora import Deltas, Factors
+
+FIT = Fitting(rank=2, steps=3, rate=1e-2, batch=2)
+OPTIONS = {"fit-steps": 3, "fit-rank": 2, "fit-rate": 0.01}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("INSTANTSTYLE_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "b-lora"
+
+
+def request(weight: float = 1.0, **fields: Any) -> Request:
+    reference = StyleReference(factory.picture(1), weight=weight)
+    given = {"method": "b-lora", "references": [reference], "options": OPTIONS, "steps": 2, "seed": 1}
+    return Request("a cat", **(given | fields))
+
+
+def pixels(name: str, asked: Request) -> Any:
+    run = Engine(factory.model(name)).submit(asked)
+    for _ in run:
+        pass
+    return np.asarray(run.result().images[0], np.int16)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "emoji", "sd15"])
+def test_every_family_fits_two_blocks_and_speaks_at_the_style_blocks(name: str) -> None:
+    model = factory.model(name)
+    before, seen = model.hash(), list[Fitted]()
+    with watching(seen.append):
+        injection = b_lora(model, request())
+    assert [each.step for each in seen] == [1, 2, 3]
+    assert injection.unet is not None
+    site = addresses(model)
+    changed = {n for n, p in model.unet.named_parameters() if not torch.equal(p, injection.unet.get_parameter(n).data)}
+    style = model.family.presets["style"]
+    assert changed == {n for n in site if style.at(site[n])}
+    assert model.hash() == before
+
+
+def test_a_fit_lowers_the_loss_it_is_for() -> None:
+    model, seen = factory.model("sdxl"), list[Fitted]()
+    with watching(seen.append):
+        fit(model, [factory.picture(1)], blocks(model.family), Fitting(rank=4, steps=24, rate=2e-2, batch=4))
+    assert sum(each.loss for each in seen[-6:]) < 0.95 * sum(each.loss for each in seen[:6])
+
+
+def test_weight_0_is_the_bare_model_and_the_strength_acts_once() -> None:
+    model = factory.model("sdxl")
+    assert np.array_equal(pixels("sdxl", request(0.0)), pixels("sdxl", Request("a cat", steps=2, seed=1)))
+    one, half = (b_lora(model, request(weight)).unet for weight in (1.0, 0.5))
+    assert one is not None
+    assert half is not None
+    name = next(n for n, site in addresses(model).items() if site.module == "up.0.1")
+    base, full, part = (net.get_parameter(name).double() for net in (model.unet, one, half))
+    torch.testing.assert_close(part - base, 0.5 * (full - base), atol=1e-7, rtol=1e-3)
+    assert (full - base).abs().max() > 1e-5
+
+
+def test_a_fit_is_kept_by_pictures_and_settings(cache: Path) -> None:
+    model, seen = factory.model("emoji"), list[Fitted]()
+    with watching(seen.append):
+        for _ in range(2):
+            fitted(model, [factory.picture(1)], FIT)
+        assert len(seen) == 3
+        fitted(model, [factory.picture(2)], FIT)
+        fitted(model, [factory.picture(1), factory.picture(2)], FIT)
+    assert len(seen) == 9
+    assert sorted(path.suffix for path in cache.iterdir()) == [".safetensors"] * 3
+
+
+def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
+    model, plan = factory.model("emoji"), blocks(factory.model("emoji").family)
+    whole = fit(model, [factory.picture(1)], plan, FIT)
+
+    def stop(at: Fitted) -> None:
+        if at.step == 2:
+            raise KeyboardInterrupt
+
+    keep = cache / "one.state"
+    with pytest.raises(KeyboardInterrupt), watching(stop):
+        fit(model, [factory.picture(1)], plan, FIT, keep=keep)
+    assert keep.is_file()
+    seen: list[Fitted] = []
+    with watching(seen.append):
+        resumed = fit(model, [factory.picture(1)], plan, FIT, keep=keep)
+    assert [each.step for each in seen] == [3]
+    assert not list(cache.iterdir())
+    assert all(torch.equal(one.up, resumed[name].up) for name, one in whole.items())
+    assert all(torch.equal(one.down, resumed[name].down) for name, one in whole.items())
+
+
+def test_thin_matrices_beside_a_weight_are_its_change() -> None:
+    model = factory.model("sdxl")
+    net, layers = low_rank(model.unet, BlockPlan({"up.0.1": 1.0}), 3, seed=4)
+    assert {id(p) for p in model.unet.parameters()} < {id(p) for p in net.parameters()}
+    name, layer = next(iter(layers.items()))
+    with torch.no_grad():
+        layer.up.normal_()
+    x = torch.randn(2, 5, layer.base.in_features)
+    weight = layer.base.weight
+    delta = Deltas({name: Factors(layer.up.detach(), layer.down.detach())}, {name: weight.shape}, 1.0)[name]
+    torch.testing.assert_close(layer(x), layer.base(x) + x @ delta.T, atol=1e-5, rtol=1e-4)
+
+
+def test_plans_name_the_fitted_blocks() -> None:
+    with pytest.raises(InputError, match=r"fitted at .*up\.0\.0.*speaks at mid"):
+        b_lora(factory.model("sdxl"), request(plan="mid=1"))
+    with pytest.raises(InputError, match="push away"):
+        b_lora(factory.model("sdxl"), request(plan="precise"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", ["style", "both"])
+def test_diffusers_reads_what_is_exported(part: Any, tmp_path: Path) -> None:
+    model = factory.model("sdxl")
+    file = train_b_lora(model, [factory.picture(1)], tmp_path / "style.safetensors", fitting=FIT, part=part)
+    diffusers: Any = importlib.import_module("diffusers")
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(factory.folder("sdxl") / "unet")
+    theirs.load_lora_adapter(str(file.parent), weight_name=file.name, prefix="unet")
+    theirs.fuse_lora(lora_scale=1.0)
+    theirs.unload_lora()
+    factors, site = fitted(model, [factory.picture(1)], FIT), addresses(model)
+    for name, weight in theirs.named_parameters():
+        expected = model.unet.get_parameter(name)
+        if name in factors and (part == "both" or model.family.presets["style"].at(site[name])):
+            expected = expected + Deltas(factors, {name: expected.shape}, 1.0)[name]
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)

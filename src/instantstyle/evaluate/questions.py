@@ -1,0 +1,192 @@
+"""Questions whose answer is known, and how they are put: this thing, in the look of a picture of another thing."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from instantstyle.engine import Engine
+from instantstyle.evaluate.judges import pixels_of
+from instantstyle.evaluate.real import SIDE, TRAINED_SETS, Pixels, Style, picture
+from instantstyle.methods import STRENGTHS
+from instantstyle.model import Model
+from instantstyle.request import Request, StyleReference
+from instantstyle.world.captions import article, look
+from instantstyle.world.splits import CORE, splits
+from instantstyle.world.treatments import TRAINED_FAMILIES, Treatment, sample
+
+Shown = Literal["true", "other", "wrong", "blank", "none"]
+"""Which reference is given: the question's own, one of other content in the same style, one of the same content in
+another style, a grey square, or no picture at all."""
+BATCH = 32
+"""Questions that are drawn together: with guidance two rows each, and 64 rows a step are efficient."""
+STEPS, SEED = 25, 2026
+"""Steps of every evaluation, and the seed of its first question; both fixed before anything was measured."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.  The reference never shows what is asked for."""
+
+    thing: str
+    style: Style
+    shown: str
+    """What the reference shows."""
+    other: str
+    """What a second reference in the same style shows, for the counterfactual swap."""
+    seed: int
+    cell: str = ""
+    """Which of the four cells it belongs to."""
+    stratum: str = ""
+    """How near the reference's content is to what is asked for."""
+
+    @property
+    def truth(self) -> Pixels:
+        """The right answer, [64, 64, 3]."""
+        return picture(self.thing, self.style)
+
+    @property
+    def reference(self) -> Pixels:
+        """What the method is shown, at the size at which pictures are judged."""
+        return picture(self.shown, self.style)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How questions are put to a model: method, where and how loudly, and what is changed for a control."""
+
+    method: str = "instantstyle"
+    plan: str = "style"
+    strength: float | None = None
+    """The method's one knob; None: as it was published."""
+    reference: Shown = "true"
+    styled_words: bool = False
+    """Whether the prompt also says how the picture is to look: what a reader could type instead."""
+    subtract: str | None = None
+    """Whether the reference's content is taken out, and by which variant."""
+    content_weight: float = 0.5
+    options: Mapping[str, bool | float | int | str] = field(default_factory=dict[str, bool | float | int | str])
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        plan = "" if self.plan == "style" or self.method != "instantstyle" else f" ({self.plan})"
+        minus = "" if self.subtract is None else f" - content ({self.subtract} {self.content_weight:g})"
+        options = "".join(f" {key}={value}" for key, value in self.options.items())
+        return f"{self.method}{plan}{minus}{options}"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came of questions."""
+
+    pixels: Pixels
+    """[n, 64, 64, 3]."""
+    seconds: float
+    """A picture, while `BATCH` were drawn together."""
+    evaluations: float
+    """Rows of the UNet's batch a picture, over all steps."""
+
+
+def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> Request:
+    """The question as a request.  A model of 128 pixels is shown references of that size."""
+    words = article(question.thing)
+    if way.styled_words:
+        words += f", {look(question.style.look, question.style.set_name, np.random.default_rng(question.seed))}"
+    given = _reference(question, way.reference, min(model.family.size[0], 2 * SIDE))
+    references: list[StyleReference] = []
+    if given is not None and way.method != "none":
+        content = None if way.subtract is None else question.other if way.reference == "other" else question.shown
+        references.append(StyleReference(given, content=content, content_weight=way.content_weight))
+    more: dict[str, Any] = {"subtraction": way.subtract} if way.subtract else {}
+    asked = Request(
+        prompt=words,
+        references=references,
+        method=way.method,
+        plan=way.plan if way.method == "instantstyle" else "style",
+        seed=question.seed,
+        steps=steps,
+        options=way.options,
+        **more,
+    )
+    knob = STRENGTHS.get(way.method)
+    return asked if knob is None else knob.at(asked, knob.published if way.strength is None else way.strength)
+
+
+def _reference(question: Question, shown: Shown, side: int) -> Image.Image | None:
+    match shown:
+        case "none":
+            return None
+        case "blank":
+            return Image.new("RGB", (side, side), (128, 128, 128))
+        case "wrong":
+            drawn = picture(question.shown, another_style(question), side)
+        case "other":
+            drawn = picture(question.other, question.style, side)
+        case "true":
+            drawn = picture(question.shown, question.style, side)
+    return Image.fromarray(drawn)
+
+
+def another_style(question: Question) -> Style:
+    """A style that has nothing to do with the question's: another family, other colours, another hand."""
+    rng = np.random.default_rng((question.seed, 77))
+    families = [name for name in TRAINED_FAMILIES if name != question.style.look.family]
+    sets = [
+        name for name in TRAINED_SETS if name != question.style.set_name and splits().trains(question.shown, name)
+    ] or list(TRAINED_SETS)
+    return Style(str(rng.choice(sets)), sample(rng, families))
+
+
+def ask(
+    model: Model,
+    questions: Sequence[Question],
+    way: Way,
+    steps: int = STEPS,
+    report: Callable[[int, int], None] | None = None,
+) -> Answers:
+    """Put questions to a model, `BATCH` of them together."""
+    drawn: list[Image.Image] = []
+    evaluations, began = 0.0, time.perf_counter()
+    for i in range(0, len(questions), BATCH):
+        engine = Engine(model)
+        runs = [engine.submit(request(each, way, model, steps)) for each in questions[i : i + BATCH]]
+        evaluations += sum(run.rows * run.steps for run in runs)
+        engine.run()
+        drawn += [run.result().images[0] for run in runs]
+        if report is not None:
+            report(len(drawn), len(questions))
+    n = max(len(questions), 1)
+    pixels = pixels_of(drawn) if drawn else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+    return Answers(pixels, (time.perf_counter() - began) / n, evaluations / n)
+
+
+def held_out_cells(count: int, families: Sequence[str] = TRAINED_FAMILIES, seed: int = SEED) -> list[Question]:
+    """Questions about unseen (thing, set) cells of the model's own things, treatment families in equal numbers.
+
+    The truth was never trained on, its thing and its set were; the reference is another thing of that set.
+    """
+    rng = np.random.default_rng(seed)
+    cells = sorted(cell for cell in splits().cells if cell[0] in CORE and cell[1] in TRAINED_SETS)
+    order = np.concatenate([rng.permutation(len(cells)) for _ in range(math.ceil(count / len(cells)))])
+    return [
+        question(*cells[int(row)], sample(rng, [families[number % len(families)]]), rng, seed + number)
+        for number, row in enumerate(order[:count])
+    ]
+
+
+def question(thing: str, set_name: str, treatment: Treatment, rng: np.random.Generator, seed: int) -> Question:
+    """A question about a thing in a style, with two other things drawn at random for its references to show."""
+    held_out = set_name not in TRAINED_SETS
+    others = [label for label in CORE if label != thing and (held_out or splits().trains(label, set_name))]
+    shown, other = (str(each) for each in rng.choice(others, 2, replace=False))
+    return Question(thing, Style(set_name, treatment), shown, other, seed)
+
+
+def restyled(treatment: Treatment, family: str) -> Treatment:
+    """The same colours, numbers and chance, drawn the way another family draws."""
+    return replace(treatment, family=family)

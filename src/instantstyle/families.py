@@ -19,6 +19,18 @@ def _presets(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How B-LoRA is fitted to a picture; published numbers (arXiv 2403.14572 and its code) unless a family's own."""
+
+    rank: int = 64
+    steps: int = 1000
+    rate: float = 5e-5
+    batch: int = 1
+    prompt: str = "A [v]"
+    """What the picture is called, where nothing is said of its content."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """What is true of every checkpoint of one architecture."""
 
@@ -37,6 +49,9 @@ class Family:
     clip_skip: int
     """Which hidden state of the text encoders is the context: 1 the last with its norm, 2 the one before it."""
     image_tokens: int = 4
+    content: BlockPlan
+    """The blocks that take a picture's content in a B-LoRA, whose style blocks are those of the preset `style`."""
+    fitting: Fitting = Fitting()
     zero_empty: bool = False
     """Whether an empty negative prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`)."""
 
@@ -46,6 +61,7 @@ SDXL = Family(
     unet=UNetConfig(),
     presets=_presets({"up.0.1": 1.0}, {"down.2.1": 1.0}),
     presets_source="InstantStyle, arXiv 2404.02733, section 3.2",
+    content=BlockPlan({"up.0.0": 1.0}),  # B-LoRA, arXiv 2403.14572, section 4: its W4
     size=(1024, 1024),
     multiple=8,
     text_length=77,
@@ -65,6 +81,7 @@ SD15 = Family(
     ),
     presets=_presets({"up.1": 1.0}, {"down.2": 1.0, "mid": 1.0}),
     presets_source="comments of the official SD1.5 script; its authors call them experimental",
+    content=BlockPlan({"down.2": 1.0, "mid": 1.0}),  # its layout: B-LoRA has no SD1.5
     size=(512, 512),
     multiple=8,
     text_length=77,
@@ -85,6 +102,8 @@ EMOJI = Family(
     ),
     presets=_presets({"up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
     presets_source="style: the probe in benchmarks/results/probe.md; layout: SDXL's, of no measured effect here",
+    content=BlockPlan({"down.2.1": 1.0}),  # its layout
+    fitting=Fitting(rank=8, steps=200, rate=1e-3, batch=8),
     size=(64, 64),
     multiple=32,
     text_length=24,

@@ -1,7 +1,6 @@
 """B-LoRA: fitted where it should be, added once, kept, resumed to the bit, and read back by diffusers."""
 
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ OPTIONS = {"fit-steps": 3, "fit-rank": 2, "fit-rate": 0.01}
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("INSTANTSTYLE_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache" / "b-lora"
+    return tmp_path / "cache" / "b-lora"
 
 
 def request(weight: float = 1.0, **fields: Any) -> Request:

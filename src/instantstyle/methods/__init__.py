@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from instantstyle.blocks import parse_plan
 from instantstyle.errors import InputError, nearest
+from instantstyle.methods.b_lora import B_LORA, b_lora
 from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 from instantstyle.methods.injection import Injection, Moment, Negative, Pinned, ReferenceRows
 from instantstyle.methods.options import Option, Options, settle
@@ -49,12 +50,14 @@ METHODS: Mapping[str, Method] = {
     "style-aligned": style_aligned,
     "swapped": swapped_attention,
     "stylekeeper": stylekeeper,
+    "b-lora": b_lora,
     "none": none,
 }
-LATER = ("b-lora",)
+LATER: tuple[str, ...] = ()
 """Methods that are planned and not here yet."""
 OPTIONS: Mapping[str, Options] = {
     **{name: {} for name in METHODS},
+    "b-lora": B_LORA,
     "style-aligned": STYLE_ALIGNED,
     "swapped": SWAPPED,
     "stylekeeper": STYLEKEEPER,
@@ -84,6 +87,7 @@ _SWAPS = Strength("the share of attention that goes to the reference", values=(0
 STRENGTHS: Mapping[str, Strength] = {
     "instantstyle": _SPEAKS,
     "ip-adapter": _SPEAKS,
+    "b-lora": Strength("how much of the style block's change is added to the weights"),
     "style-aligned": Strength("how often the reference's keys count", values=(0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "swapped": _SWAPS,
     "stylekeeper": _SWAPS,

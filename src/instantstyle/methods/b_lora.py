@@ -25,8 +25,8 @@ from instantstyle.request import PictureLike, Request, remember
 from instantstyle.weights.lora import Deltas, Factors, load_factors, save_lora
 
 B_LORA: Options = {
-    "fit-steps": Option(0, "steps of the fit; 0: the family's", 0, 20000),
-    "fit-rank": Option(0, "rank of the change; 0: the family's", 0, 512),
+    "fit-steps": Option(0, "steps of the fit; 0: the family's", 0.0, 20000.0),
+    "fit-rank": Option(0, "rank of the change; 0: the family's", 0.0, 512.0),
     "fit-rate": Option(0.0, "learning rate of the fit; 0: the family's", 0.0, 0.1),
     "fit-prompt": Option("", "what the picture is called in the fit; unless given, its content, else the family's"),
 }
@@ -51,7 +51,8 @@ def b_lora(model: Model, request: Request) -> Injection:
         raise InputError(
             f"method 'b-lora' is fitted at {has}, and the plan speaks at {', '.join(beyond)}: leave it out"
         )
-    said = ", ".join(dict.fromkeys(phrase for reference in speaking for phrase in reference.contents))
+    phrases = [phrase for reference in speaking for phrase in reference.contents if phrase.strip().lower() != "auto"]
+    said = ", ".join(dict.fromkeys(phrases))
     fitting = _fitting(model.family, settle(request, B_LORA), said)
     factors = fitted(model, [reference.image.open() for reference in speaking], fitting)
     loud = {name: plan.at(site) for name, site in addresses(model).items()}

@@ -137,6 +137,11 @@ def read_lora(path: str | Path, parts: Mapping[str, nn.Module], config: UNetConf
     return found
 
 
+def load_factors(path: str | Path, unet: nn.Module, config: UNetConfig) -> dict[str, Factors]:
+    """A LoRA's factors for a UNet, by parameter.  Raises WeightsError as `read_lora` does."""
+    return read_lora(path, {"unet": unet}, config).get("unet", {})
+
+
 def save_lora(path: str | Path, factors: Mapping[str, Factors], metadata: Mapping[str, str] | None = None) -> None:
     """Write a UNet's factors, by parameter, in diffusers' keys, whole or not at all.  Raises OutputError.
 

@@ -1,0 +1,40 @@
+"""B-LoRA of one picture or of several that share a style, written in diffusers' LoRA keys."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from instantstyle.blocks import BlockPlan
+from instantstyle.families import Fitting
+from instantstyle.methods.b_lora import addresses, blocks, fitted
+from instantstyle.model import Model
+from instantstyle.request import PictureLike
+from instantstyle.weights.lora import save_lora
+
+Part = Literal["style", "content", "both"]
+"""Which of the two fitted blocks is written."""
+
+
+def train_b_lora(
+    model: Model,
+    pictures: Sequence[PictureLike],
+    out: str | Path,
+    *,
+    fitting: Fitting | None = None,
+    part: Part = "style",
+) -> Path:
+    """Fit both blocks to the pictures, unless that was done before, and write one of them or both to `out`.
+
+    The file is read by `load(..., loras=[(out, 1.0)])`, by diffusers' `load_lora_weights` and by whatever reads its
+    keys.  An interrupted fit goes on where it stopped; `methods.fitting.watching` follows it.  Raises OutputError.
+    """
+    family, out = model.family, Path(out)
+    fitting = fitting or family.fitting
+    plans = {"style": family.presets["style"], "content": BlockPlan(family.content.weights), "both": blocks(family)}
+    factors, site = fitted(model, pictures, fitting), addresses(model)
+    written = {name: one for name, one in factors.items() if plans[part].at(site[name])}
+    said = {"part": part, "family": family.name, "pictures": len(pictures), **asdict(fitting)}
+    save_lora(out, written, {"b-lora": json.dumps(said)})
+    return out

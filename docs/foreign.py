@@ -201,8 +201,8 @@ r = {r[0]:.2f}, Lab a {r[1]:.2f}, Lab b {r[2]:.2f}.  Ground is the median colour
 |---|---|{"---|" * len(PROMPTS)}
 {rows}
 
-The ten photographs are carried by scikit-image and in the public domain or CC0-1.0 (see [NOTICE](../NOTICE)); the rest is
-drawn by code, CC0-1.0.
+The ten photographs are carried by scikit-image and free to use (see [NOTICE](../NOTICE)); the rest is drawn by code,
+CC0-1.0.
 """
 
 

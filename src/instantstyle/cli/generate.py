@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from instantstyle.errors import InputError
+from instantstyle.presets import preset as find_preset
 
 
 def generate(
@@ -98,7 +99,21 @@ def generate(
     save_control: Annotated[
         Path | None, typer.Option(help="Also write what is followed, as the ControlNet sees it, as PNG.")
     ] = None,
+    reading: Annotated[
+        str | None,
+        typer.Option(
+            help="How prompts are read: plain, long (in chunks) or weighted (`(word)1.3`, `word++`; long too).",
+            show_default="plain",
+        ),
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What the picture is not to show.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Steps, guidance and sampler of a few-step model: lightning-2, -4, -8, hyper-2, -4, -8, hyper-tcd, "
+            "lcm or dmd2-4; its LoRA goes beside it, as --lora."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of denoising.", show_default="30")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strongly the prompt is followed; at 1 nothing is added.", show_default="5")
@@ -111,6 +126,10 @@ def generate(
     ] = None,
     model: Annotated[str, typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout or a hub id.")] = "emoji",
     adapter: Annotated[str | None, typer.Option(help="IP-Adapter weights.", show_default="the model's")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA: FILE or FILE:WEIGHT, also a path on the hub; may be given several times."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     metadata: Annotated[
@@ -128,6 +147,10 @@ def generate(
     controls, nets = _controls(*followed, control_model or [], saved)
     idle = {"--content-weight": content_weight, "--window": window, "--fit": fit}
     idle |= {"--subtraction": subtraction, "--combine": combine}
+    if preset is not None:
+        few = find_preset(preset)
+        steps, sampler = steps or few.steps, sampler or few.sampler
+        guidance = few.guidance if guidance is None else guidance
     fields: dict[str, Any] = {
         "prompt": prompt,
         "references": _references(style or [], content or [], content_weight, weight or [], idle),
@@ -141,6 +164,7 @@ def generate(
         "fit": fit,
         "options": parse_options(options) if options else None,
         "controls": controls,
+        "reading": reading,
         "steps": steps,
         "guidance": guidance,
         "sampler": sampler,
@@ -156,14 +180,17 @@ def generate(
 
     hush()
     from instantstyle.generate import generate as make
+    from instantstyle.methods.fitting import watching
     from instantstyle.model import load
+    from instantstyle.weights.lora import parse_lora
 
-    loaded = load(model, adapter=adapter, controls=nets, depth=depth_model, device=device, dtype=dtype)
+    loras = [parse_lora(text) for text in lora or []]
+    loaded = load(model, adapter=adapter, controls=nets, depth=depth_model, loras=loras, device=device, dtype=dtype)
     if re_embed:
         from instantstyle.sight import look_anew
 
         request = look_anew(loaded, request)
-    with bar(out.name) as tick:
+    with bar(out.name) as tick, watching(lambda at: tick(at.step, at.steps)):
         result = make(loaded, request, progress=lambda at: tick(at.step, at.steps))
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)

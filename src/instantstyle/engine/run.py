@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from instantstyle.controls import residuals, steer
-from instantstyle.engine.samplers import clean, sampler_name, scheduler, signal_and_noise
+from instantstyle.engine.samplers import clean, sampler_name, scheduler, set_steps, signal_and_noise
 from instantstyle.engine.stack import Told, Turn
 from instantstyle.engine.start import begin, settled_size
 from instantstyle.engine.told import tell
@@ -60,7 +60,7 @@ class Run:
         self.engine, model = engine, engine.model
         self.guided = request.guidance > 1
         self.scheduler = scheduler(model, request.sampler)
-        self.scheduler.set_timesteps(request.steps, device=model.device)
+        set_steps(self.scheduler, request.sampler, request.steps, model.device)
         settled = {
             "size": settled_size(model, request),
             "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from instantstyle.errors import InputError, WeightsError, nearest
@@ -15,8 +16,19 @@ SAMPLERS: Mapping[str, str] = {
     "euler": "EulerDiscreteScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "ddim-trailing": "DDIMScheduler",
+    "euler-trailing": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
+    "dmd2": "LCMScheduler",
 }
 """Names of samplers, and diffusers' classes for them."""
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "ddim-trailing": {"timestep_spacing": "trailing"},
+    "euler-trailing": {"timestep_spacing": "trailing"},
+    "dmd2": {"original_inference_steps": 1000},
+}
+"""What a sampler sets besides: few-step models begin at the noisiest time, and were distilled at times of their own."""
 
 
 def scheduler(model: Model, sampler: str | None) -> Any:
@@ -32,7 +44,21 @@ def scheduler(model: Model, sampler: str | None) -> Any:
     kind: Any = getattr(importlib.import_module("diffusers"), name, None)
     if kind is None:
         raise WeightsError(f"the model asks for the scheduler {name}, which this version of diffusers does not have")
-    return kind.from_config(dict(model.scheduler_config))
+    return kind.from_config({**model.scheduler_config, **SETTINGS.get(sampler or "", {})})
+
+
+def set_steps(scheduler: Any, sampler: str | None, steps: int, device: torch.device) -> None:
+    """Lay out the times of a run.  Raises InputError for more steps than the sampler has.
+
+    DMD2 (arXiv 2405.14867) takes equal steps from 999, in four 999, 749, 499 and 249.
+    """
+    try:
+        if sampler == "dmd2":
+            scheduler.set_timesteps(timesteps=[999 - 1000 * i // steps for i in range(steps)], device=device)
+        else:
+            scheduler.set_timesteps(steps, device=device)
+    except ValueError as e:
+        raise InputError(f"the sampler {sampler!r} cannot take {steps} steps: {' '.join(str(e).split())[:200]}") from e
 
 
 def sampler_name(scheduler: Any) -> str | None:

@@ -1,0 +1,223 @@
+"""`instantstyle train`: one's own style adapter, from a folder of pictures or from shards of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from instantstyle.cli.b_lora import b_lora
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from PIL.Image import Image
+
+    from instantstyle.model import Model
+    from instantstyle.train.follow import Judge
+
+app = typer.Typer(
+    name="train",
+    help="Train one's own; every command run again goes on where it was.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="A folder of pictures with captions, a JSON list, tars such as data-{000..099}.tar (also http and pipe:), "
+        "hf:NAME, or a folder of features.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[str, typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout or a hub id.")]
+StylesOption = Annotated[
+    Literal["field", "folder", "none"],
+    typer.Option(help="How it is known which pictures share a style: a field `style`, or their folder."),
+]
+Side = Annotated[
+    int | None, typer.Option(help="Pictures have about side x side pixels.", show_default="the model's size")
+]
+Square = Annotated[bool, typer.Option("--square", help="Cut all pictures square instead of to aspect buckets.")]
+Smallest = Annotated[
+    int | None, typer.Option(help="The shortest side a picture may have.", show_default="a quarter of --side")
+]
+Text = Annotated[
+    Literal["stored", "later"],
+    typer.Option(help="Whether captions are encoded with the features, or whenever they are met."),
+]
+Ray = Annotated[
+    str | None, typer.Option(help="Spread the work over a Ray cluster: its address, or local.", show_default="no")
+]
+Device = Annotated[str, typer.Option(help="auto or cpu; a launcher gives each process its own GPU.")]
+
+
+@app.command()
+def adapter(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.", show_default=False)],
+    model: ModelOption = "emoji",
+    blocks: Annotated[
+        str, typer.Option(help="What is to learn: style, layout, style+layout, all, or terms as up.0.1=1.")
+    ] = "style",
+    reference: Annotated[
+        Literal["same", "paired", "mixed"],
+        typer.Option(
+            help="A picture's reference: itself (as published), another of its style, or another where there is one."
+        ),
+    ] = "same",
+    styles: StylesOption = "field",
+    begin: Annotated[Path | None, typer.Option(help="An adapter to train on.", show_default="a new one")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Where features, checkpoints and logs lie.", show_default="OUT.work")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2000,
+    batch: Annotated[int, typer.Option(help="Pictures a process takes at a time.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="How many times it does so before a step.")] = 1,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    warmup: Annotated[int, typer.Option(help="Steps over which it rises.")] = 0,
+    decay: Annotated[Literal["constant", "cosine"], typer.Option(help="What it does afterwards.")] = "constant",
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.01,
+    clip: Annotated[float, typer.Option(help="Gradients are brought down to this norm; 0 leaves them.")] = 1.0,
+    average: Annotated[float, typer.Option(help="How slowly the average of the weights moves, which is kept.")] = 0.999,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the network; what learns stays in float32. auto: bfloat16 on a GPU."),
+    ] = "auto",
+    drop_text: Annotated[float, typer.Option(help="Share of pictures shown without their caption.")] = 0.05,
+    drop_image: Annotated[float, typer.Option(help="Share without their reference.")] = 0.05,
+    drop_both: Annotated[float, typer.Option(help="Share without either.")] = 0.05,
+    min_snr: Annotated[float, typer.Option(help="Gamma of min-SNR weighting, such as 5; 0 for none.")] = 0.0,
+    noise_offset: Annotated[float, typer.Option(help="Noise that is even over a channel, such as 0.05.")] = 0.0,
+    early: Annotated[float, typer.Option(help="Below 1 more of the times are noisy ones, for broad colours.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The number chance begins from.")] = 0,
+    side: Side = None,
+    square: Square = False,
+    smallest: Smallest = None,
+    text: Text = "stored",
+    ray: Ray = None,
+    sheet_every: Annotated[int, typer.Option(help="Steps between two sheets of samples; 0 for none.")] = 500,
+    sheet_prompt: Annotated[
+        list[str] | None, typer.Option(help="A row of the sheets.", show_default="captions")
+    ] = None,
+    sheet_style: Annotated[
+        list[Path] | None, typer.Option(help="A column of the sheets.", show_default="pictures of the data")
+    ] = None,
+    score_every: Annotated[
+        int, typer.Option(help="Steps between two small scores in the emoji world, which is to be there; 0 for none.")
+    ] = 0,
+    save_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 300.0,
+    log_every: Annotated[int, typer.Option(help="Steps between two looks at losses and signals.")] = 10,
+    pad: Annotated[
+        bool, typer.Option("--pad", help="Add the other blocks, silent: for loaders that want a full file.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a style adapter: an IP-Adapter that learns at chosen blocks and nowhere else."""
+    from instantstyle.cli.progress import hush
+
+    hush()
+    from instantstyle.train.adapter import Teaching
+    from instantstyle.train.features import Options
+    from instantstyle.train.fit import Settings
+    from instantstyle.train.job import Job, bfloat16_pays, train
+
+    settings = Settings(
+        steps=steps,
+        batch=batch,
+        accumulate=accumulate,
+        lr=lr,
+        warmup=warmup,
+        decay=decay,
+        weight_decay=weight_decay,
+        clip=clip,
+        average=average,
+        half=bfloat16_pays(device) if precision == "auto" else precision == "bfloat16",
+        save_seconds=save_seconds,
+        log_every=log_every,
+    )
+    teaching = Teaching(
+        drop_text=drop_text,
+        drop_image=drop_image,
+        drop_both=drop_both,
+        min_snr=min_snr,
+        noise_offset=noise_offset,
+        early=early,
+        seed=seed,
+    )
+    job = Job(
+        data=data,
+        out=out,
+        settings=settings,
+        model=model,
+        blocks=blocks,
+        work=work,
+        reference=reference,
+        styles=styles,
+        begin=begin,
+        options=Options(side=side, square=square, smallest=smallest, text=text == "stored"),
+        teaching=teaching,
+        ray=ray,
+        device=device,
+        pad=pad,
+        sheet_every=sheet_every,
+        sheet_prompts=sheet_prompt or (),
+        sheet_styles=sheet_style or (),
+        judge=_judge(blocks) if score_every else None,
+        judge_every=score_every,
+    )
+    done = train(job)
+    if done is None:
+        raise typer.Exit(130)
+    typer.echo(str(done))
+
+
+@app.command()
+def features(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The folder to write to.", show_default=False)],
+    model: ModelOption = "emoji",
+    styles: StylesOption = "field",
+    side: Side = None,
+    square: Square = False,
+    smallest: Smallest = None,
+    text: Text = "stored",
+    ray: Ray = None,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all that is there and compare it with its hashes.")
+    ] = False,
+) -> None:
+    """Compute what training reads of pictures, once: latents and embeddings, as webdataset shards."""
+    from instantstyle.cli.progress import hush
+
+    hush()
+    from instantstyle.train.features import Options
+    from instantstyle.train.job import prepare
+
+    options = Options(side=side, square=square, smallest=smallest, text=text == "stored")
+    prepare(data, out, options, model=model, styles=styles, ray=ray, device=device, dtype=dtype, check=check)
+    typer.echo(str(out))
+
+
+app.command("b-lora")(b_lora)
+
+
+def _judge(blocks: str) -> "Judge":
+    """The referee's small score: held-out cells of the emoji world, drawn with the adapter as it is."""
+    from dataclasses import asdict
+
+    from instantstyle.evaluate.probe import Case, cases, draw, score
+
+    kept: list[tuple[list[Case], list[Image]]] = []
+
+    def judge(model: "Model") -> "Mapping[str, float]":
+        if not kept:
+            questions = cases(24, model.family.size[0])
+            kept.append((questions, draw(model, questions, None, steps=20)))
+        questions, bare = kept[0]
+        said = asdict(score(model, blocks, questions, draw(model, questions, blocks, steps=20), bare))
+        return {name: value for name, value in said.items() if name != "plan"}
+
+    return judge

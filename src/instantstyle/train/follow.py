@@ -1,0 +1,161 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateImportUsage=false
+
+"""Following a run: a line now and then, a CSV with a row a step, TensorBoard, and sheets of what the adapter draws.
+
+Sheets matter most: the loss of an adapter hardly falls, while what it draws changes.
+"""
+
+import copy
+import csv
+import dataclasses
+import importlib.util
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from instantstyle.engine import Engine
+from instantstyle.model import Model
+from instantstyle.pictures import grid, write_png
+from instantstyle.request import Request, StyleReference
+from instantstyle.train.fit import Progress
+from instantstyle.train.whole import whole
+from instantstyle.weights.adapter import Adapter
+
+Judge = Callable[[Model], Mapping[str, float]]
+"""What a model with the adapter in it scores, by the names of the measures."""
+_FIELDS = ("step", "loss", "norm", "lr")
+
+
+class Log:
+    """`losses.csv`, and TensorBoard's file beside it where that is installed; rows after `first` are written anew."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.file = folder / "losses.csv"
+        kept = [row for row in rows(self.file) if int(row["step"]) <= first]
+        with whole(self.file) as partial, partial.open("w", newline="") as out:
+            writer = csv.DictWriter(out, _FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+        self.board: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+
+    def take(self, at: Progress) -> None:
+        """Write the newest steps, each with what floats need to be read back as they are."""
+        with self.file.open("a", newline="") as out:
+            csv.writer(out).writerows((row.step, repr(row.loss), repr(row.norm), repr(row.lr)) for row in at.rows)
+        if self.board is not None:
+            for row in at.rows:
+                for name in ("loss", "norm", "lr"):
+                    self.board.add_scalar(name, getattr(row, name), row.step)
+            self.board.add_scalar("samples a second", at.speed, at.step)
+            self.board.flush()
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write what the referee says."""
+        file = self.file.with_name("scores.csv")
+        new = not file.exists()
+        with file.open("a", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerows([["step", *scores]] * new)
+            writer.writerow([step, *(f"{value:.4f}" for value in scores.values())])
+        if self.board is not None:
+            for name, value in scores.items():
+                self.board.add_scalar(f"scores/{name}", value, step)
+
+    def close(self) -> None:
+        """No more is to come."""
+        if self.board is not None:
+            self.board.close()
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a `losses.csv`, whole ones only; none where there is no file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as read:
+        return [row for row in csv.DictReader(read) if all(row.get(name) for name in _FIELDS)]
+
+
+class Console:
+    """A line on stderr at most every few seconds."""
+
+    def __init__(self, every: float = 5.0) -> None:
+        self.every, self._shown = every, -float("inf")
+
+    def take(self, at: Progress) -> None:
+        """Say where the run stands, if it is time or the last of it; warnings at once."""
+        for warning in at.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if now - self._shown < self.every and at.step < at.steps and not at.stopped:
+            return
+        self._shown = now
+        mean = sum(row.loss for row in at.rows) / len(at.rows)
+        print(
+            f"step {at.step}/{at.steps}  loss {mean:.4f}  lr {at.rows[-1].lr:.1e}  {at.speed:.1f} samples/s  "
+            f"{_clock(at.left)} to go  {memory() / 2**30:.2f} GiB",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """Prompts by rows, references by columns, drawn with the adapter as it is."""
+
+    folder: Path
+    prompts: Sequence[str]
+    references: Sequence[Image.Image]
+    plan: str
+    steps: int = 20
+
+    def draw(self, model: Model, adapter: Adapter, step: int) -> Path:
+        """Draw a sheet, all its pictures together, and write it."""
+        engine = Engine(with_adapter(model, adapter))
+        runs = [
+            [
+                engine.submit(Request(prompt, references=[StyleReference(r)], plan=self.plan, seed=i, steps=self.steps))
+                for r in self.references
+            ]
+            for i, prompt in enumerate(self.prompts)
+        ]
+        engine.run()
+        pictures = [[run.result().images[0] for run in row] for row in runs]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sheet = grid([list(self.references), *pictures], rows=["", *(prompt[:24] for prompt in self.prompts)])
+        return write_png(sheet, self.folder / f"{step:07}.png")
+
+
+def with_adapter(model: Model, adapter: Adapter) -> Model:
+    """The same networks with this adapter, in their dtype and on their device, in place of their own."""
+    weights = (
+        {site: weight.detach().to(model.device, model.dtype) for site, weight in given.items()}
+        for given in (adapter.keys, adapter.values)
+    )
+    projection = copy.deepcopy(adapter.projection).to(model.device, model.dtype).requires_grad_(False)
+    placed = Adapter(projection, *weights, adapter.embed_dim, adapter.token_count)
+    return dataclasses.replace(model, adapter=placed, style_adapter=None)
+
+
+def memory() -> int:
+    """Bytes of memory taken at most so far: the GPU's where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 """Control pictures show what they should; kinds are understood or refused in a sentence; a silent control is none.
 
 Pictures under controls are held to diffusers' in tests/oracle/test_controlnet.py.
@@ -147,7 +149,8 @@ def latents(*requests: Request) -> list[Tensor]:
 
 
 def bare(**fields: Any) -> Request:
-    return Request("a cat", **{"seed": 5, "steps": 3, **fields})
+    given: dict[str, Any] = {"seed": 5, "steps": 3, **fields}
+    return Request("a cat", **given)
 
 
 def control(seed: int = 1, kind: str = "canny", **fields: Any) -> Control:
@@ -203,7 +206,7 @@ def test_networks_are_never_changed() -> None:
 def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random DPT, as MiDaS 3 is published."""
     folder = tmp_path_factory.mktemp("depth")
-    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    torch.manual_seed(0)
     config = transformers.DPTConfig(
         hidden_size=16,
         num_hidden_layers=4,

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 """The ControlNet's training: it begins silent, hears edges, leaves the UNet alone, and ships as diffusers reads it."""
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 """ControlNet files: every form people have them in loads, and every way they can be wrong is told in a sentence."""
 
 import json
@@ -68,7 +70,7 @@ def test_so_is_that_of_the_smaller_ones_of_sdxl(small: str) -> None:
         net = ControlNetModel(
             **{k: v for k, v in {**config, **fewer}.items() if k not in ("up_block_types", "out_channels")}
         )
-        again = ControlNetModel.from_config(layout(shapes(net), FAMILIES["sdxl"].unet))
+        again: Any = ControlNetModel.from_config(layout(shapes(net), FAMILIES["sdxl"].unet))
     check_family(shapes(net), FAMILIES["sdxl"], "it")
     assert shapes(again) == shapes(net)
     with pytest.raises(WeightsError, match="is for family sdxl: it has"):

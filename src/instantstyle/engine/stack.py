@@ -91,7 +91,7 @@ def stacked(parts: Sequence[tuple[Residuals | None, int]]) -> Residuals | None:
     joined: list[Tensor] = []
     for place, each in enumerate(zip(*(one for one in flat if one is not None), strict=True)):
         # Those of ControlNets that pool are one pixel large.
-        shape = torch.broadcast_shapes(*(tensor.shape[1:] for tensor in each))
+        shape = max(tuple(tensor.shape[1:]) for tensor in each)
         rows: list[Tensor] = []
         for one, (_, count) in zip(flat, parts, strict=True):
             own = each[0].new_zeros(0, *shape) if one is None else one[place].expand(-1, *shape)

@@ -1,0 +1,247 @@
+"""Features are what the model makes of each picture, once, in shards that survive a kill, a full disk and bad data."""
+
+import io
+import json
+import resource
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from factory import model as made
+from instantstyle.errors import InputError, OutputError
+from instantstyle.model import Model
+from instantstyle.train.crops import buckets, crop
+from instantstyle.train.data import Features
+from instantstyle.train.features import Options, compute, damaged, fitted, gather
+from instantstyle.train.shards import Shard, find_shards
+from train import gallery
+
+OPTIONS = Options()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """SDXL in small, 64 pixels a side."""
+    return made("sdxl")
+
+
+def run(model: Model, shards: Sequence[Shard], folder: Path, options: Options = OPTIONS) -> dict[str, Any]:
+    compute(model, shards, folder, options)
+    return gather(model, shards, folder, options)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gallery's features, in two shards."""
+    root = tmp_path_factory.mktemp("whole")
+    run(model, find_shards(gallery.tars(root / "tars")), root / "features")
+    return root / "features"
+
+
+def test_buckets_are_those_of_sdxls_paper() -> None:
+    # arXiv 2307.01952, appendix I: (height, width), of those at least as wide as they are high every one.
+    listed = [
+        *((512, w) for w in (1856, 1920, 1984, 2048)),
+        *((576, w) for w in (1664, 1728, 1792)),
+        *((640, w) for w in (1536, 1600)),
+        *((704, w) for w in (1344, 1408, 1472)),
+        *((768, w) for w in (1280, 1344)),
+        *((832, w) for w in (1152, 1216)),
+        *((896, w) for w in (1088, 1152)),
+        *((960, w) for w in (1024, 1088)),
+        *((1024, w) for w in (960, 1024)),
+    ]
+    ours = buckets(1024, 64)
+    assert {(h, w) for w, h in ours if w >= h} == {(h, w) for h, w in listed if w >= h}
+    assert {(h, w) for w, h in ours} == {(w, h) for w, h in ours}, "and as many upright ones"
+
+
+def test_a_crop_says_what_was_done() -> None:
+    cut = crop((2000, 1500), buckets(1024, 64))
+    assert cut.target == (1152, 896)
+    # The short way decides: 896 / 1500 > 1152 / 2000, so it is scaled to 1195 x 896 and loses 43 columns.
+    assert cut.scaled == (1195, 896)
+    assert cut.conditioning == (1500, 2000, 0, 21, 896, 1152)
+    shown = Image.new("RGB", (2000, 1500))
+    assert cut.apply(shown).size == (1152, 896)
+    assert crop((64, 64), ((64, 64),)).conditioning == (64, 64, 0, 0, 64, 64)
+
+
+def test_features_are_what_the_model_says(model: Model, whole: Path) -> None:
+    features = Features(whole)
+    assert len(features) == len(gallery.PICTURES)
+    rows = np.arange(6)
+    assert features.captions(rows) == tuple(caption for _, _, caption, _ in gallery.PICTURES)
+    assert features.style.tolist() == [0, 0, 0, 1, 1, 1]
+    said = model.say(features.captions(rows))
+    assert said.pooled is not None
+    half = {"atol": 2e-3, "rtol": 2e-3}
+    torch.testing.assert_close(features.array("context", rows), said.context, **half)
+    torch.testing.assert_close(features.array("pooled", rows), said.pooled, **half)
+    shown = [picture for _, picture, _, _ in gallery.PICTURES]
+    torch.testing.assert_close(features.array("embed", rows), model.see(shown), **half)
+    # The first of them has the model's own size, so nothing is cut.
+    torch.testing.assert_close(features.array("latents", rows[:1]), model.encode(shown[0]), **half)
+    assert features.sizes[0].tolist() == [64, 64, 0, 0, 64, 64]
+    height, width, top, left, high, wide = features.sizes[1].tolist()
+    assert (height, width) == (48, 96)
+    cut = crop((96, 48), buckets(64, model.family.multiple))
+    assert (wide, high, left, top) == (*cut.target, cut.left, cut.top)
+    torch.testing.assert_close(features.array("latents", rows[1:2]), model.encode(cut.apply(shown[1])), **half)
+    assert json.loads((whole / "manifest.json").read_text())["licences"] == {"CC0-1.0": 6}
+
+
+@pytest.mark.filterwarnings("ignore")  # of files that the library leaves open
+def test_shards_are_webdatasets(whole: Path) -> None:
+    """Read by the library whose format it is."""
+    webdataset = pytest.importorskip("webdataset")
+    features = Features(whole)
+    read = list(webdataset.WebDataset(str(whole / "00000.tar"), shardshuffle=False, empty_check=False))
+    assert len(read) == 3
+    for number, sample in enumerate(read):
+        said = json.loads(sample["json"])
+        assert said["caption"] == features.captions(np.array([number]))[0]
+        latents = np.load(io.BytesIO(sample["latents.npy"]))
+        assert torch.equal(torch.from_numpy(latents).float(), features.array("latents", np.array([number]))[0])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".tar"}
+
+
+def test_what_is_there_is_not_made_again(model: Model, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = find_shards(whole.parent / "tars")
+    times = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+    compute(model, shards, whole, OPTIONS)
+    assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == times
+    # A kill leaves a shard without its note, or a part of one: only that one is made, and to the same bytes.
+    before = files(whole)
+    (whole / "00001.json").unlink()
+    (whole / "00001.tar").write_bytes(b"half")
+    run(model, shards, whole)
+    assert files(whole) == before
+    assert (whole / "00000.tar").stat().st_mtime_ns == times["00000.tar"]
+    assert damaged(whole) == []
+    content = before["00001.tar"]
+    (whole / "00001.tar").write_bytes(content[:600] + b"x" + content[601:])
+    assert damaged(whole) == ["00001.tar"]
+    (whole / "00001.tar").write_bytes(content)
+
+
+def test_two_processes_share_the_work(model: Model, whole: Path, tmp_path: Path) -> None:
+    shards = find_shards(whole.parent / "tars")
+    compute(model, shards, tmp_path, OPTIONS, place=(1, 2))
+    assert list(files(tmp_path)) == ["00001.tar"]
+    with pytest.raises(InputError, match="1 of 2 shards have no features yet"):
+        gather(model, shards, tmp_path, OPTIONS)
+    compute(model, shards, tmp_path, OPTIONS, place=(0, 2))
+    gather(model, shards, tmp_path, OPTIONS)
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    from factory import folder as model_folder
+    from instantstyle.model import load
+
+    shards = find_shards(whole.parent / "tars")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        compute(load(model_folder("sdxl")), shards, tmp_path, OPTIONS, ray="local")
+    finally:
+        ray.shutdown()
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_change_of_model_or_data_makes_them_anew(model: Model, whole: Path) -> None:
+    shards = find_shards(whole.parent / "tars")
+    with pytest.raises(InputError, match="2 of 2"):
+        gather(model, shards, whole, replace(OPTIONS, square=True))
+    with pytest.raises(InputError, match="2 of 2"):
+        gather(made("emoji"), shards, whole, OPTIONS)
+
+
+def test_all_that_is_bad_is_counted_and_listed(model: Model, tmp_path: Path) -> None:
+    root = gallery.folder(tmp_path / "pictures")
+    (root / "ink/cat.png").write_bytes((root / "ink/cat.png").read_bytes()[:100])
+    (root / "ink/dog.txt").unlink()
+    Image.new("RGB", (15, 64)).save(root / "red/cat.png")
+    Image.new("RGB", (1200, 32)).save(root / "red/dog.png")
+    manifest = run(model, find_shards(root), tmp_path / "features")
+    assert manifest["counts"] | {"bytes": 0} == {
+        "read": 6,
+        "kept": 2,
+        "bad": 4,
+        "captions cut": 0,
+        "shards": 1,
+        "broken shards": 0,
+        "styles": 0,
+        "bytes": 0,
+    }
+    lines = [json.loads(line) for line in (tmp_path / "features/skipped.jsonl").read_text().splitlines()]
+    whys = {Path(line["where"]).name + Path(line["where"]).parent.name: line["why"] for line in lines}
+    assert "damaged" in whys["cat.pngink"]
+    assert "no caption" in whys["dog.pngink"]
+    assert "at least 16" in whys["cat.pngred"]
+    assert "cut off" in whys["dog.pngred"]
+
+
+def test_a_broken_tar_gives_what_it_has(model: Model, tmp_path: Path) -> None:
+    path = gallery.tars(tmp_path / "tars") / "data-001.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+    manifest = run(model, find_shards(tmp_path / "tars"), tmp_path / "features")
+    counts = manifest["counts"]
+    assert counts["broken shards"] == 1
+    assert 3 <= counts["kept"] < 6
+    assert counts["read"] == counts["kept"] + counts["bad"]
+    assert "cut short" in (tmp_path / "features/skipped.jsonl").read_text()
+
+
+def test_nothing_good_at_all_is_a_sentence(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "a.txt").write_text("a cat")
+    with pytest.raises(InputError, match="not one of 1 records can be used"):
+        run(model, find_shards(tmp_path), tmp_path / "features")
+
+
+def test_a_full_disk_keeps_what_is_whole(model: Model, whole: Path, tmp_path: Path) -> None:
+    """The system itself refuses a file's growth, as a full disk would."""
+    shards = find_shards(whole.parent / "tars")
+    compute(model, shards[:1], tmp_path, OPTIONS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"no room left.*1 of 2 shards are whole and kept"):
+            compute(model, shards, tmp_path, OPTIONS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.json", "00000.tar"]
+    run(model, shards, tmp_path)
+    assert files(tmp_path) == files(whole)
+
+
+def test_long_captions_are_cut_by_words(model: Model) -> None:
+    caption = " ".join(["a red cat"] * 40)
+    short, was_cut = fitted(model, caption)
+    assert was_cut
+    assert caption.startswith(short)
+    model.say([short])
+    with pytest.raises(InputError):
+        model.say([" ".join(caption.split()[: len(short.split()) + 1])])
+    assert fitted(model, "a cat") == ("a cat", False)
+
+
+@pytest.mark.parametrize("side", [60, 4])
+def test_a_side_the_model_cannot_draw_is_refused(side: int, model: Model) -> None:
+    with pytest.raises(InputError, match="no multiple"):
+        Options(side=side).settled(model)

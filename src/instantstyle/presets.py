@@ -1,4 +1,4 @@
-"""Few-step models: the numbers that each distilled LoRA was made for, as data, with where they are published.  No torch.
+"""Few-step models: the numbers that each distilled LoRA was made for, as data with its sources.  No torch.
 
 A preset sets steps, guidance and sampler; the LoRA itself is loaded beside it, from a file or from where it lies on the
 hub.

@@ -24,7 +24,7 @@ def b_lora(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
-    """Fit a B-LoRA to pictures and write it; use it by `generate --lora OUT`. Run again, it goes on where it stopped."""
+    """Fit a B-LoRA to pictures and write it; use it by `generate --lora OUT`. Run again, it goes on."""
     from instantstyle.cli.progress import bar, hush
     from instantstyle.errors import InputError
     from instantstyle.request import remember

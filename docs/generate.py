@@ -27,16 +27,19 @@ PLAIN = {
     "NOTICE": "whose emoji the built-in model has seen, and their licences",
     ".ci/run": "what CI runs",
     "src/instantstyle/assets/emoji/": "the built-in model: weights in diffusers' layout, and its card",
+    "src/instantstyle/assets/clip/": "CLIP's vocabulary, for checkpoints in one file",
     "src/instantstyle/assets/styles/": "style cards of our own drawing: make styles",
     "src/instantstyle/world/splits.json": "what is held out",
     "src/instantstyle/py.typed": "the types are public",
     "docs/guide.md": "setting up, making pictures, making them again",
     "docs/concepts.md": "what the words mean",
+    "docs/own-models.md": "use your own models: checkpoints, adapters, encoders, memory",
     "docs/control.md": "following the edges, lines or depth of a picture",
     "docs/styles.md": "style cards, and words the built-in model knows",
     "docs/gallery.md": "prompts by styles, blocks, subtraction, strength: make gallery",
     "docs/gallery/": "its pictures",
     "docs/foreign.md": "references unlike the training data: make foreign",
+    "docs/train-your-own.md": "a style adapter of one's own, from pictures to a picture",
     "docs/help.md": "every command and option, generated",
     "docs/demo.png": "the picture above",
     "benchmarks/results/": "measurements, with hardware and date",
@@ -97,7 +100,20 @@ def readme() -> str:
     return before + begin + tree() + end + after
 
 
-COMMANDS = ("", "generate", "again", "doctor", "style", "style make", "style show", "style list")
+COMMANDS = (
+    "",
+    "generate",
+    "again",
+    "doctor",
+    "style",
+    "style make",
+    "style show",
+    "style list",
+    "train",
+    "train adapter",
+    "train features",
+    "train b-lora",
+)
 
 
 def help_page() -> str:

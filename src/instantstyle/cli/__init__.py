@@ -9,10 +9,12 @@ from typing import NoReturn
 
 import typer
 
+from instantstyle.cli.adapter import adapter
 from instantstyle.cli.again import again
 from instantstyle.cli.doctor import doctor
 from instantstyle.cli.generate import generate
 from instantstyle.cli.style import style
+from instantstyle.cli.train import app as train
 from instantstyle.errors import InputError, InstantStyleError
 
 # Plain help and plain errors: rich's take a tenth of a second more, and cut long names in the middle.
@@ -28,6 +30,8 @@ app.command()(generate)
 app.command()(again)
 app.command()(doctor)
 app.add_typer(style)
+app.add_typer(adapter)
+app.add_typer(train)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -125,7 +125,29 @@ def generate(
         str | None, typer.Option(help="Width and height in pixels, as 1024x768.", show_default="the model's")
     ] = None,
     model: Annotated[str, typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout or a hub id.")] = "emoji",
-    adapter: Annotated[str | None, typer.Option(help="IP-Adapter weights.", show_default="the model's")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="IP-Adapter weights: a file, a path on the hub, a name in a model tree; several as NAME=FILE.",
+            show_default="the model's",
+        ),
+    ] = None,
+    through: Annotated[
+        list[str] | None,
+        typer.Option(help="Of several adapters, the name of the one that each --style speaks through."),
+    ] = None,
+    style_plan: Annotated[
+        list[str] | None,
+        typer.Option(help="Where each --style speaks, one for each; --plan is for all.", show_default="--plan"),
+    ] = None,
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(help="The adapter's image encoder: a folder, a file, a path on the hub.", show_default="found"),
+    ] = None,
+    content_encoder: Annotated[
+        str | None,
+        typer.Option(help="The text encoder of the adapter's CLIP, to subtract --content in: a folder or a hub id."),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(help="A LoRA: FILE or FILE:WEIGHT, also a path on the hub; may be given several times."),
@@ -135,6 +157,11 @@ def generate(
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Whether the file remembers how it was made.")
     ] = True,
+    memory: Annotated[
+        str,
+        typer.Option(help="keep all; free: read encoders anew for each use; offload: only the layer at work."),
+    ] = "keep",
+    tile: Annotated[bool, typer.Option("--tile", help="Decode large pictures in parts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the request and the paths as JSON.")] = False,
 ) -> None:
     """Draw a prompt in the style of reference pictures."""
@@ -151,9 +178,10 @@ def generate(
         few = find_preset(preset)
         steps, sampler = steps or few.steps, sampler or few.sampler
         guidance = few.guidance if guidance is None else guidance
+    own = {"plan": ("--style-plan", style_plan or []), "adapter": ("--through", through or [])}
     fields: dict[str, Any] = {
         "prompt": prompt,
-        "references": _references(style or [], content or [], content_weight, weight or [], idle),
+        "references": _with_own(own, _references(style or [], content or [], content_weight, weight or [], idle)),
         "size": None if size is None else parse_size(size),
         "negative": negative,
         "method": method,
@@ -185,7 +213,19 @@ def generate(
     from instantstyle.weights.lora import parse_lora
 
     loras = [parse_lora(text) for text in lora or []]
-    loaded = load(model, adapter=adapter, controls=nets, depth=depth_model, loras=loras, device=device, dtype=dtype)
+    loaded = load(
+        model,
+        adapter=parse_adapters(adapter or []),
+        image_encoder=image_encoder,
+        content_encoder=content_encoder,
+        controls=nets,
+        depth=depth_model,
+        loras=loras,
+        device=device,
+        dtype=dtype,
+        memory=parse_memory(memory),
+        tile=tile,
+    )
     if re_embed:
         from instantstyle.sight import look_anew
 
@@ -206,6 +246,27 @@ def generate(
         typer.echo(json.dumps(said))
     else:
         typer.echo("\n".join(paths))
+
+
+def parse_adapters(given: Sequence[str]) -> str | dict[str, str] | None:
+    """A file, or several as `NAME=FILE`.  Raises InputError."""
+    if len(given) < 2 and not (given and re.match(r"[\w-]+=", given[0])):
+        return given[0] if given else None
+    named = [(name, file) for name, equals, file in (each.partition("=") for each in given) if equals and name and file]
+    if len(named) < len(given) or len(dict(named)) < len(named):
+        raise InputError(
+            f"several adapters are given as NAME=FILE, under different names, such as style={given[0].split('=')[-1]}"
+        )
+    return dict(named)
+
+
+def parse_memory(text: str) -> Literal["keep", "free", "offload"]:
+    """What is to stay on the device.  Raises InputError."""
+    match text:
+        case "keep" | "free" | "offload":
+            return text
+        case _:
+            raise InputError(f"--memory is keep, free or offload, not {text!r}")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -270,6 +331,16 @@ def _controls(
         for kind, picture, weight in zip(kinds, pictures, loud, strict=True)
     ]
     return [{name: value for name, value in each.items() if value is not None} for each in fields], nets
+
+
+def _with_own(own: Mapping[str, tuple[str, Sequence[str]]], references: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """References with the fields that each has for itself, from flags given once for each.  Raises InputError."""
+    for field, (flag, given) in own.items():
+        if given and len(given) != len(references):
+            raise InputError(f"there are {len(references)} --style and {len(given)} {flag}: give one for each")
+        for reference, value in zip(references, given, strict=False):
+            reference[field] = value
+    return references
 
 
 def _references(

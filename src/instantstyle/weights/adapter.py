@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, Site, UNetConfig
 from instantstyle.errors import OutputError, WeightsError
-from instantstyle.families import FAMILIES
+from instantstyle.families import FAMILIES, Family
 from instantstyle.nets.attention import KeysValues, split_heads
 from instantstyle.nets.projection import ImageProjection, Resampler
 from instantstyle.weights.files import TensorFile, open_tensors, peek
@@ -52,6 +52,12 @@ class Adapter:
     def plus(self) -> bool:
         """Whether it reads the encoder's last-but-one hidden states instead of the image embedding."""
         return isinstance(self.projection, Resampler)
+
+    @property
+    def reads_what(self) -> str:
+        """The image features it was trained on, in words."""
+        names, what = (HIDDEN, "hidden states") if self.plus else (ENCODERS, "image embeddings")
+        return f"{what} {_named(self.embed_dim, names)}"
 
     def tokens(self, embedding: Float[Tensor, "n *sequence width"]) -> Float[Tensor, "n tokens context_dim"]:
         """The tokens of each picture, from its un-normalised embedding [n, embed_dim] (Plus: [n, sequence, embed_dim]).
@@ -180,6 +186,44 @@ def save_adapter(path: str | Path, adapter: Adapter, config: UNetConfig) -> None
     tensors = {f"image_proj.{name}": tensor for name, tensor in adapter.projection.state_dict().items()}
     for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
         tensors |= {f"ip_adapter.{number[site]}.to_{kind}_ip.weight": weight for site, weight in weights.items()}
+    _write(path, tensors)
+
+
+def slim_adapter(path: str | Path, out: str | Path, plan: BlockPlan, config: UNetConfig) -> None:
+    """Write only what a plan reads of an adapter's file, in the numbers it is stored in.
+
+    Raises WeightsError when the file lacks what the plan asks for, OutputError when it cannot be written.
+    """
+    with open_tensors(path) as file:
+        names = _sites(file, config, path)
+        sites = [site for site in config.sites if _speaks(plan, site)]
+        _check_present([site for site in sites if site not in names], names, f" in {path}")
+        wanted = [name for name in file.shapes if name.startswith(_PROJECTION)]
+        wanted += [f"{names[site]}.to_{kind}_ip.weight" for site in sites for kind in "kv"]
+        _write(Path(out), {name: file.read(name) for name in wanted})
+
+
+def family_of_adapter(path: str | Path) -> Family:
+    """The family whose cross-attention an adapter's layers fit.  Raises WeightsError when it is for no family."""
+    with open_tensors(path) as file:
+        for family in FAMILIES.values():
+            try:
+                _sites(file, family.unet, path)
+            except WeightsError:
+                continue
+            return family
+        raise WeightsError(
+            f"the adapter {path} is for none of the families {', '.join(FAMILIES)}: say which model it is for"
+        )
+
+
+def modules_of_adapter(path: str | Path, config: UNetConfig) -> tuple[str, ...]:
+    """The attention modules that an adapter's file has weights for, in the UNet's order.  Raises WeightsError."""
+    with open_tensors(path) as file:
+        return tuple(dict.fromkeys(site.module for site in _sites(file, config, path)))
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # Cloned: tensors that share memory cannot be written.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     try:

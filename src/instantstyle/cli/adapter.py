@@ -1,0 +1,71 @@
+"""`instantstyle adapter show|slim`: what an IP-Adapter file is for, and a file of the blocks that a plan reads."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+adapter = typer.Typer(
+    name="adapter",
+    help="IP-Adapter files: what they are for, and smaller ones of them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+MODEL = Annotated[str | None, typer.Option(help="The model it is for.", show_default="the family that its shapes fit")]
+
+
+@adapter.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="An IP-Adapter file.", show_default=False)],
+    model: MODEL = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say which family, image encoder and blocks an adapter is for."""
+    from instantstyle.weights.adapter import load_adapter, modules_of_adapter
+
+    family = _family(file, model)
+    loaded = load_adapter(file, family.unet, lazy=True)
+    said = {
+        "family": family.name,
+        "kind": "plus" if loaded.plus else "base",
+        "tokens": loaded.token_count,
+        "reads": loaded.reads_what,
+        "blocks": list(modules_of_adapter(file, family.unet)),
+        "bytes": file.stat().st_size,
+    }
+    if as_json:
+        typer.echo(json.dumps(said))
+    else:
+        shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in said.items()}
+        typer.echo("\n".join(f"{name:<8} {value}" for name, value in shown.items()))
+
+
+@adapter.command()
+def slim(
+    full: Annotated[Path, typer.Argument(help="An IP-Adapter file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.", show_default=False)],
+    plan: Annotated[str, typer.Option(help="Which blocks to keep: a preset, or terms as up.0.1=1.")] = "style",
+    model: MODEL = None,
+) -> None:
+    """Write an adapter with only the blocks that a plan reads: in SDXL, a style block is a sixth of them."""
+    from instantstyle.blocks import parse_plan
+    from instantstyle.errors import InputError
+    from instantstyle.weights.adapter import slim_adapter
+
+    if out.suffix != ".safetensors":
+        raise InputError(f"adapters are written as .safetensors, and {str(out)!r} ends otherwise")
+    family = _family(full, model)
+    slim_adapter(full, out, parse_plan(plan, family.unet, family.presets), family.unet)
+    before, after = full.stat().st_size, out.stat().st_size
+    typer.echo(str(out))
+    typer.echo(f"{after:,} of {before:,} bytes ({after / before:.0%})", err=True)
+
+
+def _family(file: Path, model: str | None) -> Any:
+    """Of the model that was named, or whichever the adapter's shapes fit."""
+    from instantstyle.weights.adapter import family_of_adapter
+    from instantstyle.weights.find import find
+    from instantstyle.weights.layout import family_of
+
+    return family_of_adapter(file) if model is None else family_of(find(model).config("unet/config.json"))

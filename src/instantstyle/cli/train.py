@@ -117,10 +117,10 @@ def adapter(
     from instantstyle.cli.progress import hush
 
     hush()
-    from instantstyle.train.adapter import Teaching
     from instantstyle.train.features import Options
     from instantstyle.train.fit import Settings
     from instantstyle.train.job import Job, bfloat16_pays, train
+    from instantstyle.train.lesson import Teaching
 
     settings = Settings(
         steps=steps,

@@ -18,11 +18,12 @@ from instantstyle.errors import WeightsError
 from instantstyle.model import Model, load
 from instantstyle.pictures import check_writable
 from instantstyle.pictures import read as read_picture
-from instantstyle.train.adapter import Lesson, Teaching, Trained
+from instantstyle.train.adapter import Trained
 from instantstyle.train.data import Features, Order, Reference
 from instantstyle.train.features import Note, Options, compute, damaged, gather
 from instantstyle.train.fit import Fit, Progress, Settings, accelerator
 from instantstyle.train.follow import Console, Judge, Log, Sheets, with_adapter
+from instantstyle.train.lesson import Lesson, Teaching
 from instantstyle.train.publish import publish, write_card
 from instantstyle.train.shards import Styles, find_shards
 from instantstyle.weights.adapter import load_adapter
@@ -231,7 +232,7 @@ def _opening(features: Features, order: Order, fit: Fit, net: Trained) -> str:
     left_out = f" ({order.alone:,} left out: alone in their style)" if order.alone else ""
     begins = f"resumed at step {fit.first}" if fit.first else "begins"
     return (
-        f"{count / 1e6:.1f} M weights learn at {', '.join(dict.fromkeys(s.module for s in net.sites))}; "
+        f"{count:,} weights learn at {', '.join(dict.fromkeys(s.module for s in net.sites))}; "
         f"{len(features):,} pictures{left_out}, {fit.of} a step, {order.steps_per_epoch:,} steps an epoch; {begins}"
     )
 

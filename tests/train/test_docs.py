@@ -1,0 +1,56 @@
+"""Every command of docs/train-your-own.md runs, in small: the built-in model, few pictures, two steps."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from train import gallery
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/train-your-own.md").read_text(encoding="utf-8")
+LINES = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
+def small(line: str) -> list[str]:
+    """The command with fewer steps."""
+    words = shlex.split(re.sub(r"--steps \d+", "--steps 2", line))
+    more = {"train adapter": ["--sheet-every", "0", "--device", "cpu"], "generate": ["--steps", "2"]}
+    return [*words, *next((extra for name, extra in more.items() if name in line), [])]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("desk")
+    gallery.folder(root / "pictures")
+    return root
+
+
+def test_the_commands_run(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from instantstyle.cli import main
+
+    monkeypatch.chdir(desk)
+    ours = [line for line in LINES if line.startswith("instantstyle ")]
+    assert len(ours) == 4
+    for line in ours:
+        monkeypatch.setattr(sys, "argv", small(line))
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code, f"{line}: {capsys.readouterr().err}"
+    assert (desk / "cat.png").stat().st_size > 1000
+    assert (desk / "my-style.md").exists()
+
+
+@pytest.mark.slow
+def test_the_launched_command_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    monkeypatch.chdir(desk)
+    (line,) = [line for line in LINES if not line.startswith("instantstyle ")]
+    argv = ["train", "features", "--data", "pictures", "--styles", "folder", "--out", "features"]
+    subprocess.run([sys.executable, "-m", "instantstyle", *argv], check=True)
+    shutil.rmtree("two.safetensors.work", ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", *small(line)[1:]], check=True)
+    assert (desk / "two.safetensors").exists()

@@ -1,0 +1,192 @@
+"""From pictures to an adapter file: what learns, what it learns from, resumed to the bit, read by diffusers."""
+
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+
+from factory import folder as model_folder
+from factory import model as made
+from instantstyle.blocks import BlockPlan
+from instantstyle.errors import InputError
+from instantstyle.train.adapter import Trained
+from instantstyle.train.data import Features, Order
+from instantstyle.train.features import Options
+from instantstyle.train.fit import Part, Settings
+from instantstyle.train.follow import rows
+from instantstyle.train.job import Job, train
+from instantstyle.train.lesson import Lesson, Schedule, Teaching
+from instantstyle.weights.adapter import load_adapter
+from train import gallery
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # diffusers' Euler scheduler under a newer NumPy
+SETTINGS = Settings(steps=6, batch=2, lr=1e-3, log_every=2)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gallery's features, computed by a first job of one step."""
+    root = tmp_path_factory.mktemp("job")
+    job = asked(gallery.tars(root / "data"), root / "first.safetensors", settings=replace(SETTINGS, steps=1))
+    assert train(job) == job.out
+    return job.folder / "features"
+
+
+def asked(data: Path, out: Path, **more: Any) -> Job:
+    fields: dict[str, Any] = {"settings": SETTINGS, "model": str(model_folder("sdxl")), "device": "cpu"}
+    return Job(data=str(data), out=out, **fields | {"options": Options(square=True)} | more)
+
+
+def losses(job: Job) -> list[dict[str, str]]:
+    return rows(job.folder / "losses.csv")
+
+
+def test_what_was_stopped_gives_the_losses_of_what_was_not(features: Path, tmp_path: Path) -> None:
+    whole = asked(features, tmp_path / "whole.safetensors", sheet_every=6)
+    train(whole)
+    parts = asked(features, tmp_path / "parts.safetensors", settings=replace(SETTINGS, steps=4))
+    train(parts)
+    # Rows that a killed run wrote after its last checkpoint are written anew.
+    with (parts.folder / "losses.csv").open("a", newline="") as file:
+        csv.writer(file).writerows([(5, 1.0, 1.0, 1.0), (6, 1.0)])
+    train(replace(parts, settings=SETTINGS))
+    assert [row["step"] for row in losses(whole)] == list("123456")
+    assert losses(parts) == losses(whole)
+    config = made("sdxl").family.unet
+    both = [load_adapter(job.out, config) for job in (whole, parts)]
+    assert all(torch.equal(both[0].keys[site], both[1].keys[site]) for site in both[0].keys)
+    assert {site.module for site in both[0].keys} == {"up.0.1"}
+    assert (whole.folder / "sheets/0000006.png").stat().st_size > 1000
+    assert list((whole.folder / "tensorboard").iterdir())
+    card = whole.out.with_suffix(".md").read_text()
+    assert "CC0-1.0 (6)" in card
+    assert "kept: 6" in card
+
+
+def test_diffusers_reads_it_and_hears_the_style_alone(features: Path, tmp_path: Path) -> None:
+    """The padded file in diffusers at full scale is the compact one in ours at its block: the same prediction."""
+    job = asked(features, tmp_path / "style.safetensors", pad=True, settings=replace(SETTINGS, lr=0.05))
+    train(job)
+    pipeline: Any = cast("Any", StableDiffusionXLPipeline).from_pretrained(model_folder("sdxl"), add_watermarker=False)
+    pipeline.load_ip_adapter(str(tmp_path), subfolder="", weight_name="style.safetensors", image_encoder_folder=None)
+    pipeline.set_ip_adapter_scale(1.0)
+    model = made("sdxl")
+    generator = torch.Generator().manual_seed(0)
+    x, embed = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 24, generator=generator)
+    said = model.say(["a cat"])
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+    more = {"text_embeds": said.pooled, "time_ids": sizes, "image_embeds": [embed[:, None]]}
+    with torch.no_grad():
+        theirs = pipeline.unet(x, 500, encoder_hidden_states=said.context, added_cond_kwargs=more).sample
+        net = Trained(model.unet, BlockPlan({"up.0.1": 1.0}), begin=load_adapter(job.out, model.family.unet))
+        text, time = model.unet.read(said.context), torch.tensor([500.0])
+        ours = model.unet(x, time, text, said.pooled, sizes, attend=net.attend(embed))
+        bare = model.unet(x, time, text, said.pooled, sizes)
+    assert (ours - bare).abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_nothing_but_the_adapter_learns_and_the_graph_begins_at_its_first_block(features: Path) -> None:
+    model, data = made("sdxl"), Features(features)
+    net = Trained(model.unet, model.family.presets["style"], embed_dim=24)
+    assert not any(p.requires_grad for p in model.unet.parameters())
+    shapes = [tuple(map(int, row[-2:])) for row in data.sizes]
+    lesson = Lesson(model, net, data, Order(shapes, data.style, "same", 4, 0), Teaching())
+    saved: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = lesson(net, Part(0, 0, 4, 4))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    everything = Trained(model.unet, model.family.presets["all"], embed_dim=24)
+    whole = Lesson(model, everything, data, Order(shapes, data.style, "same", 4, 0), Teaching())
+    style_only = len(saved)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        whole(everything, Part(0, 0, 4, 4))
+    assert style_only < 0.75 * (len(saved) - style_only)
+
+
+def test_keys_and_values_begin_as_the_texts(features: Path) -> None:
+    model = made("sdxl")
+    net = Trained(model.unet, model.family.presets["all"], embed_dim=24)
+    for site, key, value in zip(net.sites, net.keys, net.values, strict=True):
+        assert torch.equal(key, model.unet.attention(site).to_k.weight)
+        assert torch.equal(value, model.unet.attention(site).to_v.weight)
+    with pytest.raises(InputError, match="name the blocks"):
+        Trained(model.unet, model.family.presets["precise"])
+
+
+@pytest.mark.parametrize("name", ["sdxl", "emoji"])
+def test_noise_and_targets_are_diffusers(name: str) -> None:
+    model = made(name)
+    schedule = Schedule(model.scheduler_config)
+    kinds = ("beta_schedule", "beta_start", "beta_end", "prediction_type", "rescale_betas_zero_snr")
+    config = {key: value for key, value in model.scheduler_config.items() if key in kinds}
+    theirs: Any = DDPMScheduler(**config)
+    x, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    time = torch.tensor([3, 500, 990])
+    noised, target = schedule.noised(x, noise, time)
+    torch.testing.assert_close(noised, theirs.add_noise(x, noise, time))
+    velocity = name == "emoji"
+    torch.testing.assert_close(target, theirs.get_velocity(x, noise, time) if velocity else noise)
+    # Min-SNR: whatever is predicted, the error of x0 counts min(snr, gamma).
+    kept = schedule.kept[time]
+    snr = kept / (1 - kept)
+    # In terms of x0's squared error a velocity's is 1 / (1 - kept) of it, and the noise's snr.
+    counted = schedule.weight(time, 5.0) * (1 / (1 - kept) if velocity else snr)
+    torch.testing.assert_close(counted, snr.clamp(max=5.0), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_lose_text_and_reference_as_often_as_asked(features: Path) -> None:
+    model, data = made("sdxl"), Features(features)
+    net = Trained(model.unet, model.family.presets["style"], embed_dim=24)
+    order = Order([(64, 64)] * 6, data.style, "same", 2, 0)
+    lesson = Lesson(model, net, data, order, Teaching(drop_text=0.1, drop_image=0.2, drop_both=0.05))
+    text, image = lesson._dropped(np.random.default_rng(0).random(20_000))  # pyright: ignore[reportPrivateUsage]
+    shares = [float((m).float().mean()) for m in (text & ~image, image & ~text, text & image)]
+    assert shares == pytest.approx([0.1, 0.2, 0.05], abs=0.01)
+
+
+def test_every_picture_is_seen_once_an_epoch_with_one_of_its_style() -> None:
+    style = np.array([0, 0, 0, 1, 1, -1, 2, 0])
+    shapes = [(64, 64)] * 5 + [(32, 96)] * 3
+    same = Order(shapes, style, "same", 2, seed=3)
+    seen = np.concatenate([same.rows(step) for step in range(same.steps_per_epoch)])
+    assert set(seen.tolist()) == set(range(8))
+    assert len(seen) == 6 + 4
+    for step in range(12):
+        assert len({shapes[row] for row in same.rows(step).tolist()}) == 1
+        assert np.array_equal(same.rows(step), same.references(step))
+        assert np.array_equal(same.rows(step), Order(shapes, style, "same", 2, seed=3).rows(step))
+    paired = Order(shapes, style, "paired", 2, seed=3)
+    assert paired.alone == 2
+    for step in range(12):
+        rows, mates = paired.rows(step), paired.references(step)
+        assert (style[rows] == style[mates]).all()
+        assert (rows != mates).all()
+    with pytest.raises(InputError, match="no two are known to share one"):
+        Order(shapes, np.full(8, -1), "paired", 2, seed=3)
+
+
+def test_the_command(features: Path, tmp_path: Path) -> None:
+    code = "import sys; from instantstyle.cli import main; sys.argv[0] = 'instantstyle'; main()"
+    out = tmp_path / "mine.safetensors"
+    argv = ["train", "adapter", "--data", str(features), "--model", str(model_folder("sdxl")), "--out", str(out)]
+    argv += ["--steps", "2", "--batch", "2", "--sheet-every", "0", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    assert "step 2/2" in done.stderr
+    assert "samples/s" in done.stderr
+    assert out.exists()

@@ -9,6 +9,7 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,15 +109,17 @@ def test_3_the_same_call_twice_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji", "sdxl"])
-def test_4_networks_are_never_changed(name: str) -> None:
+def test_4_networks_are_never_changed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTANTSTYLE_CACHE", str(tmp_path))
     model = factory.model(name)
     before = model.hash()
     engine = Engine(model)
     for method, plan in itertools.product(METHODS, ("style", "all")):
-        if method != "ip-adapter":
+        if method not in ("ip-adapter", "b-lora"):
             engine.submit(bare(references=[reference(content="dog")], method=method, plan=plan))
     engine.submit(bare(references=[reference()], plan="precise"))
     engine.submit(bare(references=[reference()], method="ip-adapter"))
+    engine.submit(bare(references=[reference()], method="b-lora", options={"fit-steps": 1}))
     engine.run()
     assert model.hash() == before
     assert not any(parameter.requires_grad for net in model.networks.values() for parameter in net.parameters())

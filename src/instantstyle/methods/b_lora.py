@@ -43,7 +43,7 @@ def b_lora(model: Model, request: Request) -> Injection:
         raise InputError(f"the plan {request.plan!r} has blocks to push away from, which method 'b-lora' does not know")
     speaking = [reference for reference in request.references if reference.weight]
     spoken = [site for site in model.family.unet.sites if plan.at(site)]
-    if not speaking or not spoken:
+    if not speaking or not spoken or request.window[0] == request.window[1]:  # nothing to fit for
         return Injection(window=request.window)
     whole = blocks(model.family)
     if beyond := list(dict.fromkeys(site.module for site in spoken if not whole.at(site))):

@@ -12,15 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from instantstyle.blocks import BlockPlan, Site
-from instantstyle.families import EMOJI
-from instantstyle.methods.image_prompt import image_prompt
-from instantstyle.nets.attention import Attend, plain
-from instantstyle.nets.projection import ImageProjection
+from instantstyle.blocks import BlockPlan
 from instantstyle.nets.unet import UNet
+from instantstyle.train.adapter import Trained
 from instantstyle.train.loop import device, train
 from instantstyle.train.world.corpus import Corpus
 from instantstyle.train.world.unet import diffusion_loss, sizes
@@ -29,36 +25,6 @@ from instantstyle.weights.adapter import Adapter
 Reference = Literal["same", "paired"]
 _DROPPED = 0.1
 """How often the text is left out, and how often the reference is, each on its own."""
-
-
-class Trained(nn.Module):
-    """An adapter's weights as parameters; keys and values begin as copies of the text's."""
-
-    def __init__(self, unet: UNet, plan: BlockPlan) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        config = unet.config
-        self.config, self.plan = config, plan
-        self.sites = tuple(s for s in config.sites if s.kind == "cross" and plan.at(s))
-        self.projection = ImageProjection(config.pooled_dim or 0, config.context_dim, EMOJI.image_tokens)
-        copies = [unet.attention(site) for site in self.sites]
-        self.keys = nn.ParameterList([layer.to_k.weight.detach().clone() for layer in copies])
-        self.values = nn.ParameterList([layer.to_v.weight.detach().clone() for layer in copies])
-
-    @property
-    def adapter(self) -> Adapter:
-        """The same tensors as the rest of the library knows them."""
-        keys: dict[Site, Tensor] = dict(zip(self.sites, self.keys, strict=True))
-        values: dict[Site, Tensor] = dict(zip(self.sites, self.values, strict=True))
-        width = self.projection.proj.in_features
-        return Adapter(self.projection, keys, values, width, EMOJI.image_tokens)
-
-    def attend(self, embeds: Float[Tensor, "rows embed"], heard: Float[Tensor, " rows"] | None = None) -> Attend:
-        """Attention that sees these pictures at the trained sites; `heard` 0 makes a row's picture unheard there."""
-        image = self.adapter.read(self.adapter.tokens(embeds), self.plan, self.config)
-        if heard is not None:
-            image = {site: (keys, values * heard[:, None, None, None]) for site, (keys, values) in image.items()}
-        return image_prompt(plain, BlockPlan({"all": 1.0}), image, None)
 
 
 def train_adapter(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan
 from instantstyle.nets.unet import UNet
+from instantstyle.train.adapter import Trained
 from instantstyle.train.loop import device, train
-from instantstyle.train.world.adapter import Trained
 from instantstyle.train.world.corpus import Corpus
 from instantstyle.train.world.unet import diffusion_loss, sizes
 

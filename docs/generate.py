@@ -41,6 +41,7 @@ PLAIN = {
     "docs/foreign.md": "references unlike the training data: make foreign",
     "docs/train-your-own.md": "a style adapter of one's own, from pictures to a picture",
     "docs/help.md": "every command and option, generated",
+    "docs/methods.md": "what each method does, its equation, knobs and pitfalls",
     "docs/demo.png": "the picture above",
     "benchmarks/results/": "measurements, with hardware and date",
     "benchmarks/LOG.md": "what was measured and led nowhere",

@@ -10,8 +10,8 @@ from torch import Tensor
 import factory
 from instantstyle.engine import Engine, Run
 from instantstyle.methods import METHODS, OPTIONS, STRENGTHS, Moment
-from instantstyle.methods.inversion import Level, generate, invert, levels, predictor, split
-from instantstyle.methods.reference_rows import along, read, renoised
+from instantstyle.methods.inversion import Level, generate, invert, levels, predictor, read, split
+from instantstyle.methods.reference_rows import along, renoised
 from instantstyle.request import Request, StyleReference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy

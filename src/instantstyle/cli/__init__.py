@@ -13,6 +13,7 @@ from instantstyle.cli.adapter import adapter
 from instantstyle.cli.again import again
 from instantstyle.cli.doctor import doctor
 from instantstyle.cli.generate import generate
+from instantstyle.cli.invert import invert
 from instantstyle.cli.style import style
 from instantstyle.cli.train import app as train
 from instantstyle.errors import InputError, InstantStyleError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(again)
+app.command()(invert)
 app.command()(doctor)
 app.add_typer(style)
 app.add_typer(adapter)

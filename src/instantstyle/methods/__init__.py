@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from instantstyle.blocks import parse_plan
 from instantstyle.errors import InputError, nearest
 from instantstyle.methods.b_lora import B_LORA, b_lora
-from instantstyle.methods.image_prompt import instantstyle, ip_adapter
+from instantstyle.methods.follow_ups import CLEANSTYLE, cleanstyle, stylestudio
 from instantstyle.methods.injection import Injection, Moment, Negative, Pinned, ReferenceRows
 from instantstyle.methods.options import Option, Options, settle
 from instantstyle.methods.shared import (
@@ -19,6 +19,8 @@ from instantstyle.methods.shared import (
 )
 from instantstyle.model import Model
 from instantstyle.request import Request
+
+from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 
 __all__ = [
     "METHODS",
@@ -50,6 +52,8 @@ METHODS: Mapping[str, Method] = {
     "style-aligned": style_aligned,
     "swapped": swapped_attention,
     "stylekeeper": stylekeeper,
+    "cleanstyle": cleanstyle,
+    "stylestudio": stylestudio,
     "b-lora": b_lora,
     "none": none,
 }
@@ -61,6 +65,7 @@ OPTIONS: Mapping[str, Options] = {
     "style-aligned": STYLE_ALIGNED,
     "swapped": SWAPPED,
     "stylekeeper": STYLEKEEPER,
+    "cleanstyle": CLEANSTYLE,
 }
 """What else can be set about each method: `Request.options`."""
 
@@ -91,6 +96,10 @@ STRENGTHS: Mapping[str, Strength] = {
     "style-aligned": Strength("how often the reference's keys count", values=(0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "swapped": _SWAPS,
     "stylekeeper": _SWAPS,
+    "cleanstyle": _SPEAKS,
+    "stylestudio": Strength(
+        "how far the text's answer takes on the image's statistics", values=(0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
+    ),
 }
 """The knob of each method that has a style to weigh: to sweep it is to compare methods, not their defaults."""
 

@@ -4,13 +4,11 @@ A picture becomes a few tokens, and cross-attention looks at them beside the tex
 InstantStyle does so only where style lives, and takes out of the picture's embedding what the picture shows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor
-
 from instantstyle.blocks import BlockPlan, Site, parse_plan
 from instantstyle.errors import InputError
 from instantstyle.features import average, nearest_text, strength, subtract
@@ -20,6 +18,10 @@ from instantstyle.nets.attention import Attend, Heads, KeysValues, plain
 from instantstyle.request import Request, StyleReference
 from instantstyle.sight import look, understand
 from instantstyle.weights.adapter import Adapter
+from torch import Tensor
+
+Way = Callable[[Attend, BlockPlan, Mapping[Site, KeysValues], Tensor | None], Attend]
+"""How the image's keys and values are looked at beside the text's: as `image_prompt`, or as follow-ups have it."""
 
 
 def image_prompt(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None) -> Attend:
@@ -80,11 +82,16 @@ class Voice:
 
 
 def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
+    return heard(model, request, plan, lambda *told: image_prompt(*told))  # looked up when called, as tests replace it
+
+
+def heard(model: Model, request: Request, plan: BlockPlan, way: Way) -> Injection:
+    """The references at the blocks of a plan, looked at in a way.  Raises InputError."""
     references = tuple(settled_reference(model, request, reference) for reference in request.references)
     settled = {"references": references, "plan": request.plan}
     voices, attend = _voices(model, request, references, plan), cast("Attend", plain)
     for voice in voices:
-        attend = _spoken(model, request, voice, attend)
+        attend = _spoken(model, request, voice, attend, way)
     return Injection(attend, request.window, settled)
 
 
@@ -107,13 +114,13 @@ def _voices(model: Model, request: Request, references: Sequence[StyleReference]
     return voices
 
 
-def _spoken(model: Model, request: Request, voice: Voice, inner: Attend) -> Attend:
+def _spoken(model: Model, request: Request, voice: Voice, inner: Attend, way: Way) -> Attend:
     """`inner`, and then what a voice says: in the conditional row, or where its plan is negative in the other."""
     adapter, plan = voice.adapter, voice.plan
     tokens, weights = _tokens(model, adapter, request, voice.references)
     seen, unseen = tokens[:1], tokens[1:]
     rows = torch.cat([unseen, seen]) if request.guidance > 1 else seen
-    attend = _attend(model, adapter, plan.weights, rows, rows, weights, request.count, inner)
+    attend = _attend(model, adapter, plan.weights, rows, rows, weights, request.count, inner, way)
     if plan.negative:
         # The reference stands in the unconditional row, and in the conditional one nothing does (no value speaks).
         attend = _attend(
@@ -125,6 +132,7 @@ def _spoken(model: Model, request: Request, voice: Voice, inner: Attend) -> Atte
             weights,
             request.count,
             attend,
+            way,
         )
     return attend
 
@@ -138,6 +146,7 @@ def _attend(
     weights: Sequence[float],
     count: int,
     inner: Attend,
+    way: Way,
 ) -> Attend:
     """`inner` and then the image's tokens, read once here; each row `count` times."""
     plan, config = BlockPlan(strengths), model.family.unet
@@ -154,7 +163,7 @@ def _attend(
     # A reference of weight w counts w times among the tokens and speaks w times as loudly: for one reference that is
     # its weight times the plan's, and one whose weight goes to zero fades out of the softmax too.
     unequal = len(set(weights)) > 1
-    return image_prompt(inner, plan, image, loud.log()[None, None, None] if unequal else None)
+    return way(inner, plan, image, loud.log()[None, None, None] if unequal else None)
 
 
 def _tokens(

@@ -145,3 +145,33 @@ def _finite(found: Trajectory) -> Trajectory:
             "dtype float32"
         )
     return found
+
+
+@torch.no_grad()
+def reconstruct(
+    model: Model, latents: Latents, caption: str, steps: int, guidance: float, *, refine: int = 0
+) -> Latents:
+    """The latents of a picture inverted and generated again, with the same caption and guidance both ways.
+
+    Raises InstantStyleError when the numbers run away.
+    """
+    text = read(model, ["", caption] if guidance > 1 else [caption])
+    size = (latents.shape[-1] * model.scale, latents.shape[-2] * model.scale)
+    predict, marks, kind = predictor(model, text, size, guidance), levels(model, steps), kind_of(model)
+    way = invert(predict, latents, marks, kind, refine=refine)
+    return generate(predict, way.end, marks, kind).at(marks[0])
+
+
+def read(model: Model, texts: Sequence[str]) -> Text:
+    """Texts as the encoders read them, an empty one as the family was trained to take none."""
+    text = model.say(texts)
+    if not model.family.zero_empty:
+        return text
+    mask = torch.tensor([float(bool(each)) for each in texts]).to(text.context)
+    pooled = None if text.pooled is None else text.pooled * mask[:, None]
+    return Text(text.context * mask[:, None, None], pooled, text.embeds)
+
+
+def kind_of(model: Model) -> str:
+    """What the model's network predicts, as diffusers names it."""
+    return str(model.scheduler_config.get("prediction_type", "epsilon"))

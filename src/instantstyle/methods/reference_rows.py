@@ -13,9 +13,20 @@ from torch import Tensor
 
 from instantstyle.errors import InputError
 from instantstyle.methods.injection import Moment, Pinned, ReferenceRows
-from instantstyle.methods.inversion import Latents, Level, Predict, Trajectory, generate, invert, levels, predictor
+from instantstyle.methods.inversion import (
+    Latents,
+    Level,
+    Predict,
+    Trajectory,
+    generate,
+    invert,
+    kind_of,
+    levels,
+    predictor,
+    read,
+)
 from instantstyle.methods.options import Option, Value
-from instantstyle.model import Model, Text
+from instantstyle.model import Model
 from instantstyle.pictures import fit_to
 from instantstyle.request import Request, StyleReference
 
@@ -49,7 +60,7 @@ def inverted(
 ) -> Pinned:
     """The pictures' ways to noise by DDIM inversion, each with its own caption and no negative prompt."""
     ways = [
-        invert(predict, each[None], levels(model, request.steps), _kind(model))
+        invert(predict, each[None], levels(model, request.steps), kind_of(model))
         for each, predict in zip(latents, _predictors(model, request, captions, guidance, ""), strict=True)
     ]
     each = [along(way, offset) for way in ways]
@@ -68,7 +79,7 @@ def alongside(model: Model, request: Request, caption: str) -> Pinned:
     ).to(model.device)
     (predict,) = _predictors(model, request, [caption], request.guidance, request.negative)
     return along(
-        generate(predict, _noise(like, "alongside", request.seed or 0), levels(model, request.steps), _kind(model))
+        generate(predict, _noise(like, "alongside", request.seed or 0), levels(model, request.steps), kind_of(model))
     )
 
 
@@ -118,16 +129,6 @@ def looked(request: Request, references: int, device: torch.device, negatives: i
     )
 
 
-def read(model: Model, texts: Sequence[str]) -> Text:
-    """Texts as the encoders read them, an empty one as the family was trained to take none."""
-    text = model.say(texts)
-    if not model.family.zero_empty:
-        return text
-    mask = torch.tensor([float(bool(each)) for each in texts]).to(text.context)
-    pooled = None if text.pooled is None else text.pooled * mask[:, None]
-    return Text(text.context * mask[:, None, None], pooled, text.embeds)
-
-
 def _predictors(
     model: Model, request: Request, captions: Sequence[str], guidance: float, negative: str
 ) -> list[Predict]:
@@ -140,7 +141,3 @@ def _noise(like: Latents, what: str, seed: int) -> Float[Tensor, "n channels hei
     """Noise that depends on the request's seed and on what it is for, drawn on the CPU whatever the device."""
     drawn = int.from_bytes(hashlib.blake2b(f"{what} {seed}".encode(), digest_size=7).digest())
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(drawn)).to(like)
-
-
-def _kind(model: Model) -> str:
-    return str(model.scheduler_config.get("prediction_type", "epsilon"))

@@ -1,0 +1,195 @@
+"""The referee's fixed questions in four cells, the controls that no measure may be fooled by, and all measures at once.
+
+Cells: seen or unseen thing x seen or unseen style, never pooled.  The truth was never trained on in any of them; in the
+first its thing and its style were, each on its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from instantstyle.evaluate import nearest
+from instantstyle.evaluate.judges import HELD_OUT, Verdict, judge, pixels_of, shipped
+from instantstyle.evaluate.metrics import angle, apart, excess_hit, ground, recombination, sketches, swap_leak
+from instantstyle.evaluate.questions import SEED, Question, another_style, question
+from instantstyle.evaluate.real import TRAINED_SETS, Pixels, Style, picture
+from instantstyle.model import Model
+from instantstyle.world.sources import concepts, has
+from instantstyle.world.splits import CORE, splits
+from instantstyle.world.treatments import HELD_OUT_FAMILIES, TRAINED_FAMILIES, sample
+
+CELLS = (
+    "seen thing, seen style",
+    "unseen thing, seen style",
+    "seen thing, unseen style",
+    "unseen thing, unseen style",
+)
+OTHER_STYLES = 3
+"""Styles s' that each four-way test is made against."""
+Columns = Mapping[str, npt.NDArray[np.float64]]
+"""A number a question, NaN where a measure does not apply."""
+
+
+def suite(small: bool = False) -> list[Question]:
+    """The questions; small: a few of each cell, for a look in minutes.  Concepts and styles cross, so both cluster."""
+    rng, held_out = np.random.default_rng(SEED + 9), splits()
+    asked: list[Question] = []
+    styles, things = (4, 1) if small else (12, 3)
+    for cell in CELLS:
+        for number in range(2 * styles if small and cell == CELLS[0] else styles):
+            style = _unseen_style(number, rng) if cell.endswith("unseen style") else _seen_style(number, rng)
+            for thing in _things(cell.startswith("unseen"), style, things, rng):
+                set_name, seed = style.set_name, SEED + len(asked)
+                made = question(thing, set_name, style.look, rng, seed)
+                kinds = {c.label: c.subgroup for c in concepts()}
+                near = kinds[thing].split("-")[0] == kinds[made.shown].split("-")[0]
+                asked.append(replace(made, cell=cell, stratum="near" if near else "far"))
+    assert not any(q.thing in held_out.concepts and q.cell.startswith("seen") for q in asked)
+    return asked
+
+
+def _seen_style(number: int, rng: np.random.Generator) -> Style:
+    family = TRAINED_FAMILIES[number % len(TRAINED_FAMILIES)]
+    # Of the sets those with enough unseen cells, so that several things can be asked for in one style.
+    sets = [s for s in TRAINED_SETS if len(_unseen_cells(s)) >= 3]
+    return Style(str(rng.choice(sets)), sample(rng, [family]))
+
+
+def _unseen_style(number: int, rng: np.random.Generator) -> Style:
+    """In turn: a family nobody trained on, a hand nobody trained on, a ground of hues nobody trained on."""
+    match number % 3:
+        case 0:
+            return Style(str(rng.choice(TRAINED_SETS)), sample(rng, [HELD_OUT_FAMILIES[number // 3 % 3]]))
+        case 1:
+            return Style(sorted(splits().sets)[number // 3 % 2], sample(rng, ["plain"]))
+        case _:
+            return Style(str(rng.choice(TRAINED_SETS)), sample(rng, ["duotone", "palette"], held_out_hue=True))
+
+
+def _unseen_cells(set_name: str) -> list[str]:
+    return sorted(thing for thing, s in splits().cells if s == set_name and thing in CORE)
+
+
+def _things(unseen: bool, style: Style, count: int, rng: np.random.Generator) -> list[str]:
+    known = {c.label: c for c in concepts()}
+    if unseen:
+        there = sorted(c for c in splits().concepts if c in known and has(style.set_name, known[c]))
+    else:
+        there = _unseen_cells(style.set_name) or list(CORE)
+    return [str(each) for each in rng.choice(there, min(count, len(there)), replace=False)]
+
+
+def digest(asked: Sequence[Question]) -> str:
+    """The hash of a set of questions: two reports with the same one asked the same."""
+    return hashlib.sha256(json.dumps([asdict(q) for q in asked], sort_keys=True).encode()).hexdigest()
+
+
+def controls(asked: Sequence[Question], without: Pixels, model: Model | None) -> dict[str, Pixels]:
+    """What needs no method: the truth, the truth through the model's VAE, a copy of the reference, its palette alone.
+
+    `without` are the pictures drawn without a reference.
+    """
+    truths = np.stack([q.truth for q in asked])
+    made = {"truth": truths}
+    if model is not None:
+        side = model.family.size[0]
+        large = [Image.fromarray(each).resize((side, side), Image.Resampling.BICUBIC) for each in truths]
+        made["truth through the VAE"] = pixels_of([model.decode(model.encode(each))[0] for each in large])
+    references = np.stack([q.reference for q in asked])
+    made["copy of the reference"] = references
+    made["palette alone"] = np.stack([palette(x, r) for x, r in zip(without, references, strict=True)])
+    return made
+
+
+def palette(pixels: Pixels, reference: Pixels) -> Pixels:
+    """The picture with the reference's colours: every channel's histogram matched, nothing else changed."""
+    matched = np.empty_like(pixels)
+    for channel in range(3):
+        flat, wanted = pixels[..., channel].ravel(), np.sort(reference[..., channel].ravel())
+        order = np.argsort(flat, kind="stable")
+        filled = np.empty_like(flat)
+        filled[order] = wanted[np.linspace(0, len(wanted) - 1, len(flat)).round().astype(int)]
+        matched[..., channel] = filled.reshape(pixels.shape[:2])
+    return matched
+
+
+def measure(asked: Sequence[Question], drawn: Pixels, swapped: Pixels | None = None) -> Columns:
+    """Every measure of every picture.  `swapped`: the same drawn with references of other content, for the swap.
+
+    Classifiers know trained things and looks alone; where the truth is none of these their columns are NaN, and the
+    four-way test, which compares with true pictures, speaks alone.
+    """
+    known_thing = np.array([q.thing in CORE for q in asked])
+    known_look = np.array([q.style.look.family in TRAINED_FAMILIES and q.style.set_name in TRAINED_SETS for q in asked])
+    columns: dict[str, npt.NDArray[np.float64]] = {}
+    four = _four(asked)
+    for name in ("strokes", HELD_OUT, "grey", "edge"):
+        verdict = judge(shipped(name), drawn)
+        style = np.full(len(asked), np.nan)
+        looks = [q.style.look.family if k else TRAINED_FAMILIES[0] for q, k in zip(asked, known_look, strict=True)]
+        style[known_look] = verdict.right("family", looks)[known_look]
+        columns[f"style right, {name}"] = style
+        if name in ("grey", "edge"):
+            continue
+        content = np.full(len(asked), np.nan)
+        things = [q.thing if k else CORE[0] for q, k in zip(asked, known_thing, strict=True)]
+        content[known_thing] = verdict.right("concept", things)[known_thing]
+        columns[f"content right, {name}"] = content
+        columns[f"both right, {name}"] = content * style
+        columns |= _shares(four, verdict, name)
+        columns[f"excess hit, {name}"] = _excess(asked, verdict)
+        if swapped is not None:
+            shown = [q.shown for q in asked]
+            other = judge(shipped(name), swapped).log_probability("concept", shown)
+            columns[f"swap leak, {name}"] = swap_leak(verdict.log_probability("concept", shown), other)
+    mine, real = sketches(drawn), sketches(four.reshape(-1, *four.shape[2:])).reshape(len(asked), four.shape[1], -1)
+    far = apart(real, mine[:, None])
+    columns |= _named(_recombined(far), "pixels")
+    columns["distance to truth, pixels"] = far[:, 0]
+    columns["copies"] = nearest.copied(asked, drawn).astype(np.float64)
+    for prefix, pixels in (("ground", drawn), ("reference ground", np.stack([q.reference for q in asked]))):
+        lab = np.stack([ground(each) for each in pixels])
+        columns |= {f"{prefix} {axis}": lab[:, i].astype(np.float64) for i, axis in enumerate("Lab")}
+    return columns
+
+
+def _excess(asked: Sequence[Question], verdict: Verdict) -> npt.NDArray[np.float64]:
+    rows = {label: i for i, label in enumerate(CORE)}
+    shown = np.array([rows[q.shown] for q in asked])
+    target = np.array([rows.get(q.thing, -1) for q in asked])
+    return excess_hit(verdict.logits["concept"], shown, target, [(q.cell, q.stratum) for q in asked])
+
+
+def _four(asked: Sequence[Question]) -> Pixels:
+    """True pictures [n, 2 + 2 x OTHER_STYLES, 64, 64, 3]: of the question, of the reference, and both restyled."""
+    rows: list[Pixels] = []
+    for q in asked:
+        others = [another_style(replace(q, seed=q.seed + 100_000 * k)) for k in range(1, OTHER_STYLES + 1)]
+        row = [q.truth, q.reference, *(picture(q.thing, s) for s in others), *(picture(q.shown, s) for s in others)]
+        rows.append(np.stack(row))
+    return np.stack(rows)
+
+
+def _shares(four: Pixels, verdict: Verdict, name: str) -> Columns:
+    real = judge(shipped(name), four.reshape(-1, *four.shape[2:]))
+    n, each = four.shape[:2]
+    what, how = real.what.reshape(n, each, -1), real.how.reshape(n, each, -1)
+    # Likeness is measured from the middle of the real pictures: features share a large constant part.
+    centre = real.what.mean(0), real.how.mean(0)
+    far = angle(what - centre[0], (verdict.what - centre[0])[:, None])
+    far = far + angle(how - centre[1], (verdict.how - centre[1])[:, None])
+    return {**_named(_recombined(far), name), f"distance to truth, {name}": far[:, 0].astype(np.float64)}
+
+
+def _recombined(far: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    return recombination(far[:, 0], far[:, 2 : 2 + OTHER_STYLES], far[:, 1], far[:, 2 + OTHER_STYLES :])
+
+
+def _named(shares: npt.NDArray[np.floating], name: str) -> Columns:
+    kept = {"four-way right": 0, "four-way copied": 2}
+    return {f"{what}, {name}": shares[:, i].astype(np.float64) for what, i in kept.items()}

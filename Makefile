@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format world styles gallery foreign bench docs serve clean
+.PHONY: help setup referee referee-small judges floors demo test test-slow check format world styles gallery foreign bench docs serve clean
 
 help:
 	@echo "make demo       set up, then draw prompts x reference pictures with the built-in model into out/demo.png"
@@ -21,6 +21,8 @@ help:
 	@echo "make world      fetch and render the emoji drawings that training and evaluation need; needs npm"
 	@echo "make styles     make the shipped style cards anew, for an image encoder that was trained on"
 	@echo "make gallery    draw docs/gallery.md; make foreign draws docs/foreign.md"
+	@echo "make referee    every method against the truth, into out/referee; make referee-small: a few minutes' worth"
+	@echo "make floors     what the built-in model must reach, row by row; make judges trains the judges anew"
 	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
 	@echo "make docs       write the generated pages anew: docs/help.md and the tree in README.md"
 	@echo "make format     format the code"
@@ -67,6 +69,18 @@ gallery: setup
 
 foreign: setup
 	$(BIN)/python docs/foreign.py
+
+referee: setup
+	$(BIN)/instantstyle evaluate --out out/referee
+
+referee-small: setup
+	$(BIN)/instantstyle evaluate --subset small --out out/referee-small
+
+judges: setup
+	$(BIN)/python -m instantstyle.evaluate.school
+
+floors: setup
+	$(BIN)/python -m instantstyle.evaluate.floors
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

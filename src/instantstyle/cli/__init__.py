@@ -14,6 +14,7 @@ from instantstyle.cli.again import again
 from instantstyle.cli.doctor import doctor
 from instantstyle.cli.generate import generate
 from instantstyle.cli.invert import invert
+from instantstyle.cli.referee import compare, evaluate, probe
 from instantstyle.cli.style import style
 from instantstyle.cli.train import app as train
 from instantstyle.errors import InputError, InstantStyleError
@@ -31,6 +32,9 @@ app.command()(generate)
 app.command()(again)
 app.command()(invert)
 app.command()(doctor)
+app.command()(compare)
+app.command()(evaluate)
+app.command()(probe)
 app.add_typer(style)
 app.add_typer(adapter)
 app.add_typer(train)

@@ -128,7 +128,12 @@ def check_writable(path: str | Path) -> None:
 
 
 def read_metadata(path: str | Path | bytes) -> str | None:
-    """The request JSON that `write_png` put into a picture, None when there is none.
+    """The request JSON that `write_png` put into a picture, None when there is none.  Raises PictureError as `read`."""
+    return read_texts(path).get(CHUNK)
+
+
+def read_texts(path: str | Path | bytes) -> dict[str, str]:
+    """Every text chunk of a PNG by its name; nothing of another format.
 
     The pixels are decoded on the way, since text may stand behind them too.  Raises PictureError as `read` does.
     """
@@ -136,10 +141,10 @@ def read_metadata(path: str | Path | bytes) -> str | None:
     with opened:
         _bounded(opened, name)
         try:
-            text: object = getattr(opened, "text", {}).get(CHUNK)
+            texts = dict(getattr(opened, "text", {}))
         except Exception as broken:  # as many kinds as in `read`
             raise PictureError(f"{name} is damaged or cut short: {_reason(broken)}") from broken
-    return str(text) if text is not None else None
+    return {str(name): str(text) for name, text in texts.items()}
 
 
 def grid(

@@ -14,6 +14,12 @@ def again(
     adapter: Annotated[str | None, typer.Option(help="IP-Adapter weights.", show_default="those remembered")] = None,
     device: Annotated[str | None, typer.Option(help="Where to run.", show_default="the one remembered")] = None,
     dtype: Annotated[str | None, typer.Option(help="Numbers to run in.", show_default="the one remembered")] = None,
+    as_request: Annotated[
+        bool,
+        typer.Option(
+            "--as-request", help="Only print the request, as JSON; pictures of A1111, ComfyUI and InvokeAI too."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Make a picture again from its own metadata and compare: exit code 0 if the pixels are identical, 1 if not."""
@@ -22,6 +28,9 @@ def again(
     from instantstyle.errors import InputError
     from instantstyle.request import numbered, recall
 
+    if as_request:
+        _print_request(picture)
+        return
     memory = recall(picture)
     before = pictures.read(picture)
     if memory.index >= memory.request.count:
@@ -62,6 +71,17 @@ def again(
         if out is not None:
             typer.echo(str(out))
     raise typer.Exit(0 if found["identical"] else 1)
+
+
+def _print_request(picture: Path) -> None:
+    """The request on stdout; whose it is, and what of it was left out, on stderr."""
+    from instantstyle.foreign import read_request
+
+    read = read_request(picture)
+    typer.echo(read.request.to_json())
+    typer.echo(f"note: made by {read.program}" + (f" with the model {read.model}" if read.model else ""), err=True)
+    if read.left_out:
+        typer.echo(f"note: left out, for it has no counterpart here: {', '.join(read.left_out)}", err=True)
 
 
 def _notes(then: str, now: str, version: str) -> list[str]:

@@ -16,13 +16,15 @@ from factory import folder as model_folder
 from factory import model as made
 from instantstyle.blocks import BlockPlan
 from instantstyle.errors import InputError
+from instantstyle.model import Model, load
 from instantstyle.train.adapter import Trained
 from instantstyle.train.data import Features, Order
-from instantstyle.train.features import Options
+from instantstyle.train.features import Options, compute, gather
 from instantstyle.train.fit import Part, Settings
 from instantstyle.train.follow import rows
 from instantstyle.train.job import Job, train
 from instantstyle.train.lesson import Lesson, Schedule, Teaching
+from instantstyle.train.shards import find_shards
 from instantstyle.weights.adapter import load_adapter
 from train import gallery
 
@@ -156,6 +158,30 @@ def test_rows_lose_text_and_reference_as_often_as_asked(features: Path) -> None:
     text, image = lesson._dropped(np.random.default_rng(0).random(20_000))  # pyright: ignore[reportPrivateUsage]
     shares = [float((m).float().mean()) for m in (text & ~image, image & ~text, text & image)]
     assert shares == pytest.approx([0.1, 0.2, 0.05], abs=0.01)
+
+
+def test_half_precision_and_captions_read_later_change_little(features: Path, tmp_path: Path) -> None:
+    stored, model = Features(features), made("sdxl")
+    shards = find_shards(features.parents[1] / "data")
+    options = Options(square=True, text=False)
+    compute(model, shards, tmp_path, options)
+    gather(model, shards, tmp_path, options)
+    later, half = Features(tmp_path), load(model_folder("sdxl"), dtype="bfloat16", device="cpu")
+    assert "context" not in later.parts
+
+    def loss(data: Features, model: Model) -> float:
+        net = Trained(model.unet, model.family.presets["style"], embed_dim=24)
+        assert {p.dtype for p in net.parameters()} == {torch.float32}
+        order = Order([(64, 64)] * 6, data.style, "same", 6, 0)
+        lesson = Lesson(model, net, data, order, Teaching(), half=model.dtype == torch.bfloat16)
+        value = lesson(net, Part(0, 0, 6, 6))
+        value.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+        return value.item()
+
+    expected = loss(stored, model)
+    assert loss(later, model) == pytest.approx(expected, rel=1e-3)
+    assert loss(stored, half) == pytest.approx(expected, rel=0.02)
 
 
 def test_every_picture_is_seen_once_an_epoch_with_one_of_its_style() -> None:

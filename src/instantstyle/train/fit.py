@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, cast
@@ -21,7 +22,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -141,7 +142,8 @@ Loss = Callable[[nn.Module, Part], Tensor]
 
 def accelerator(device: str = "auto") -> Accelerator:
     """This process's place among those that train: what launched it, and its device."""
-    return Accelerator(cpu=device == "cpu")
+    # Processes wait for one another's features and for the first one's sheets, which take their time.
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
 
 
 class Fit:
@@ -168,6 +170,8 @@ class Fit:
         self.begun = {**same, "betas": list(settings.betas), "rows a step": self.of, **(begun or {})}
         if settings.decay != "constant":
             self.begun["steps"] = settings.steps  # where the rate ends changes it all the way
+        if self.place.distributed_type == DistributedType.FSDP and not self.place.is_fsdp2:
+            raise InputError("only FSDP2 keeps weights apart as they are averaged here: launch with --fsdp_version 2")
         parameters = [p for p in net.parameters() if p.requires_grad]
         fused = self.place.device.type == "cuda"
         optimiser = torch.optim.AdamW(

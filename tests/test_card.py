@@ -24,7 +24,8 @@ def card(name: str = "ink", **fields: Any) -> StyleCard:
     rng = np.random.default_rng(3)
     sights = [Sight("an encoder", numbers(rng.normal(size=5)), numbers(rng.normal(size=(2, 5))))]
     small = [pictures.png(factory.picture(seed)) for seed in (1, 2)]
-    return StyleCard(**{"name": name, "sights": sights, "thumbnails": small, "licence": "CC0-1.0", **fields})
+    given: dict[str, Any] = {"name": name, "sights": sights, "thumbnails": small, "licence": "CC0-1.0", **fields}
+    return StyleCard(**given)
 
 
 @pytest.mark.parametrize("content", [None, "dog", ("dog", "a red house"), ()])

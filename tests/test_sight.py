@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A small random model with a vocabulary of three things and a table of their names."""
     folder = tmp_path_factory.mktemp("taught") / "emoji"
     shutil.copytree(factory.folder("emoji"), folder)
-    things = {
+    things: dict[str, Any] = {
         "cat": {"emoji": "🐈", "group": "a/cat", "kin": "animal", "names": ["kitty", "Katze"], "tags": []},
         "dog": {"emoji": "🐕", "group": "a/dog", "kin": "animal", "names": ["Hund"], "tags": []},
         "zebra": {"emoji": "🦓", "group": "a/zebra", "kin": "animal", "names": [], "tags": []},
     }
-    table = {"things": things, "looks": ["ink", "red", "on"], "colours": ["red"]}
+    table: dict[str, Any] = {"things": things, "looks": ["ink", "red", "on"], "colours": ["red"]}
     (folder / FILE).write_text(json.dumps(table), encoding="utf-8")
     return load(folder)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import factory
 import instantstyle as ist
@@ -19,6 +20,9 @@ from instantstyle.request import Request, StyleReference
 from instantstyle.weights.adapter import Adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
+
+
+BLACK = Image.new("RGB", (48, 48))
 
 
 def reference(seed: int = 1, **fields: Any) -> StyleReference:
@@ -293,9 +297,15 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
         ("emoji", {"size": (60, 64)}, "60x64.*multiples of 32.*64x64"),
         ("emoji", {"prompt": "house " * 40}, "40 tokens.*reads 22"),
         ("emoji", {"negative": "house " * 40}, "fewer words"),
-        ("emoji", {"controls": [ist.Control("edges", factory.picture())]}, "has no ControlNet, so no picture can be followed"),
-        ("emoji", {"init": ist.Init(factory.picture(), 0.5)}, "init picture is planned"),
-        ("emoji", {"references": [reference(mask=factory.picture())]}, "masks"),
+        (
+            "emoji",
+            {"controls": [ist.Control("edges", factory.picture())]},
+            "has no ControlNet, so no picture can be followed",
+        ),
+        ("emoji", {"init": ist.Init(factory.picture(), 0.4)}, "strength 0.4 of 2 steps.*at least 0.5"),
+        ("emoji", {"init": ist.Init(factory.picture(), 1, BLACK)}, "black everywhere"),
+        ("emoji", {"init": ist.Init(factory.picture(), 1, factory.picture().resize((9, 30)))}, "in its proportions"),
+        ("emoji", {"references": [reference(mask=BLACK)]}, "black everywhere"),
         ("sd15", {"references": [reference(content="dog")]}, "not one shared space"),
         ("sd15", {"references": [reference(content="auto")]}, "no vocabulary"),
     ],

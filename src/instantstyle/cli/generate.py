@@ -25,6 +25,10 @@ def generate(
     re_embed: Annotated[
         bool, typer.Option("--re-embed", help="Look at the style cards' own pictures instead of their numbers.")
     ] = False,
+    style_mask: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a reference speaks, white on black: one for each --style, in the same order."),
+    ] = None,
     content: Annotated[
         list[str] | None,
         typer.Option(help="What the reference shows, to be subtracted: one for each --style, in the same order."),
@@ -39,7 +43,9 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="instantstyle, ip-adapter, style-aligned, swapped, stylekeeper or none.", show_default="instantstyle"
+            help="instantstyle, ip-adapter, style-aligned, swapped, stylekeeper, cleanstyle, stylestudio, b-lora "
+            "or none.",
+            show_default="instantstyle",
         ),
     ] = None,
     plan: Annotated[
@@ -66,6 +72,14 @@ def generate(
     options: Annotated[
         list[str] | None,
         typer.Option("--option", help="A knob of the method, as name=value; may be given several times."),
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="A picture to begin from instead of noise.")] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much of --init is drawn anew: 0 is nothing, 1 is all of it.", show_default="0.6"),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Where --init is painted anew, white on black; the rest stays.")
     ] = None,
     control: Annotated[
         list[str] | None,
@@ -181,7 +195,10 @@ def generate(
     own = {"plan": ("--style-plan", style_plan or []), "adapter": ("--through", through or [])}
     fields: dict[str, Any] = {
         "prompt": prompt,
-        "references": _with_own(own, _references(style or [], content or [], content_weight, weight or [], idle)),
+        "references": _with_own(
+            own, _references(style or [], content or [], content_weight, weight or [], style_mask or [], idle)
+        ),
+        "init": _init(init, strength, mask),
         "size": None if size is None else parse_size(size),
         "negative": negative,
         "method": method,
@@ -294,6 +311,16 @@ def parse_options(given: Sequence[str]) -> dict[str, bool | int | float | str]:
     return options
 
 
+def _init(init: str | None, strength: float | None, mask: str | None) -> dict[str, Any] | None:
+    """The fields of the picture to begin from.  Raises InputError when a flag speaks of one that is not there."""
+    for flag, given in {"--strength": strength, "--mask": mask}.items():
+        if given is not None and init is None:
+            raise InputError(
+                f"{flag} says something of a picture to begin from, and there is none: give --init as well"
+            )
+    return None if init is None else {"image": init, "strength": 0.6 if strength is None else strength, "mask": mask}
+
+
 def _controls(
     pictures: list[str],
     kinds: list[str],
@@ -348,13 +375,14 @@ def _references(
     contents: list[str],
     content_weight: float | None,
     weights: list[float],
+    masks: list[str],
     idle: Mapping[str, object],
 ) -> list[dict[str, Any]]:
     """The fields of each reference.
 
     Raises InputError when the numbers of flags do not match, or a flag (`idle` are more of them) speaks of none.
     """
-    about = {"--content": contents or None, "--weight": weights or None, **idle}
+    about = {"--content": contents or None, "--weight": weights or None, "--style-mask": masks or None, **idle}
     for flag, given in about.items():
         if given is not None and not styles:
             raise InputError(f"{flag} says something of a reference, and there is none: give --style as well")
@@ -367,11 +395,22 @@ def _references(
         raise InputError(
             f"there are {len(styles)} --style and {len(weights)} --weight: give one for all, or one for each"
         )
+    if masks and len(masks) != len(styles):
+        raise InputError(
+            f"there are {len(styles)} --style and {len(masks)} --style-mask: give one for each, in the same order, '' "
+            "where the reference speaks everywhere"
+        )
     # Of a single reference, several --content are several things that it shows.
     said = [tuple(contents)] if len(styles) == 1 and len(contents) > 1 else contents or [None] * len(styles)
     loud = weights * len(styles) if len(weights) == 1 else weights or [None] * len(styles)
     references = [
-        {"image": path, "content": what or None, "content_weight": content_weight, "weight": weight}
-        for path, what, weight in zip(styles, said, loud, strict=True)
+        {
+            "image": path,
+            "content": what or None,
+            "content_weight": content_weight,
+            "weight": weight,
+            "mask": mask or None,
+        }
+        for path, what, weight, mask in zip(styles, said, loud, masks or [None] * len(styles), strict=True)
     ]
     return [{name: value for name, value in fields.items() if value is not None} for fields in references]

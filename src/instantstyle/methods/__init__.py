@@ -7,6 +7,7 @@ from instantstyle.blocks import parse_plan
 from instantstyle.errors import InputError, nearest
 from instantstyle.methods.b_lora import B_LORA, b_lora
 from instantstyle.methods.follow_ups import CLEANSTYLE, cleanstyle, stylestudio
+from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 from instantstyle.methods.injection import Injection, Moment, Negative, Pinned, ReferenceRows
 from instantstyle.methods.options import Option, Options, settle
 from instantstyle.methods.shared import (
@@ -19,8 +20,6 @@ from instantstyle.methods.shared import (
 )
 from instantstyle.model import Model
 from instantstyle.request import Request
-
-from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 
 __all__ = [
     "METHODS",
@@ -57,6 +56,8 @@ METHODS: Mapping[str, Method] = {
     "b-lora": b_lora,
     "none": none,
 }
+REGIONS = ("instantstyle", "ip-adapter", "none")
+"""Methods whose references may be masked."""
 LATER: tuple[str, ...] = ()
 """Methods that are planned and not here yet."""
 OPTIONS: Mapping[str, Options] = {
@@ -115,6 +116,11 @@ def inject(model: Model, request: Request) -> Injection:
             there = f"the method {request.method!r} is planned, and not in this version"
         raise InputError(f"{there}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}")
     parse_plan(request.plan, model.family.unet, model.family.presets)
+    if request.method not in REGIONS and any(each.mask is not None for each in request.references):
+        raise InputError(
+            f"method {request.method!r} lets a reference speak in the whole picture, so a mask does not go with it: "
+            f"leave the mask out, or use {' or '.join(REGIONS[:-1])}"
+        )
     knobs = settle(request, OPTIONS[request.method])
     styled = request.references or knobs.get("rows") == "alongside"
     return METHODS[request.method](model, request) if styled else none(model, request)

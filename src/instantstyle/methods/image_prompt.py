@@ -9,32 +9,42 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+from torch import Tensor
+
 from instantstyle.blocks import BlockPlan, Site, parse_plan
 from instantstyle.errors import InputError
 from instantstyle.features import average, nearest_text, strength, subtract
 from instantstyle.methods.injection import Injection
+from instantstyle.methods.regions import Region, region
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, Heads, KeysValues, plain
 from instantstyle.request import Request, StyleReference
 from instantstyle.sight import look, understand
 from instantstyle.weights.adapter import Adapter
-from torch import Tensor
 
 Way = Callable[[Attend, BlockPlan, Mapping[Site, KeysValues], Tensor | None], Attend]
 """How the image's keys and values are looked at beside the text's: as `image_prompt`, or as follow-ups have it."""
 
 
-def image_prompt(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None) -> Attend:
+def image_prompt(
+    attend: Attend,
+    plan: BlockPlan,
+    image: Mapping[Site, KeysValues],
+    share: Tensor | None,
+    where: Region | None = None,
+) -> Attend:
     """Z = Attn(Q, K_text, V_text) + s * Attn(Q, K_image, V_image), where s is the plan's strength at the site.
 
-    `share` is added to the scores of the image's tokens, so that references count by their weights.
+    `share` is added to the scores of the image's tokens, so that references count by their weights; with `where` the
+    image is heard in its region alone.
     """
 
     def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
         out = attend(site, q, k, v, bias=bias)
         if site not in image:
             return out
-        return out + plan.at(site) * plain(site, q, *image[site], bias=share)
+        said = plan.at(site) * plain(site, q, *image[site], bias=share)
+        return out + (said if where is None else said * where[site])
 
     return attended
 
@@ -79,6 +89,8 @@ class Voice:
     adapter: Adapter
     plan: BlockPlan
     references: Sequence[StyleReference]
+    where: Region | None = None
+    """The part of the picture they speak in; None: all of it."""
 
 
 def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
@@ -109,14 +121,31 @@ def _voices(model: Model, request: Request, references: Sequence[StyleReference]
                 f"{request.guidance:g} does not do: give a guidance above 1"
             )
         speaking = [reference for reference in group if reference.weight]
-        if spoken and speaking:
-            voices.append(Voice(model.need_adapter(spoken, name), spoken, speaking))
+        if not spoken or not speaking:
+            continue
+        adapter = model.need_adapter(spoken, name)
+        if all(reference.mask is None for reference in speaking):
+            voices.append(Voice(adapter, spoken, speaking))
+            continue
+        if request.combine == "average" and len(speaking) > 1:
+            raise InputError(
+                "references with masks speak each in its own place, and combine='average' makes one of them: leave the "
+                "masks out, or give combine='concat'"
+            )
+        voices.extend(Voice(adapter, spoken, [each], _region(model, request, each)) for each in speaking)
     return voices
+
+
+def _region(model: Model, request: Request, reference: StyleReference) -> Region | None:
+    assert request.size is not None
+    return None if reference.mask is None else region(model, reference.mask.open(), request.size)
 
 
 def _spoken(model: Model, request: Request, voice: Voice, inner: Attend, way: Way) -> Attend:
     """`inner`, and then what a voice says: in the conditional row, or where its plan is negative in the other."""
-    adapter, plan = voice.adapter, voice.plan
+    adapter, plan, where = voice.adapter, voice.plan, voice.where
+    if where is not None:
+        way = lambda *told: image_prompt(*told, where)  # noqa: E731
     tokens, weights = _tokens(model, adapter, request, voice.references)
     seen, unseen = tokens[:1], tokens[1:]
     rows = torch.cat([unseen, seen]) if request.guidance > 1 else seen

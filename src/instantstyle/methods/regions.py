@@ -1,0 +1,39 @@
+"""Where a reference speaks: its mask over the picture, on the token grid of every attention layer.
+
+White speaks and black is silent, cut at half and resized as diffusers' IPAdapterMaskProcessor does it.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from instantstyle.blocks import Site
+from instantstyle.errors import InputError
+from instantstyle.model import Model
+
+Region = Mapping[Site, Float[Tensor, "1 1 _tokens 1"]]
+"""How much of what a reference says each query hears: about 0 to 1, a little over or under at a mask's edge."""
+
+
+def region(model: Model, mask: Image.Image, size: tuple[int, int]) -> Region:
+    """A mask stretched over a picture of (width, height) pixels, at every cross-attention of the model.
+
+    Raises InputError for a mask that is black everywhere, which leaves the reference nowhere to speak.
+    """
+    grey = mask.convert("RGB").resize(size, Image.Resampling.LANCZOS).convert("L")
+    spoken = torch.tensor(np.asarray(grey, np.float32) / 255 >= 0.5).float()[None, None]
+    if not spoken.any():
+        raise InputError("the mask of a reference is black everywhere: white is where the reference speaks")
+    config = model.unet.config
+    height, width = size[1] // model.scale, size[0] // model.scale
+    levels: list[Tensor] = []
+    for _ in config.channels:
+        small = F.interpolate(spoken, size=[height, width], mode="bicubic")
+        levels.append(small.reshape(1, 1, -1, 1).to(model.device, model.dtype))
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return {site: levels[site.level(len(levels))] for site in config.sites if site.kind == "cross"}

@@ -138,7 +138,7 @@ def counted(blocks: str) -> tuple[float, float, float]:
     from instantstyle.nets.unet import UNet
     from instantstyle.train.adapter import Trained
 
-    config, saved = SDXL.unet, {0: 0}
+    config, saved = SDXL.unet, dict[int, Any]()
     with torch.device("meta"), FlopCounterMode(display=False) as flops:
         unet = UNet(config).to(torch.bfloat16).requires_grad_(False)
         net = Trained(unet, SDXL.presets[blocks]).to("meta")
@@ -147,19 +147,23 @@ def counted(blocks: str) -> tuple[float, float, float]:
         with torch.no_grad():
             text = unet.read(torch.randn(1, 77, 2048, **kind))
             state = first(x.to(**kind), torch.rand(1), text, torch.randn(1, 1280, **kind), torch.randn(1, 6))
-        weights = {id(p) for p in (*unet.parameters(), *net.parameters())}
+        net = net.to(torch.bfloat16)
+        weights = {p.untyped_storage()._cdata for p in (*unet.parameters(), *net.parameters())}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in weights:
-                saved[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+            # Attention matrices are left out: the kernels that training uses keep none.
+            *_, queries, keys = (0, 0, *tensor.shape)
+            matrix = keys in (77, 4) or keys == queries >= 1024
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights and not matrix:
+                saved[storage._cdata] = storage  # kept alive, so that its number is not given again
             return tensor
 
-        net = net.to(torch.bfloat16)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             loss = rest(state, text, attend=net.attend(torch.randn(1, 1280, **kind))).float().square().mean()
         loss.backward()
     count = sum(p.numel() for p in net.parameters())
-    return flops.get_total_flops() / 1e12, sum(saved.values()) / 2**30, count / 1e6
+    return flops.get_total_flops() / 1e12, sum(storage.nbytes() for storage in saved.values()) / 2**30, count / 1e6
 
 
 def main() -> None:

@@ -1,3 +1,5 @@
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 """B-LoRA (arXiv 2403.14572): a low-rank change of two blocks, fitted to the reference; the style block's is the style.
 
 Fitted together, one block takes what the picture shows and the other how it looks.  A picture is drawn with the style

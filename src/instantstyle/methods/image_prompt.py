@@ -6,6 +6,7 @@ InstantStyle does so only where style lives, and takes out of the picture's embe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -94,7 +95,7 @@ class Voice:
 
 
 def _inject(model: Model, request: Request, plan: BlockPlan) -> Injection:
-    return heard(model, request, plan, lambda *told: image_prompt(*told))  # looked up when called, as tests replace it
+    return heard(model, request, plan, image_prompt)
 
 
 def heard(model: Model, request: Request, plan: BlockPlan, way: Way) -> Injection:
@@ -145,7 +146,7 @@ def _spoken(model: Model, request: Request, voice: Voice, inner: Attend, way: Wa
     """`inner`, and then what a voice says: in the conditional row, or where its plan is negative in the other."""
     adapter, plan, where = voice.adapter, voice.plan, voice.where
     if where is not None:
-        way = lambda *told: image_prompt(*told, where)  # noqa: E731
+        way = partial(image_prompt, where=where)
     tokens, weights = _tokens(model, adapter, request, voice.references)
     seen, unseen = tokens[:1], tokens[1:]
     rows = torch.cat([unseen, seen]) if request.guidance > 1 else seen

@@ -93,7 +93,7 @@ def invert(predict: Predict, picture: Latents, levels: Sequence[Level], kind: st
     """
     x, pictures, noises = picture, list[Latents](), list[Latents]()
     for here, there in pairwise(levels):
-        guess = x
+        guess = clean = noise = x
         for _ in range(1 + refine):
             noise = split(predict(guess, there), guess, there, kind)[1]
             clean = (x - here.noise * noise) / here.signal

@@ -1,0 +1,83 @@
+"""The referee cannot be fooled: what cheats scores nothing, and what may rank methods is decided by the truth.
+
+Needs the drawings of the emoji world in the cache (`make world`); without them these tests are skipped.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from instantstyle.evaluate.metrics import Pixels
+from instantstyle.evaluate.questions import Question
+from instantstyle.evaluate.real import Style, picture
+from instantstyle.evaluate.report import BARE, admissions
+from instantstyle.evaluate.suite import CELLS, Columns, controls, digest, measure, palette, suite
+from instantstyle.world.draw import MASTER
+from instantstyle.world.sources import SETS, cache_folder
+from instantstyle.world.splits import splits
+from instantstyle.world.treatments import sample
+
+DRAWN = all((cache_folder() / f"masters-{MASTER}" / f"{name}.npy").exists() for name in SETS)
+pytestmark = pytest.mark.skipif(not DRAWN, reason="the drawings are not here: make world")
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Question]:
+    return [q for q in suite(small=True) if q.cell == CELLS[0]]
+
+
+@pytest.fixture(scope="module")
+def entries(asked: list[Question]) -> dict[str, Columns]:
+    """Controls that need no model; for pictures without a reference stand the right things in a look of their own."""
+    look = sample(np.random.default_rng(4), ["plain"])
+    bare: Pixels = np.stack([picture(q.thing, Style("twemoji", look)) for q in asked])
+    made = {name: measure(asked, pixels) for name, pixels in controls(asked, bare, None).items()}
+    return {**made, BARE: measure(asked, bare)}
+
+
+def test_the_questions_are_fixed() -> None:
+    assert digest(suite(small=True))[:16] == "a775f4d30d3bb550"
+    asked = suite()
+    assert digest(asked)[:16] == "29f091feea32a7cf"
+    assert digest([replace(asked[0], seed=1), *asked[1:]]) != digest(asked)
+    assert all(len({q.thing, q.shown, q.other}) == 3 for q in asked), "a reference never shows what is asked for"
+    for q in asked:
+        assert (q.thing in splits().concepts) == q.cell.startswith("unseen")
+
+
+def test_a_copy_scores_zero_and_the_truth_scores_full(entries: dict[str, Columns]) -> None:
+    for name in ("strokes", "conv", "pixels"):
+        assert entries["copy of the reference"][f"four-way right, {name}"].max() == 0
+        assert entries["copy of the reference"][f"four-way copied, {name}"].min() == 1
+        assert entries["truth"][f"four-way right, {name}"].min() == 1
+    assert entries["copy of the reference"]["copies"].all()
+    assert not entries["truth"]["copies"].any()
+
+
+def test_a_palette_copier_does_not_pass_the_style_guards(entries: dict[str, Columns]) -> None:
+    for name in ("grey", "edge"):
+        truth, copier = (np.nanmean(entries[who][f"style right, {name}"]) for who in ("truth", "palette alone"))
+        assert copier <= truth / 2
+
+
+def test_admission(asked: list[Question], entries: dict[str, Columns]) -> None:
+    table = {a.measure: a for a in admissions(entries, np.ones(len(asked), dtype=np.bool_))}
+    for measure_name in ("four-way right, conv", "four-way right, pixels", "both right, conv", "both right, strokes"):
+        assert table[measure_name].admitted
+    assert not table["style right, conv"].admitted, "who copies the reference has its style"
+
+
+def test_permuting_questions_permutes_their_measures(asked: list[Question], entries: dict[str, Columns]) -> None:
+    order = [1, 0]
+    two = [asked[i] for i in order]
+    turned = measure(two, np.stack([q.truth for q in two]))
+    for name in ("four-way right, conv", "distance to truth, conv", "ground L", "copies"):
+        assert turned[name] == pytest.approx(entries["truth"][name][order], abs=0.05)
+
+
+def test_a_palette_is_the_references() -> None:
+    rng = np.random.default_rng(0)
+    x, reference = rng.integers(0, 100, (2, 16, 16, 3)).astype(np.uint8)
+    matched = palette(x, reference)
+    assert np.array_equal(np.sort(matched.reshape(-1, 3), axis=0), np.sort(reference.reshape(-1, 3), axis=0))

@@ -1,7 +1,7 @@
 """Fetching from the Hugging Face hub, and only what is needed; what is here already is not fetched again.
 
-huggingface_hub keeps the cache and goes on where a fetch broke off; `HF_HOME`, `HF_HUB_OFFLINE` and `HF_ENDPOINT` are
-its own words, and hold here.  Importing it late lets them be set until a name is first looked up there.
+huggingface_hub keeps the cache, and goes on within a file when the connection breaks; `HF_HOME`, `HF_HUB_OFFLINE` and
+`HF_ENDPOINT` are its own words, and hold here.  Importing it late lets them be set until a name is looked up there.
 """
 
 import re
@@ -66,11 +66,22 @@ def fetch_chosen(repo: str, choose: Callable[[Sequence[str]], Sequence[str]]) ->
     try:
         files = list(hub.HfApi().list_repo_files(repo))
     except Exception as e:  # offline, or whatever the hub answers: what was fetched before will do
-        try:
-            return Path(hub.snapshot_download(repo, local_files_only=True))
-        except Exception:
-            raise WeightsError(f"cannot fetch {repo!r} from the hub, and it is not on this machine: {_line(e)}") from e
+        if (here := _snapshot(repo)) is not None:
+            return here
+        raise WeightsError(f"cannot fetch {repo!r} from the hub, and it is not on this machine: {_line(e)}") from e
     return Path(_tried(repo, lambda: hub.snapshot_download(repo, allow_patterns=list(choose(files)))))
+
+
+def _snapshot(repo: str) -> Path | None:
+    """What an earlier fetch left of a repository.
+
+    huggingface_hub's own look at its cache wants the whole repository there, and we never fetch that.
+    """
+    cache = Path(import_module("huggingface_hub.constants").HF_HUB_CACHE)
+    kept = cache / f"models--{repo.replace('/', '--')}"
+    reference = kept / "refs" / "main"
+    snapshot = kept / "snapshots" / reference.read_text().strip() if reference.is_file() else kept / "none"
+    return snapshot if snapshot.is_dir() else None
 
 
 def _model_files(files: Sequence[str]) -> list[str]:
@@ -93,8 +104,8 @@ def _tried(what: str, fetch: Callable[[], T]) -> T:
         return fetch()
     except Exception as e:
         raise WeightsError(
-            f"cannot fetch {what!r} from the hub: {_line(e)}; what has come so far is kept, and asking again goes on "
-            "from there"
+            f"cannot fetch {what!r} from the hub: {_line(e)}; files that have come whole are kept, and asking "
+            "again fetches the rest"
         ) from e
 
 

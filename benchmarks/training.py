@@ -143,7 +143,8 @@ def counted(blocks: str) -> tuple[float, float, float]:
         unet = UNet(config).to(torch.bfloat16).requires_grad_(False)
         net = Trained(unet, SDXL.presets[blocks]).to("meta")
         first, rest = unet.upto(net.first)
-        x, kind = torch.randn(1, 4, 128, 128), {"dtype": torch.bfloat16}
+        kind: dict[str, Any] = {"dtype": torch.bfloat16}
+        x = torch.randn(1, 4, 128, 128)
         with torch.no_grad():
             text = unet.read(torch.randn(1, 77, 2048, **kind))
             state = first(x.to(**kind), torch.rand(1), text, torch.randn(1, 1280, **kind), torch.randn(1, 6))

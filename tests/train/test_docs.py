@@ -17,8 +17,11 @@ LINES = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for l
 def small(line: str) -> list[str]:
     """The command with fewer steps."""
     words = shlex.split(re.sub(r"--steps \d+", "--steps 2", line))
-    more = {"train adapter": ["--sheet-every", "0", "--device", "cpu"], "generate": ["--steps", "2"]}
-    return [*words, *next((extra for name, extra in more.items() if name in line), [])]
+    more: dict[str, list[str]] = {
+        "train adapter": ["--sheet-every", "0", "--device", "cpu"],
+        "generate": ["--steps", "2"],
+    }
+    return [*words, *(word for name, extra in more.items() if name in line for word in extra)]
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 """Features are what the model makes of each picture, once, in shards that survive a kill, a full disk and bad data."""
 
 import io
@@ -82,7 +84,7 @@ def test_features_are_what_the_model_says(model: Model, whole: Path) -> None:
     assert features.style.tolist() == [0, 0, 0, 1, 1, 1]
     said = model.say(features.captions(rows))
     assert said.pooled is not None
-    half = {"atol": 2e-3, "rtol": 2e-3}
+    half: dict[str, Any] = {"atol": 2e-3, "rtol": 2e-3}
     torch.testing.assert_close(features.array("context", rows), said.context, **half)
     torch.testing.assert_close(features.array("pooled", rows), said.pooled, **half)
     shown = [picture for _, picture, _, _ in gallery.PICTURES]

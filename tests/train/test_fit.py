@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportPrivateUsage=false
+
 """The loop: resumed to the bit, whatever ended it; many processes as one; what cannot go on is a sentence."""
 
 import json

@@ -1,8 +1,13 @@
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
+
 """From pictures to an adapter file: what learns, what it learns from, resumed to the bit, read by diffusers."""
 
 import csv
+import multiprocessing
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +75,27 @@ def test_what_was_stopped_gives_the_losses_of_what_was_not(features: Path, tmp_p
     card = whole.out.with_suffix(".md").read_text()
     assert "CC0-1.0 (6)" in card
     assert "kept: 6" in card
+
+
+@pytest.mark.filterwarnings("ignore")  # of what forking may do, which newer Pythons say
+def test_what_was_killed_gives_the_losses_of_what_was_not(features: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=12, save_seconds=0.0)
+    whole, killed = (
+        asked(features, tmp_path / f"{name}.safetensors", settings=settings) for name in ("whole", "killed")
+    )
+    train(whole)
+    child = multiprocessing.get_context("fork").Process(target=train, args=(killed,))
+    child.start()
+    deadline = time.monotonic() + 90
+    while not (killed.folder / "state.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL, "it was killed before its end"
+    assert not killed.out.exists()
+    train(killed)
+    assert losses(killed) == losses(whole)
+    assert killed.out.read_bytes() == whole.out.read_bytes()
 
 
 def test_diffusers_reads_it_and_hears_the_style_alone(features: Path, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 """Data in every form people keep it in gives the same records, and what is bad is told by name; nothing is lost."""
 
 import http.server

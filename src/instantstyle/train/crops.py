@@ -22,7 +22,8 @@ class Crop:
     @property
     def conditioning(self) -> tuple[int, int, int, int, int, int]:
         """What SDXL is told (arXiv 2307.01952, section 2.2): original, corner and target, height before width."""
-        return (*self.original[::-1], self.top, self.left, *self.target[::-1])
+        (width, height), (wide, high) = self.original, self.target
+        return height, width, self.top, self.left, high, wide
 
     @property
     def kept(self) -> float:

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 """Features read back, and which of them each step sees: a function of the step's number, so nothing is to be resumed.
 
 Every picture is seen once an epoch.  A step's rows are of one shape (a bucket), and their references are the same

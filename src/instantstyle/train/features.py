@@ -150,7 +150,7 @@ def gather(model: Model, shards: Sequence[Shard], folder: Path, options: Options
     found = cast("list[Note]", notes)
     rows = [row for note in found for row in note["rows"]]
     licences = Counter(row["licence"] or "not said" for row in rows)
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "key": key,
         "family": model.family.name,
@@ -378,6 +378,7 @@ def _with_ray(
     try:
         import ray
         import ray.data
+        import ray.exceptions
     except ImportError as e:
         raise InputError("--ray needs Ray, which is not installed: pip install 'instantstyle[ray]'") from e
     where: dict[str, Any] = {} if address == "local" else {"address": address}

@@ -30,7 +30,7 @@ from instantstyle.weights.adapter import Adapter
 
 Judge = Callable[[Model], Mapping[str, float]]
 """What a model with the adapter in it scores, by the names of the measures."""
-_FIELDS = ("step", "loss", "norm", "lr")
+_FIELDS: Sequence[str] = ("step", "loss", "norm", "lr")
 
 
 class Log:
@@ -138,12 +138,12 @@ class Sheets:
 
 def with_adapter(model: Model, adapter: Adapter) -> Model:
     """The same networks with this adapter, in their dtype and on their device, in place of their own."""
-    weights = (
+    keys, values = (
         {site: weight.detach().to(model.device, model.dtype) for site, weight in given.items()}
         for given in (adapter.keys, adapter.values)
     )
     projection = copy.deepcopy(adapter.projection).to(model.device, model.dtype).requires_grad_(False)
-    placed = Adapter(projection, *weights, adapter.embed_dim, adapter.token_count)
+    placed = Adapter(projection, keys, values, adapter.embed_dim, adapter.token_count)
     return dataclasses.replace(model, adapter=placed, style_adapter=None)
 
 

@@ -224,7 +224,7 @@ class Rows:
             where = f"{self.spec}[{number}]"
             try:
                 row: dict[str, Any] = rows[number]
-                picture = row.pop(column) or {}
+                picture = cast("Mapping[str, Any]", row.pop(column) or {})
                 content = picture.get("bytes") or (Path(picture["path"]) if picture.get("path") else None)
             except Exception as e:  # whatever a dataset's reader may raise
                 yield Bad(where, f"the row cannot be read: {_line(e)}")

@@ -63,7 +63,12 @@ def test_a_palette_copier_does_not_pass_the_style_guards(entries: dict[str, Colu
 
 def test_admission(asked: list[Question], entries: dict[str, Columns]) -> None:
     table = {a.measure: a for a in admissions(entries, np.ones(len(asked), dtype=np.bool_))}
-    for measure_name in ("four-way right, conv", "four-way right, pixels", "both right, conv", "both right, strokes"):
+    for measure_name in (
+        "four-way right, strokes",
+        "four-way right, pixels",
+        "both right, conv",
+        "both right, strokes",
+    ):
         assert table[measure_name].admitted
     assert not table["style right, conv"].admitted, "who copies the reference has its style"
 

@@ -273,3 +273,15 @@ def test_help_is_light() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(taken) < 0.3
+
+
+def test_invert_draws_a_table_and_a_figure(command: Command, small: Path) -> None:
+    flags = ("--model", small, "--steps", "2,3", "--guidance", "1,2", "--prompt", "a cat", "--json")
+    done = command("invert", "ref.png", "--out", "fig.png", *flags)
+    assert done.code == 0, done
+    said = json.loads(done.out)
+    assert [(row["guidance"], row["steps"]) for row in said["reconstructions"]] == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    assert opened("fig.png").size[0] > 4 * 128
+    refused = command("invert", "ref.png", "--out", "fig.png", "--steps", "2,many")
+    assert refused.code == 2
+    assert "--steps takes numbers from 1 to 1000 with commas between, not '2,many'" in refused.err

@@ -28,10 +28,12 @@ def invert(
     from instantstyle import pictures
     from instantstyle.cli.progress import bar, hush
 
-    counts, scales = _numbers("--steps", steps, 1, 1000), _numbers("--guidance", guidance, 0, 50)
+    counts, scales = _numbers("--steps", steps, 1.0, 1000.0), _numbers("--guidance", guidance, 0.0, 50.0)
     whole = [int(count) for count in counts]
     if whole != counts:
         raise InputError(f"--steps are whole numbers, not {steps!r}")
+    if max(scales) > 1 and not prompt.strip():
+        raise InputError("guidance is towards what the picture shows: say it with --prompt, or give --guidance 1")
     given = pictures.read(picture)
     pictures.check_writable(out)
 

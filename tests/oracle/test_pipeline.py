@@ -98,6 +98,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, list[int], str | None, str | No
     "euler": ("sdxl", {"sampler": "euler"}, STYLE, [1], None, "EulerDiscreteScheduler"),
     "dpm++": ("sdxl", {"sampler": "dpm++"}, STYLE, [1], None, "DPMSolverMultistepScheduler"),
     "unipc": ("sdxl", {"sampler": "unipc"}, STYLE, [1], None, "UniPCMultistepScheduler"),
+    "lcm": ("sdxl", {"sampler": "lcm"}, STYLE, [1], None, "LCMScheduler"),
     "emoji": ("emoji", {"plan": "all"}, 1.0, [1], "dog", None),
     "emoji, euler": ("emoji", {"sampler": "euler"}, None, [], None, "EulerDiscreteScheduler"),
     "sd15": ("sd15", {"plan": "all=0.8"}, 0.8, [1], None, None),

@@ -3,8 +3,9 @@
     python benchmarks/soak.py [--minutes 60] [--kills 10] [--folder FOLDER] [--seed 0]
 
 Trains a small adapter of the built-in model on its own reference pictures, once undisturbed for about half of the
-minutes and once killed at random moments, and compares the two `losses.csv` and the two adapters to the bit.  Exit code
-1 when they differ, or the run ended before it was killed as often as asked.  It says nothing of a machine that loses power, nor of a disk that forgets what it was told to keep.
+minutes and once killed at random moments, and compares the two `losses.csv` and the two adapters to the bit.
+Exit code 1 when they differ, or when the run ended before it was killed as often as asked.  It says nothing of
+a machine that loses power, nor of a disk that forgets what it was told to keep.
 """
 
 import argparse

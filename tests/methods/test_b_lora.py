@@ -13,6 +13,7 @@ from instantstyle.blocks import BlockPlan
 from instantstyle.engine import Engine
 from instantstyle.errors import InputError
 from instantstyle.families import Fitting
+from instantstyle.methods import fitting
 from instantstyle.methods.b_lora import addresses, b_lora, blocks, fitted
 from instantstyle.methods.fitting import Fitted, fit, low_rank, watching
 from instantstyle.request import Request, StyleReference
@@ -57,6 +58,23 @@ def test_every_family_fits_two_blocks_and_speaks_at_the_style_blocks(name: str) 
     style = model.family.presets["style"]
     assert changed == {n for n in site if style.at(site[n])}
     assert model.hash() == before
+
+
+def test_steps_lower_the_loss_of_what_they_see() -> None:
+    model = factory.model("sdxl")
+    plan, fitting_ = blocks(model.family), Fitting(rank=4, steps=4, rate=1e-2, batch=2)
+    net, layers = low_rank(model.unet, plan, 4, 0)
+    optimiser = torch.optim.AdamW([p for layer in layers.values() for p in (layer.down, layer.up)], lr=1e-2)
+    loss = fitting._loss(model, net, [factory.picture(1)], plan, fitting_, 0)  # pyright: ignore[reportPrivateUsage]
+    seen: list[float] = []
+    for _ in range(4):
+        value = loss(0)
+        value.backward()  # pyright: ignore[reportUnknownMemberType]
+        seen.append(float(value.detach()))
+        optimiser.step()  # pyright: ignore[reportUnknownMemberType]
+        optimiser.zero_grad()
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < seen[0] - 1e-3
 
 
 def test_weight_0_is_the_bare_model_and_the_strength_acts_once() -> None:

@@ -58,11 +58,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Injection]:
     known: dict[str, Injection] = {}
 
     def ask(name: str) -> Any:
-        return lambda model, request: known[name]
+        def method(model: Any, request: Any) -> Injection:
+            return known[name]
+
+        return method
 
     names = ("one", "two", "three")
     monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, **{name: ask(name) for name in names}})
-    monkeypatch.setattr(methods, "OPTIONS", {**methods.OPTIONS, **{name: {} for name in names}})
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    monkeypatch.setattr(methods, "OPTIONS", {**methods.OPTIONS, **options})
     return known
 
 

@@ -23,6 +23,7 @@ from instantstyle.families import EMOJI
 from instantstyle.train.world.bank import SIDE
 from instantstyle.train.world.clip import Clip
 from instantstyle.train.world.unet import SCHEDULE
+from instantstyle.world import names
 from instantstyle.world.sources import attributions
 from instantstyle.world.splits import CORE, splits
 
@@ -85,6 +86,7 @@ def export(
     _write(new / "feature_extractor" / "preprocessor_config.json", _PREPROCESSING)
     _write(new / "model_index.json", _INDEX)
     _write(new / "vocabulary.json", list(vocabulary))
+    names.write(new / names.FILE)
     for name, file in adapters.items():
         weights = load_file(file)
         weights["image_proj.proj.weight"] /= louder

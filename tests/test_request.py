@@ -65,6 +65,7 @@ requests: st.SearchStrategy[Request] = _noun(
     subtraction=st.sampled_from(["paper", "normalised", "projected", "masked"]),
     combine=st.sampled_from(["concat", "average"]),
     fit=st.sampled_from(["crop", "pad", "squash"]),
+    reading=st.sampled_from(["plain", "long", "weighted"]),
     options=st.dictionaries(words, st.booleans() | st.integers(-99, 99) | st.floats(-1e9, 1e9) | words, max_size=3),
 )
 

@@ -57,11 +57,12 @@ def open_tensors(path: str | Path) -> Generator[TensorFile, None, None]:
     if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         yield _Pickled(path)
         return
-    try:
-        with cast("Any", safe_open(path, framework="pt")) as handle:
-            yield _Safe(path, handle)
+    try:  # opening checks the head against the file's length: reading cannot fail afterwards
+        opened = cast("Any", safe_open(path, framework="pt"))
     except SafetensorError as e:
         raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file at all: {e}") from e
+    with opened as handle:
+        yield _Safe(path, handle)
 
 
 class _Safe:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
-from typing import cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -186,9 +186,10 @@ def shipped(name: str) -> Judge:
     with as_file(files("instantstyle") / "assets" / "judges" / f"{name}.safetensors") as path:
         if not path.is_file():
             raise WeightsError(f"the judge {name!r} is not in this installation: train it with make judges")
-        with safe_open(path, "pt") as file:
-            said = cast("dict[str, str]", file.metadata() or {})
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
+        opened: Any = safe_open(path, "pt")
+        with opened as file:
+            said: dict[str, str] = file.metadata() or {}
+            weights: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
     if said.get("answers") != answers_text():
         raise WeightsError(f"the judge {name!r} was trained for other things or looks than there are now: make judges")
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})

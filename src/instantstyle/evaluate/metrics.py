@@ -127,7 +127,7 @@ def sketch(pixels: Pixels) -> npt.NDArray[np.float32]:
     mean = cv2.resize(steep, (8, 8), interpolation=cv2.INTER_AREA)
     spread = np.sqrt(np.maximum(cv2.resize(steep**2, (8, 8), interpolation=cv2.INTER_AREA) - mean**2, 0))
     parts = [colour.ravel() / 16, mean.ravel() / 8, spread.ravel() / 8]
-    return cast("npt.NDArray[np.float32]", np.concatenate(parts).astype(np.float32))
+    return np.concatenate(parts).astype(np.float32)
 
 
 def sketches(pixels: Pixels) -> npt.NDArray[np.float32]:

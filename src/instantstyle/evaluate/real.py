@@ -70,16 +70,21 @@ def stock(count: int, seed: int = 31, held_out_cells: bool = False) -> Stock:
     these measure what the judges are worth.  Drawn and kept by the chunk: an interruption loses one chunk at most.
     """
     parts = [_chunk(number, seed, held_out_cells) for number in range(-(-count // CHUNK))]
-    return Stock(*(np.concatenate([part[i] for part in parts])[:count] for i in range(4)))
+    return Stock(
+        np.concatenate([part.pictures for part in parts])[:count],
+        np.concatenate([part.concept for part in parts])[:count],
+        np.concatenate([part.family for part in parts])[:count],
+        np.concatenate([part.drawer for part in parts])[:count],
+    )
 
 
-def _chunk(number: int, seed: int, held_out_cells: bool) -> tuple[Pixels, *tuple[npt.NDArray[np.int64], ...]]:
+def _chunk(number: int, seed: int, held_out_cells: bool) -> Stock:
     what = hashlib.sha256(repr((splits().sha256, CORE, TRAINED_FAMILIES, held_out_cells, seed)).encode()).hexdigest()
     file = cache_folder() / "judges" / f"stock-{what[:12]}-{number}.npz"
     if not file.exists():
         _draw(file, np.random.default_rng((seed, number)), held_out_cells)
     with np.load(file) as kept:
-        return kept["pictures"], kept["concept"], kept["family"], kept["drawer"]
+        return Stock(kept["pictures"], kept["concept"], kept["family"], kept["drawer"])
 
 
 def _draw(file: Path, rng: np.random.Generator, held_out_cells: bool) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from instantstyle.errors import InputError, nearest
 from instantstyle.evaluate.judges import HELD_OUT
-from instantstyle.evaluate.metrics import Interval, bootstrap, correlation, towards_truth
+from instantstyle.evaluate.metrics import Floats, Interval, bootstrap, correlation, towards_truth
 from instantstyle.evaluate.questions import STEPS, Answers, Question, Way, ask
 from instantstyle.evaluate.real import Pixels
 from instantstyle.evaluate.suite import CELLS, Columns, controls, digest, measure, suite
@@ -121,7 +121,8 @@ def evaluate(
     bare = entry(BARE, Way("none"), asked)
     compared = [bare]
     compared.append(entry(WORDS, Way("none", styled_words=True), asked))
-    compared += [entry(n, Way(reference=r), asked) for n, r in ((WRONG, "wrong"), (BLANK, "blank"))]
+    compared.append(entry(WRONG, Way(reference="wrong"), asked))
+    compared.append(entry(BLANK, Way(reference="blank"), asked))
     for name, pixels in controls(asked, bare.pixels, model).items():
         compared.append(Entry(name, None, pixels, 0.0, 0.0, measure(asked, pixels)))
     swept: list[Entry] = []
@@ -131,13 +132,13 @@ def evaluate(
         if knob is None or small:
             continue
         # The same number of tries for every method, of its own sweep.
-        tried = [knob.values[i] for i in np.linspace(0, len(knob.values) - 1, 4).round().astype(int)]
+        tried = [knob.values[int(i)] for i in np.linspace(0, len(knob.values) - 1, 4).round().astype(int)]
         swept += [entry(name, Way(name, strength=value), seen) for value in tried]
     return write(folder, asked, compared, swept, model, steps)
 
 
 def _swapped(way: Way) -> Way:
-    return Way(**{**asdict(way), "reference": "other"})
+    return replace(way, reference="other")
 
 
 def write(
@@ -181,7 +182,7 @@ def _admission_table(admitted: Sequence[Admission]) -> list[str]:
     return lines
 
 
-def _mean(asked: Sequence[Question], values: npt.NDArray[np.float64], rows: npt.NDArray[np.bool_]) -> Interval:
+def _mean(asked: Sequence[Question], values: Floats, rows: npt.NDArray[np.bool_]) -> Interval:
     kept = [q for q, there in zip(asked, rows, strict=True) if there]
     return bootstrap(values[rows], {"thing": [q.thing for q in kept], "style": [repr(q.style) for q in kept]})
 
@@ -209,7 +210,7 @@ def _table(
     return lines
 
 
-def _nanmean(values: npt.NDArray[np.float64]) -> float:
+def _nanmean(values: Floats) -> float:
     return float(np.nanmean(values)) if (~np.isnan(values)).any() else float("nan")
 
 
@@ -224,10 +225,11 @@ def _sweep(asked: Sequence[Question], swept: Sequence[Entry]) -> list[str]:
 
 def _sheet(asked: Sequence[Question], compared: Sequence[Entry], rows: npt.NDArray[np.integer]) -> Image.Image:
     shown = [each for each in compared if each.name != "copy of the reference"]
+    chosen = [int(i) for i in rows]
     pictures = [
-        [Image.fromarray(asked[i].reference), *(Image.fromarray(each.pixels[i]) for each in shown)] for i in rows
+        [Image.fromarray(asked[i].reference), *(Image.fromarray(each.pixels[i]) for each in shown)] for i in chosen
     ]
-    labels = [f"{asked[i].thing} / {asked[i].shown}" for i in rows]
+    labels = [f"{asked[i].thing} / {asked[i].shown}" for i in chosen]
     return grid(pictures, rows=labels, columns=["reference", *(each.name for each in shown)], cell=128)
 
 

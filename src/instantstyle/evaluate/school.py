@@ -14,14 +14,14 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 import instantstyle
@@ -89,7 +89,8 @@ def train(name: str, pictures: Stock, steps: int, seed: int = 5, folder: Path | 
         else:
             picked = draw.integers(MEASURED, size=4 * BATCH)
             rows = numbers.rows[picked]
-            said = net.say(net.trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
+            trunk = cast("Strokes", net.trunk)
+            said = net.say(trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
         truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.drawer}
         losses = [F.cross_entropy(said[q], torch.from_numpy(t[rows]), label_smoothing=0.05) for q, t in truths.items()]
         loss = losses[0] + 0.5 * losses[1] + 0.3 * losses[2]

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from instantstyle.evaluate import nearest
 from instantstyle.evaluate.judges import HELD_OUT, Verdict, judge, pixels_of, shipped
-from instantstyle.evaluate.metrics import angle, apart, excess_hit, ground, recombination, sketches, swap_leak
+from instantstyle.evaluate.metrics import Floats, angle, apart, excess_hit, ground, recombination, sketches, swap_leak
 from instantstyle.evaluate.questions import SEED, Question, another_style, question
 from instantstyle.evaluate.real import TRAINED_SETS, Pixels, Style, picture
 from instantstyle.model import Model
@@ -31,7 +30,7 @@ CELLS = (
 )
 OTHER_STYLES = 3
 """Styles s' that each four-way test is made against."""
-Columns = Mapping[str, npt.NDArray[np.float64]]
+Columns = Mapping[str, Floats]
 """A number a question, NaN where a measure does not apply."""
 
 
@@ -126,7 +125,7 @@ def measure(asked: Sequence[Question], drawn: Pixels, swapped: Pixels | None = N
     """
     known_thing = np.array([q.thing in CORE for q in asked])
     known_look = np.array([q.style.look.family in TRAINED_FAMILIES and q.style.set_name in TRAINED_SETS for q in asked])
-    columns: dict[str, npt.NDArray[np.float64]] = {}
+    columns: dict[str, Floats] = {}
     four = _four(asked)
     for name in ("strokes", HELD_OUT, "grey", "edge"):
         verdict = judge(shipped(name), drawn)
@@ -158,7 +157,7 @@ def measure(asked: Sequence[Question], drawn: Pixels, swapped: Pixels | None = N
     return columns
 
 
-def _excess(asked: Sequence[Question], verdict: Verdict) -> npt.NDArray[np.float64]:
+def _excess(asked: Sequence[Question], verdict: Verdict) -> Floats:
     rows = {label: i for i, label in enumerate(CORE)}
     shown = np.array([rows[q.shown] for q in asked])
     target = np.array([rows.get(q.thing, -1) for q in asked])
@@ -186,10 +185,10 @@ def _shares(four: Pixels, verdict: Verdict, name: str) -> Columns:
     return {**_named(_recombined(far), name), f"distance to truth, {name}": far[:, 0].astype(np.float64)}
 
 
-def _recombined(far: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def _recombined(far: Floats) -> Floats:
     return recombination(far[:, 0], far[:, 2 : 2 + OTHER_STYLES], far[:, 1], far[:, 2 + OTHER_STYLES :])
 
 
-def _named(shares: npt.NDArray[np.floating], name: str) -> Columns:
+def _named(shares: Floats, name: str) -> Columns:
     kept = {"four-way right": 0, "four-way copied": 2}
     return {f"{what}, {name}": shares[:, i].astype(np.float64) for what, i in kept.items()}

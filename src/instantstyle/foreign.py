@@ -62,7 +62,7 @@ def _made(program: str, fields: Mapping[str, Any], model: object, sampler: objec
     known = SAMPLERS.get(str(sampler).lower()) if sampler else None
     if sampler and known is None:
         left_out = [f"sampler {sampler}", *left_out]
-    given = {name: value for name, value in {**fields, "sampler": known}.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in {**fields, "sampler": known}.items() if value is not None}
     return Foreign(Request(**given), program, str(model) if model else None, tuple(left_out))
 
 
@@ -140,7 +140,7 @@ def _comfy(text: str) -> Foreign:
 
 def _invoke(text: str) -> Foreign:
     said = cast("dict[str, Any]", json.loads(text, parse_constant=lambda _: None))
-    model = said.get("model") or {}
+    model: Mapping[str, Any] = said.get("model") or {}
     fields: dict[str, Any] = {
         "prompt": said.get("positive_prompt", ""),
         "negative": said.get("negative_prompt") or "",

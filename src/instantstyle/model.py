@@ -34,6 +34,7 @@ from instantstyle.weights.identity import digest, sample
 from instantstyle.weights.layout import family_of
 from instantstyle.weights.lora import with_loras
 from instantstyle.weights.networks import count_parameters
+from instantstyle.weights.single import Part
 
 Memory = Literal["keep", "free", "offload"]
 """What stays on the device: everything; all but the text and image encoders, which are read anew for each use; or the
@@ -266,8 +267,8 @@ class Model:
         for name, adapter in self._adapters.items():
             for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
                 for site in weights:
-                    lazy = peek and isinstance(weights, LazyWeights)
-                    yield f"{name}.{site}.{kind}", weights.peek(site) if lazy else weights[site]
+                    seen = weights.peek(site) if peek and isinstance(weights, LazyWeights) else weights[site]
+                    yield f"{name}.{site}.{kind}", seen
 
     @property
     def _adapters(self) -> Mapping[str, Adapter]:
@@ -312,9 +313,10 @@ def load(
     home = where if memory != "offload" else torch.device("cpu")
     keep = memory != "free"
     unet = load_unet_of(found, family, kind, home)
+    known: tuple[tuple[Part, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
     towers = tuple(
         load_tower(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
-        for part, suffix in (("text_encoder", ""), ("text_encoder_2", "_2"))
+        for part, suffix in known
         if found.has(part)
     )
     wide = sum(int(tower.net.config.hidden_size) for tower in towers)

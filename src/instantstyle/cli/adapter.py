@@ -26,7 +26,7 @@ def show(
 
     family = _family(file, model)
     loaded = load_adapter(file, family.unet, lazy=True)
-    said = {
+    said: dict[str, str | int | list[str]] = {
         "family": family.name,
         "kind": "plus" if loaded.plus else "base",
         "tokens": loaded.token_count,

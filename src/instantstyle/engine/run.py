@@ -248,7 +248,7 @@ class Run:
 
     def _combined(self, prediction: Tensor) -> Tensor:
         """One prediction of those for the unconditional, the conditional and the negative rows."""
-        parts = list(prediction.unflatten(0, (-1, self.request.count)))
+        parts = list(cast("Tensor", prediction.unflatten(0, (-1, self.request.count))))
         without = parts.pop(0) if self.guided else None
         given, *negatives = parts
         combined = given if without is None else without + self.request.guidance * (given - without)

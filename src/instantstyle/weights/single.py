@@ -6,7 +6,7 @@ own conversion.  Tokenizers are not in such files: all of them use CLIP's.
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ class SingleFile:
     """What the JSON files of a folder in diffusers' layout would say, by their names (`unet/config.json`)."""
 
     @contextmanager
-    def unet(self) -> Iterator[TensorFile]:
+    def unet(self) -> Generator[TensorFile, None, None]:
         """The UNet's tensors by diffusers' names, memory-mapped.  Raises WeightsError for names nobody knows."""
         with open_tensors(self.path) as file:
             own = [name for name in file.shapes if name.startswith(UNET)]

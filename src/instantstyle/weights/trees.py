@@ -108,7 +108,7 @@ def _listed(path: Path, kind: Kind) -> Iterator[Path]:
         content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise WeightsError(f"cannot read {path}: {' '.join(str(e).split())}") from e
-    sections = cast("Mapping[str, Any]", content) if isinstance(content, Mapping) else {}
+    sections: Mapping[str, Any] = cast("Mapping[str, Any]", content) if isinstance(content, Mapping) else {}
     for section in sections.values():
         if not isinstance(section, Mapping):
             continue

@@ -1,3 +1,5 @@
+# pyright: reportPrivateImportUsage=false
+
 """A checkpoint of SDXL's full size in random bfloat16: load time and peak memory, ours and diffusers', one UNet step.
 
     python benchmarks/fullsize.py --folder DIR [--small] [--out FILE]
@@ -30,7 +32,7 @@ def write(folder: Path, *, small: bool) -> None:
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     import diffusers
     import transformers
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     import checkpoints
     from instantstyle.families import SDXL

@@ -1,4 +1,5 @@
 # pyright: reportUnknownMemberType=false, reportPrivateImportUsage=false, reportArgumentType=false
+# pyright: reportPrivateUsage=false
 
 """What a training step costs: the style blocks alone, all blocks, and the arithmetic of IP-Adapter's published script.
 

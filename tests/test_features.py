@@ -1,6 +1,9 @@
+# pyright: reportUnknownMemberType=false
+
 """see − say, against arithmetic done by hand and properties that each variant must have."""
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -53,7 +56,7 @@ def test_masked_makes_zero_what_agrees_most() -> None:
     image, text = random(3, 24), random(1, 24, seed=1)
     left = subtract(image, text, 1.0, "masked")
     for seen, kept in zip(image, left, strict=True):
-        agree = seen / seen.norm() * text[0] / text.norm()
+        agree = cast("torch.Tensor", seen / seen.norm() * text[0] / text.norm())
         order = agree.argsort()
 
         def spread(split: int, agree: torch.Tensor = agree, order: torch.Tensor = order) -> float:

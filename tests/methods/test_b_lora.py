@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def request(weight: float = 1.0, **fields: Any) -> Request:
     reference = StyleReference(factory.picture(1), weight=weight)
-    given = {"method": "b-lora", "references": [reference], "options": OPTIONS, "steps": 2, "seed": 1}
+    given: dict[str, Any] = {"method": "b-lora", "references": [reference], "options": OPTIONS, "steps": 2, "seed": 1}
     return Request("a cat", **(given | fields))
 
 

@@ -1,7 +1,7 @@
 """CleanStyle and StyleStudio, against the published code's arithmetic written out again."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -33,7 +33,8 @@ def test_the_tail_is_damped_as_published() -> None:
     """`embedding_svd_topk_exponential`: S[k:] becomes exp(-alpha S) S, over [tokens, width] with all heads together."""
     x = random(1, 3, 4, 5)
     flat = join_heads(x)[0]
-    u, s, v = torch.linalg.svd(flat, full_matrices=False)  # pyright: ignore
+    factors: Any = torch.linalg.svd(flat, full_matrices=False)  # pyright: ignore
+    u, s, v = cast("tuple[Tensor, Tensor, Tensor]", factors)
     for keep, alpha in ((1, 0.01), (0, 0.2), (2, 3.0), (9, 1.0)):
         tail = s.clone()
         tail[keep:] = torch.exp(-alpha * s[keep:]) * s[keep:]

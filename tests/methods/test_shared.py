@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 """StyleAligned and swapped self-attention, against the published handlers' arithmetic written out again here.
 
 The published code (google/style-aligned `sa_handler.py`, naver-ai/Visual-Style-Prompting) takes a batch of
@@ -181,7 +183,8 @@ def test_2_the_inner_attend_is_called_once_and_told_the_bias(way: Any, weight: f
 
     q, k, v = qkv()
     attend = way(inner, ALL, index(), [weight])
-    attend(SELF, q, k, v), attend(CROSS, q, k, v)
+    attend(SELF, q, k, v)
+    attend(CROSS, q, k, v)
     assert calls == {SELF: 1, CROSS: 1}
     # A bias that shuts one's own keys out leaves the reference's alone, in whatever shape it is given.
     shut = [

@@ -1,8 +1,9 @@
 """Random LoRAs for the small models, and the spellings in which people publish them."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
@@ -25,7 +26,7 @@ def random_lora(parts: dict[str, nn.Module], *, attention_only: bool = False, se
     unet = ATTENTION if attention_only else (*ATTENTION, *OTHERS, *RESIZES)
     found: Lora = {}
     for part, net in parts.items():
-        for name, module in net.named_modules():
+        for name, module in cast("Iterator[tuple[str, nn.Module]]", net.named_modules()):
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and name.endswith(unet if part == "unet" else TEXT):
                 out, into, *kernel = weight.shape

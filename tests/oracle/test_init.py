@@ -28,8 +28,12 @@ diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
 
 STYLE = {"up": {"block_0": [0.0, 1.0, 0.0]}}
-KINDS = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler"}
-KINDS |= {"dpm++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler"}
+KINDS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 
 
 def photo(width: int = 64, height: int = 64) -> Image.Image:
@@ -144,7 +148,7 @@ def test_a_picture_from_a_picture_is_diffusers(case: str) -> None:
         fields["references"] = [StyleReference(factory.picture(1))]
     defaults: dict[str, Any] = {"prompt": "a cat", "steps": 6, "seed": 11}
     image = init.get("image", photo())
-    given = {"init": Init(**({"image": image} | init)), "size": image.size}
+    given: dict[str, Any] = {"init": Init(**({"image": image} | init)), "size": image.size}
     request = Request(**(defaults | given | fields))
     expected, pictures = theirs(name, request)
     run = Engine(model(name)).submit(request)

@@ -48,7 +48,8 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(data: Path, out: Path, **more: Any) -> Job:
     fields: dict[str, Any] = {"settings": SETTINGS, "model": str(model_folder("sdxl")), "device": "cpu"}
-    return Job(data=str(data), out=out, **fields | {"options": Options(square=True)} | more)
+    fields["options"] = Options(square=True)
+    return Job(data=str(data), out=out, **fields | more)
 
 
 def losses(job: Job) -> list[dict[str, str]]:
@@ -218,7 +219,7 @@ def test_every_picture_is_seen_once_an_epoch_with_one_of_its_style() -> None:
     assert set(seen.tolist()) == set(range(8))
     assert len(seen) == 6 + 4
     for step in range(12):
-        assert len({shapes[row] for row in same.rows(step).tolist()}) == 1
+        assert len({shapes[int(row)] for row in same.rows(step).tolist()}) == 1
         assert np.array_equal(same.rows(step), same.references(step))
         assert np.array_equal(same.rows(step), Order(shapes, style, "same", 2, seed=3).rows(step))
     paired = Order(shapes, style, "paired", 2, seed=3)

@@ -98,7 +98,9 @@ def _text(width: int, layers: int, act: str) -> Any:
 def original(nets: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of a checkpoint by their original names."""
     xl = "text_encoder_2" in nets
-    tensors = {f"model.diffusion_model.{unet_name(n, len(nets['unet'].down_blocks))}": t for n, t in _state(nets["unet"])}
+    tensors = {
+        f"model.diffusion_model.{unet_name(n, len(nets['unet'].down_blocks))}": t for n, t in _state(nets["unet"])
+    }
     tensors |= {f"first_stage_model.{_vae(n)}": _square(n, t) for n, t in _state(nets["vae"])}
     clip = "conditioner.embedders.0.transformer" if xl else "cond_stage_model.transformer"
     for name, tensor in _state(nets["text_encoder"]):

@@ -39,5 +39,5 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
 
 def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word that is spelled most like the given one, if one is at all: 1 is the same, 0 has no letter of it."""
+    """The known word that is spelt most like the given one, if one is at all: 1 is the same, 0 has no letter of it."""
     return next(iter(difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)), None)

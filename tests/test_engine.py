@@ -286,7 +286,6 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
     ("name", "fields", "sentence"),
     [
         ("emoji", {"method": "instantstile"}, "no method 'instantstile'.*did you mean 'instantstyle'"),
-        ("emoji", {"method": "b-lora"}, "planned"),
         ("emoji", {"plan": "up.0.9=1"}, "no block 'up.0.9'"),
         ("emoji", {"plan": "stile"}, "did you mean 'style'"),
         ("emoji", {"method": "ip-adapter", "plan": "layout"}, "all blocks"),

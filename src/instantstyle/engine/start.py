@@ -123,7 +123,7 @@ def settled_size(model: Model, request: Request) -> tuple[int, int]:
     if width % multiple or height % multiple:
         raise InputError(
             f"the size {width}x{height} does not fit this model: both must be multiples of {multiple}, such as "
-            f"{near(width)}x{near(height)}"
+            f"{near(float(width))}x{near(float(height))}"
         )
     return width, height
 

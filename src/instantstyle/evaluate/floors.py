@@ -234,7 +234,7 @@ def main() -> None:
     print(table(rows))
     if given.out is not None:
         given.out.write_text(table(rows) + "\n", "utf-8")
-        figures = [{**asdict(row), "met": row.met} for row in rows]
+        figures = [{**asdict(row), "met": bool(row.met)} for row in rows]
         given.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 

@@ -24,6 +24,8 @@ Shown = Literal["true", "other", "wrong", "blank", "none"]
 another style, a grey square, or no picture at all."""
 BATCH = 32
 """Questions that are drawn together: with guidance two rows each, and 64 rows a step are efficient."""
+GUIDANCE = 3.0
+"""Chosen among 1.5, 2, 3 and 5 on trained cells (benchmarks/LOG.md): 5, the usual default, paints looks too loudly."""
 STEPS, SEED = 25, 2026
 """Steps of every evaluation, and the seed of its first question; both fixed before anything was measured."""
 
@@ -110,6 +112,7 @@ def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> R
         plan=way.plan if way.method == "instantstyle" else "style",
         seed=question.seed,
         steps=steps,
+        guidance=GUIDANCE,
         options=way.options,
         **more,
     )

@@ -58,8 +58,6 @@ METHODS: Mapping[str, Method] = {
 }
 REGIONS = ("instantstyle", "ip-adapter", "none")
 """Methods whose references may be masked."""
-LATER: tuple[str, ...] = ()
-"""Methods that are planned and not here yet."""
 OPTIONS: Mapping[str, Options] = {
     **{name: {} for name in METHODS},
     "b-lora": B_LORA,
@@ -111,10 +109,9 @@ def inject(model: Model, request: Request) -> Injection:
     Raises InputError for unknown methods and for plans that cannot be read, also where nothing would come of them.
     """
     if request.method not in METHODS:
-        there = f"there is no method {request.method!r}"
-        if request.method in LATER:
-            there = f"the method {request.method!r} is planned, and not in this version"
-        raise InputError(f"{there}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}")
+        raise InputError(
+            f"there is no method {request.method!r}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}"
+        )
     parse_plan(request.plan, model.family.unet, model.family.presets)
     if request.method not in REGIONS and any(each.mask is not None for each in request.references):
         raise InputError(

@@ -139,8 +139,9 @@ so files, code paths and block names are SDXL's; its weights were trained from n
 again in random looks.  It knows these things and no others: {", ".join(CORE)}.
 
 `ip_adapter.safetensors` was trained the published way: all blocks, the reference is the target picture.
-`ip_adapter_style.safetensors`, where it is here, holds the blocks of the `style` preset alone and was trained with
-references of other things in the target's style.{control}
+`ip_adapter_style.safetensors` holds the blocks of the `style` preset alone.  It was trained for the split: in the
+stage `joint` the UNet and this adapter learned together, from references of other things in the target's style, so that
+style has a way in at these blocks.  A frozen UNet let lightness through them and hardly any colour.{control}
 
 | stage | optimiser steps | hours |
 |---|---|---|

@@ -1,4 +1,5 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 """What training reads of pictures, computed once: latents, and embeddings of picture and caption, in webdataset shards.
 

@@ -28,6 +28,7 @@ class Speaker:
 
 
 def load_unet_of(found: Found, family: Family, dtype: torch.dtype, device: torch.device) -> UNet:
+    """The UNet of a folder or of a single file.  Raises WeightsError naming the key that is missing or misshapen."""
     if found.single is None:
         return load_unet(found.folder / "unet", family.unet, dtype, device)
     with found.single.unet() as file:
@@ -35,6 +36,7 @@ def load_unet_of(found: Found, family: Family, dtype: torch.dtype, device: torch
 
 
 def load_vae(found: Found, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' AutoencoderKL of a folder or of a single file.  Raises WeightsError."""
     kind: Any = importlib.import_module("diffusers").AutoencoderKL
     config = found.config("vae/config.json")
     # SDXL's VAE overflows in float16 and says so.
@@ -49,6 +51,7 @@ def load_vae(found: Found, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def load_speaker(file: Path, eyes: Eyes | None, family: Family, dtype: torch.dtype, device: torch.device) -> Speaker:
+    """An adapter, read as plans ask for it.  Raises WeightsError when it is for another UNet or encoder."""
     adapter = load_adapter(file, family.unet, dtype=dtype, device=device, lazy=True)
     if eyes is not None:
         config = eyes.net.config
@@ -68,6 +71,7 @@ def with_index(family: Family, found: Found) -> Family:
 
 
 def read_vocabulary(found: Found) -> tuple[str, ...]:
+    """The words in a folder's vocabulary.json, none where there is no such file.  Raises WeightsError."""
     path = found.folder / "vocabulary.json"
     if found.single is not None or not path.is_file():
         return ()

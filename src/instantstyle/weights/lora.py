@@ -27,6 +27,7 @@ from instantstyle.blocks import UNetConfig
 from instantstyle.errors import InputError, OutputError, WeightsError, nearest
 from instantstyle.families import FAMILIES
 from instantstyle.nets.varied import varied
+from instantstyle.weights import hub
 from instantstyle.weights.files import TensorFile, open_tensors
 
 Lora = tuple[str | Path, float]
@@ -173,15 +174,9 @@ def lora_file(spec: str | Path) -> Path:
         if inside is None:
             raise WeightsError(f"there is no LoRA in the folder {name!r}: it has none of {', '.join(known)}")
         return inside
-    if path.exists() or isinstance(spec, Path) or name.count("/") < 2 or name.startswith((".", "/", "~")):
+    if path.exists() or isinstance(spec, Path) or not hub.is_hub_path(name, 1):
         return path
-    hub: Any = import_module("huggingface_hub")
-    owner, repo, *inside = name.split("/")
-    try:
-        return Path(hub.hf_hub_download(f"{owner}/{repo}", "/".join(inside)))
-    except Exception as e:
-        line = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise WeightsError(f"there is no LoRA at {name!r}, and it cannot be fetched from the hub: {line}") from e
+    return hub.fetch_file(name)
 
 
 _PARTS = ("unet", "text_encoder", "text_encoder_2")

@@ -255,7 +255,8 @@ def train_image(folder: Path, banks: Sequence[Bank], text: Clip, steps: int, lr:
 
     size = _THINGS * _STYLES
     weights = train("clip", net, loss, folder=folder, steps=steps, lr=lr, batch=size, weight_decay=0.05)
-    net.load_state_dict({**net.state_dict(), **weights})
+    # The checkpoint holds the text towers of its own day; the UNet reads those given, which may have learned since.
+    net.load_state_dict({**text.state_dict(), **weights})
     return net.eval()
 
 

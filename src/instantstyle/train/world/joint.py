@@ -20,8 +20,8 @@ from instantstyle.train.loop import device, train
 from instantstyle.train.world.corpus import Corpus
 from instantstyle.train.world.unet import diffusion_loss, sizes
 
-_REFERENCE, _BLANK, _NONE = 0.70, 0.08, 0.22
-"""Shares of rows with a reference, with a blank one (guidance's other side), and without any."""
+_REFERENCE, _BLANK = 0.70, 0.08
+"""Shares of rows with a reference and with a blank one (guidance's other side); the rest have none."""
 
 
 class Together(nn.Module):

@@ -169,10 +169,7 @@ class Recipe:
     def encoders(self) -> Clip:
         """All three encoders, as far as they are trained."""
         self._need("clip")
-        net, text = train_image(self.folder, [self.core, self.broad], self._text, 0), self._text
-        for part in ("text_1", "text_2", "project_1"):  # what the UNet reads, had they been trained on meanwhile
-            getattr(net, part).load_state_dict(getattr(text, part).state_dict())
-        return net
+        return train_image(self.folder, [self.core, self.broad], self._text, 0)
 
     @cached_property
     def latents(self) -> Float[Tensor, "n c h w"]:

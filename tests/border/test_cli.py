@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,17 +20,7 @@ from instantstyle import cli, pictures
 from instantstyle.cli.generate import generate
 from instantstyle.engine import Engine
 from instantstyle.request import Request, StyleReference, recall
-
-
-class Said(NamedTuple):
-    """What a command said and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
+from terminal import Command, Said, terminal
 
 
 @pytest.fixture
@@ -40,16 +29,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.chdir(tmp_path)
     factory.picture(1).save("ref.png")
     factory.picture(2).save("other.png")
-
-    def run(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["instantstyle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert isinstance(ended.value.code, int)
-        shown = capsys.readouterr()
-        return Said(ended.value.code, shown.out, shown.err)
-
-    return run
+    return terminal(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,15 @@
 """`instantstyle style`: cards are made, listed, shown and used by name; whatever is wrong is a sentence."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
 import factory
-from instantstyle import cli
 from instantstyle.card import SUFFIX, StyleCard, read_card
 from instantstyle.request import recall
-
-
-class Said(NamedTuple):
-    """What a command said and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
+from terminal import Command, terminal
 
 
 @pytest.fixture
@@ -33,16 +19,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.setenv("INSTANTSTYLE_STYLES", str(tmp_path / "own"))
     factory.picture(1).save("one.png")
     factory.picture(2).save("two.png")
-
-    def run(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["instantstyle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert isinstance(ended.value.code, int)
-        shown = capsys.readouterr()
-        return Said(ended.value.code, shown.out, shown.err)
-
-    return run
+    return terminal(monkeypatch, capsys)
 
 
 def test_a_card_is_made_shown_listed_and_used_by_name(command: Command) -> None:

@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from instantstyle.train.muon import MuonAdamW
+
 Loss = Callable[[int], Tensor]
 """The loss of a batch, given the number that seeds it: step x processes + rank."""
 
@@ -28,6 +30,10 @@ Loss = Callable[[int], Tensor]
 def device() -> torch.device:
     """Where this process trains: its own GPU if there is one, else the processor."""
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+
+
+_ENDS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding", "unet.add_embedding")
+"""What stands where numbers become features or features numbers: not Muon's business."""
 
 
 class Average:
@@ -67,12 +73,14 @@ def train(
     decay: float = 0.999,
     save_every: float = 180.0,
     clip: float = 1.0,
+    muon: float | None = None,
 ) -> dict[str, Tensor]:
     """Train to `steps`, resuming from `folder/name.pt`; returns the averaged trainable weights by name, on the CPU.
 
     The network is moved to `device()` meanwhile; the loss puts its batch there.
 
-    `batch` is one process's, and only scales the samples/s that are shown.
+    `batch` is one process's, and only scales the samples/s that are shown.  `muon` is the learning rate of hidden
+    matrices by Muon; None trains all weights by AdamW.
 
     SIGINT and SIGTERM finish the step, save, and leave with KeyboardInterrupt.  A line goes to stdout every ten
     seconds and a row to `folder/name.csv`.
@@ -81,7 +89,11 @@ def train(
     file = folder / f"{name}.pt"
     net.to(device())
     parameters = [p for p in net.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimiser = (
+        torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+        if muon is None
+        else MuonAdamW(net, lr, muon, _ENDS, weight_decay)
+    )
     average, first, spent = Average(net, decay), 0, 0.0
     if file.exists():
         saved = torch.load(file, weights_only=True, map_location=device())

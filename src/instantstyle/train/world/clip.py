@@ -35,6 +35,7 @@ from transformers import (
 from instantstyle.families import EMOJI
 from instantstyle.train.loop import device, train
 from instantstyle.train.world.bank import SIDE, Bank
+from instantstyle.train.world.half import mixed
 from instantstyle.train.world.vae import to_tensor
 from instantstyle.world.captions import SET_WORDS, content, look
 from instantstyle.world.sources import SETS
@@ -90,8 +91,8 @@ def _facts_loss(read: Float[Tensor, "n facts"], facts: Sequence[Facts]) -> Tenso
     total = F.cross_entropy(thing, torch.tensor([f.thing for f in facts], device=at))
     total = total + 2.0 * ((guessed_colours - colours).square() * known).mean()
     for guess, names, values, weight in (
-        (family, families, [(f.look.family, f.family) for f in facts], 0.3),
-        (hand, sets, [(f.set_name, f.hand) for f in facts], 0.1),
+        (family, families, [(f.look.family, f.family) for f in facts], 1.0),
+        (hand, sets, [(f.set_name, f.hand) for f in facts], 0.4),
     ):
         index = torch.tensor([names.index(name) if said else -100 for name, said in values], device=at)
         if (index >= 0).any():
@@ -245,7 +246,7 @@ def train_image(folder: Path, banks: Sequence[Bank], text: Clip, steps: int, lr:
         )
         with torch.no_grad():
             said_2 = net.say(ids_of(tokenizer, texts).to(device()))[1]
-        with torch.autocast(device().type, torch.bfloat16):
+        with mixed(device()):
             image = net.see(to_tensor(bank.pictures[rows]).to(device())).float()
         likeness = net.temperature.exp().clamp(max=50) * F.normalize(said_2, dim=-1) @ F.normalize(image, dim=-1).T
         wanted = target.float().to(device())

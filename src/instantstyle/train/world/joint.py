@@ -33,7 +33,7 @@ class Together(nn.Module):
 
 
 def train_joint(
-    folder: Path, net: Together, corpus: Corpus, steps: int, batch: int = 64, lr: float = 6e-4
+    folder: Path, net: Together, corpus: Corpus, steps: int, batch: int = 128, lr: float = 6e-4
 ) -> dict[str, Tensor]:
     """Train both (resumable, as stage `joint`); returns the averaged weights, by name, of `unet` and of `style`."""
     unet = net.unet
@@ -51,6 +51,6 @@ def train_joint(
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             return unet(noised, time.float(), unet.read(context), pooled, sizes(batch), attend=attend)
 
-        return diffusion_loss(predict, corpus.latents[rows], rng, early=0.6)
+        return diffusion_loss(predict, corpus.latents[rows], rng, early=1.3, cap=10.0)
 
-    return train("joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9995)
+    return train("joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9985, muon=3e-3)

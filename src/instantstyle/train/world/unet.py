@@ -21,6 +21,7 @@ from instantstyle.families import EMOJI
 from instantstyle.nets.unet import UNet
 from instantstyle.train.loop import device, train
 from instantstyle.train.world.corpus import Corpus
+from instantstyle.train.world.half import mixed
 
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
@@ -46,12 +47,14 @@ def diffusion_loss(
     latents: Float[Tensor, "n c h w"],
     rng: np.random.Generator,
     early: float = 1.0,
+    cap: float = 5.0,
 ) -> Tensor:
     """Mean squared error of v, weighted so that no time counts much more than others.
 
-    (min(snr, 5) + 1) / (snr + 1): after min-SNR (Hang et al., arXiv 2303.09556, section 3.4) with gamma 6.
+    (min(snr, cap) + 1) / (snr + 1): after min-SNR (Hang et al., arXiv 2303.09556, section 3.4) with gamma = cap + 1.
     Times are spread evenly and raised to the power `early`: below 1, more of them are noisy ones, where a picture's
-    broad colours are settled (an even ground shows through noise almost at once, so late times teach nothing of it).
+    broad colours are settled (an even ground shows through noise almost at once, so late times teach nothing of it);
+    above 1, more of them are late ones, where texture is.  The network runs in mixed precision.
     """
     at = device()
     alphas, latents = _alphas().to(at), latents.to(at).float()
@@ -61,9 +64,11 @@ def diffusion_loss(
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(at)
     signal, spread = kept.sqrt()[:, None, None, None], (1 - kept).sqrt()[:, None, None, None]
     target = signal * noise - spread * latents
-    error = (predict(signal * latents + spread * noise, time) - target).square().mean(dim=(1, 2, 3))
+    with mixed(at):
+        predicted = predict(signal * latents + spread * noise, time)
+    error = (predicted.float() - target).square().mean(dim=(1, 2, 3))
     snr = kept / (1 - kept).clamp_min(1e-6)
-    return (error * (snr.clamp(max=5) + 1) / (snr + 1)).mean()
+    return (error * (snr.clamp(max=cap) + 1) / (snr + 1)).mean()
 
 
 @cache

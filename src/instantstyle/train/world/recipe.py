@@ -6,10 +6,11 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -104,8 +105,13 @@ class Recipe:
     def control(self) -> None:
         """Train the ControlNet for Canny edges, the UNet frozen; say how much edges tell it."""
         unet = self._unet(self.drawing)
-        net = train_control(self.folder, unet, self.corpus, steps=self.steps["control"])
-        print("error of v without and with edges: {:.4f} {:.4f}".format(*gain(net, unet, self.corpus)))
+        net = train_control(self.folder, unet, self.corpus, self._encode, steps=self.steps["control"])
+        print("error of v without and with edges: {:.4f} {:.4f}".format(*gain(net, unet, self.corpus, self._encode)))
+
+    @cached_property
+    def _encode(self) -> Callable[[npt.NDArray[np.uint8]], Tensor]:
+        vae = train_vae(self.folder, [self.core, self.broad], steps=0)
+        return partial(encode_many, vae)
 
     def _unet(self, weights: Mapping[str, Tensor]) -> UNet:
         unet = new_unet()
@@ -128,7 +134,7 @@ class Recipe:
         there = {name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()}
         control = None
         if (self.folder / "control.pt").exists():
-            control = train_control(self.folder, unet, self.corpus, steps=0)
+            control = train_control(self.folder, unet, self.corpus, self._encode, steps=0)
         parts, said = (unet.state_dict(), there, CORE), card(self.ran())
         target = self.folder / "emoji"
         export(target, vae, self.encoders, self.tokenizer, *parts, said, self._louder(), control)

@@ -8,8 +8,25 @@ from instantstyle.errors import InputError
 from instantstyle.presets import PRESETS, preset
 from instantstyle.request import Request
 
-TIMES = {"lightning-4": [999, 749, 499, 249], "hyper-4": [999, 749, 499, 249], "dmd2-4": [999, 749, 499, 249]}
-"""As the models' pages say them, or as their samplers' trailing spacing counts."""
+TIMES = {
+    "lightning-4": [999, 749, 499, 249],
+    "hyper-2": [999, 499],
+    "hyper-4": [999, 749, 499, 249],
+    "hyper-8-cfg": [999, 874, 749, 624, 499, 374, 249, 124],
+    "dmd2-4": [999, 749, 499, 249],
+    "lcm": [999, 759, 499, 259],
+}
+"""Trailing spacing counts down from 1000 in equal steps, less one; DMD2's are on its card; LCM's are the 0th, 12th,
+25th and 37th of the 50 times from 999 down by 20 that it was distilled at."""
+ADDED = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+}
+"""SDXL's own, which every card keeps (`from_config(pipe.scheduler.config, ...)`)."""
+SPACED = {"lightning": "trailing", "hyper": "trailing"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
@@ -18,9 +35,14 @@ def test_presets_are_runs(name: str) -> None:
     few = PRESETS[name]
     assert few.sampler in SAMPLERS
     assert set(few.lora) <= {"sdxl", "sd15"}
+    assert few.source.partition(",")[0].count("/") or "arXiv" in few.source
     asked = Request("a cat", steps=few.steps, guidance=few.guidance, sampler=few.sampler, seed=1)
     run = Engine(factory.model("sdxl")).submit(asked)
-    assert (run.steps, run.guided) == (few.steps, False)
+    assert (run.steps, run.guided) == (few.steps, few.guidance > 1)
+    config = run.scheduler.config
+    assert {key: config[key] for key in ADDED} == ADDED
+    if name.partition("-")[0] in SPACED and few.sampler != "tcd":
+        assert config["timestep_spacing"] == SPACED[name.partition("-")[0]]
     if name in TIMES:
         assert [round(float(time)) for time in run.times] == TIMES[name]
 

@@ -1,7 +1,8 @@
 """Few-step models: the numbers that each distilled LoRA was made for, as data with its sources.  No torch.
 
 A preset sets steps, guidance and sampler; the LoRA itself is loaded beside it, from a file or from where it lies on the
-hub.
+hub.  Each was checked against the card of its model, as `source` says.  All cards add the LoRA whole (weight 1); DMD2's
+says that less may suit models that are not SDXL's own.
 """
 
 from collections.abc import Mapping
@@ -26,29 +27,48 @@ class Preset:
 
 def _lightning(steps: int) -> Preset:
     file = f"ByteDance/SDXL-Lightning/sdxl_lightning_{steps}step_lora.safetensors"
-    source = "huggingface.co/ByteDance/SDXL-Lightning: Euler, trailing timesteps, guidance 0"
+    source = (
+        "huggingface.co/ByteDance/SDXL-Lightning, 'N-Step LoRA': EulerDiscreteScheduler, timestep_spacing trailing, "
+        "guidance_scale 0, fuse_lora() whole, the LoRA of as many steps as are taken"
+    )
     return Preset(steps=steps, guidance=0.0, sampler="euler-trailing", lora={"sdxl": file}, source=source)
 
 
 def _hyper(steps: int) -> Preset:
-    name = f"{steps}step{'s' if steps > 1 else ''}"
-    lora = {kind.lower(): f"ByteDance/Hyper-SD/Hyper-{kind}-{name}-lora.safetensors" for kind in ("SDXL", "SD15")}
-    source = "huggingface.co/ByteDance/Hyper-SD: DDIM, trailing timesteps, guidance 0"
-    return Preset(steps=steps, guidance=0.0, sampler="ddim-trailing", lora=lora, source=source)
+    source = (
+        "huggingface.co/ByteDance/Hyper-SD, '2-Steps, 4-Steps, 8-steps LoRA': DDIMScheduler, timestep_spacing "
+        "trailing, guidance_scale 0, fuse_lora() whole"
+    )
+    return Preset(
+        steps=steps, guidance=0.0, sampler="ddim-trailing", lora=_hyper_files(f"{steps}steps-lora"), source=source
+    )
+
+
+def _hyper_guided(steps: int) -> Preset:
+    source = (
+        "huggingface.co/ByteDance/Hyper-SD, News of 2024-04-30 and 2024-05-13 and discussion 32: guidance from 5 to 8; "
+        "the card shows no scheduler of their own for these, so the one of its other LoRAs"
+    )
+    return Preset(
+        steps=steps, guidance=5.0, sampler="ddim-trailing", lora=_hyper_files(f"{steps}steps-CFG-lora"), source=source
+    )
+
+
+def _hyper_files(name: str) -> Mapping[str, str]:
+    return {kind.lower(): f"ByteDance/Hyper-SD/Hyper-{kind}-{name}.safetensors" for kind in ("SDXL", "SD15")}
 
 
 PRESETS: Mapping[str, Preset] = {
     **{f"lightning-{steps}": _lightning(steps) for steps in (2, 4, 8)},
     **{f"hyper-{steps}": _hyper(steps) for steps in (2, 4, 8)},
+    **{f"hyper-{steps}-cfg": _hyper_guided(steps) for steps in (8, 12)},
     "hyper-tcd": Preset(
         steps=4,
         guidance=0.0,
         sampler="tcd",
-        lora={
-            "sdxl": "ByteDance/Hyper-SD/Hyper-SDXL-1step-lora.safetensors",
-            "sd15": "ByteDance/Hyper-SD/Hyper-SD15-1step-lora.safetensors",
-        },
-        source="huggingface.co/ByteDance/Hyper-SD: the unified LoRA, TCD, 1 to 8 steps, guidance 0",
+        lora=_hyper_files("1step-lora"),
+        source="huggingface.co/ByteDance/Hyper-SD, 'Unified LoRA': TCDScheduler, 1 to 8 steps, guidance_scale 0; eta 1 "
+        "at one step and less for more detail in several: here TCDScheduler's own default, 0.3",
     ),
     "lcm": Preset(
         steps=4,
@@ -58,14 +78,16 @@ PRESETS: Mapping[str, Preset] = {
             "sdxl": "latent-consistency/lcm-lora-sdxl/pytorch_lora_weights.safetensors",
             "sd15": "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors",
         },
-        source="LCM-LoRA, arXiv 2311.05556; huggingface.co/latent-consistency/lcm-lora-sdxl: 4 steps, guidance 1 to 2",
+        source="LCM-LoRA, arXiv 2311.05556; huggingface.co/latent-consistency/lcm-lora-sdxl: LCMScheduler, 2 to 8 "
+        "steps, no guidance or 1 to 2",
     ),
     "dmd2-4": Preset(
         steps=4,
         guidance=0.0,
         sampler="dmd2",
         lora={"sdxl": "tianweiy/DMD2/dmd2_sdxl_4step_lora_fp16.safetensors"},
-        source="github.com/tianweiy/DMD2: LCM sampler at timesteps 999, 749, 499, 249, guidance 0",
+        source="huggingface.co/tianweiy/DMD2, '4-step LoRA generation', and README of github.com/tianweiy/DMD2: "
+        "LCMScheduler at timesteps 999, 749, 499, 249, guidance_scale 0, lora_scale 1",
     ),
 }
 

@@ -57,11 +57,24 @@ def excess_hit(scores: Floats, shown: Ints, target: Ints, strata: Sequence[objec
     """
     best = np.argsort(-scores, axis=1)[:, :top]
     hits: Bools = (best[:, :, None] == shown[None, None, :]).any(1)  # [x, reference]
+    return _beyond_others(hits.astype(np.float64), shown, target, strata)
+
+
+def excess_nats(log_p: Floats, shown: Ints, target: Ints, strata: Sequence[object]) -> Floats:
+    """By how much a judge finds the reference's content likelier in x than what the other references show, in nats.
+
+    As `excess_hit`, of log-probabilities [n, concepts] instead of best guesses: it also sees what falls short of a hit.
+    """
+    return _beyond_others(log_p[:, shown].astype(np.float64), shown, target, strata)
+
+
+def _beyond_others(of: Floats, shown: Ints, target: Ints, strata: Sequence[object]) -> Floats:
+    """For numbers [x, reference] each x's own reference's less the mean over the other references of its stratum."""
     excess = np.full(len(shown), np.nan)
     for i, stratum in enumerate(strata):
         others = [j for j in range(len(shown)) if strata[j] == stratum and shown[j] not in (shown[i], target[i])]
         if others:
-            excess[i] = float(hits[i, i]) - float(hits[i, others].mean())
+            excess[i] = float(of[i, i]) - float(of[i, others].mean())
     return excess
 
 

@@ -1,19 +1,24 @@
 """Questions whose answer is known, and how they are put: this thing, in the look of a picture of another thing."""
 
+import importlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
-from instantstyle.engine import Engine
+from instantstyle.engine import Engine, Run
 from instantstyle.evaluate.judges import pixels_of
 from instantstyle.evaluate.real import SIDE, TRAINED_SETS, Pixels, Style, picture
-from instantstyle.methods import STRENGTHS
+from instantstyle.methods import OPTIONS, STRENGTHS
+from instantstyle.methods.fitting import Fitted, watching
 from instantstyle.model import Model
+from instantstyle.nets.unet import UNet
 from instantstyle.request import Request, StyleReference
 from instantstyle.world.captions import article, look
 from instantstyle.world.splits import CORE, splits
@@ -28,6 +33,8 @@ GUIDANCE = 2.0
 """Chosen among 2, 3 and 5 on trained cells (benchmarks/LOG.md): 5, the usual default, paints looks too loudly."""
 STEPS, SEED = 25, 2026
 """Steps of every evaluation, and the seed of its first question; both fixed before anything was measured."""
+FITTED = tuple(name for name, options in OPTIONS.items() if "fit-steps" in options)
+"""Methods that are fitted to a reference before they draw: they cost many pictures' time a reference."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,24 @@ class Way:
     subtract: str | None = None
     """Whether the reference's content is taken out, and by which variant."""
     content_weight: float = 0.5
+    content: Literal["given", "auto"] = "given"
+    """Whose word is taken out: what the reference truly shows, or what the model's own CLIP finds in it."""
     options: Mapping[str, bool | float | int | str] = field(default_factory=dict[str, bool | float | int | str])
 
     @property
     def name(self) -> str:
         """How tables call it."""
         plan = "" if self.plan == "style" or self.method != "instantstyle" else f" ({self.plan})"
-        minus = "" if self.subtract is None else f" - content ({self.subtract} {self.content_weight:g})"
+        auto = ", auto" if self.content == "auto" else ""
+        minus = "" if self.subtract is None else f" - content ({self.subtract} {self.content_weight:g}{auto})"
         options = "".join(f" {key}={value}" for key, value in self.options.items())
         return f"{self.method}{plan}{minus}{options}"
+
+    @property
+    def at(self) -> float | None:
+        """The strength it speaks at: the published one where none is given; None for a method without a knob."""
+        knob = STRENGTHS.get(self.method)
+        return None if knob is None else knob.published if self.strength is None else self.strength
 
 
 @dataclass(frozen=True)
@@ -89,9 +105,11 @@ class Answers:
     pixels: Pixels
     """[n, 64, 64, 3]."""
     seconds: float
-    """A picture, while `BATCH` were drawn together."""
+    """Of one core a picture, while so many were drawn together; fits aside, inversions included."""
     evaluations: float
-    """Rows of the UNet's batch a picture, over all steps."""
+    """Rows that went through the UNet a picture, over all steps, those of reference rows and inversions with them."""
+    fits: float = 0.0
+    """Seconds of one core a picture for fitting to its reference; NaN where the fit was there already."""
 
 
 def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> Request:
@@ -102,7 +120,8 @@ def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> R
     given = _reference(question, way.reference, min(model.family.size[0], 2 * SIDE))
     references: list[StyleReference] = []
     if given is not None and way.method != "none":
-        content = None if way.subtract is None else question.other if way.reference == "other" else question.shown
+        shown = question.other if way.reference == "other" else question.shown
+        content = None if way.subtract is None else "auto" if way.content == "auto" else shown
         references.append(StyleReference(given, content=content, content_weight=way.content_weight))
     more: dict[str, Any] = {"subtraction": way.subtract} if way.subtract else {}
     asked = Request(
@@ -117,7 +136,7 @@ def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> R
         **more,
     )
     knob = STRENGTHS.get(way.method)
-    return asked if knob is None else knob.at(asked, knob.published if way.strength is None else way.strength)
+    return asked if knob is None else knob.at(asked, 1.0 if way.at is None else way.at)
 
 
 def _reference(question: Question, shown: Shown, side: int) -> Image.Image | None:
@@ -154,18 +173,45 @@ def ask(
 ) -> Answers:
     """Put questions to a model, `BATCH` of them together."""
     drawn: list[Image.Image] = []
-    evaluations, began = 0.0, time.perf_counter()
-    for i in range(0, len(questions), BATCH):
-        engine = Engine(model)
-        runs = [engine.submit(request(each, way, model, steps)) for each in questions[i : i + BATCH]]
-        evaluations += sum(run.rows * run.steps for run in runs)
-        engine.run()
-        drawn += [run.result().images[0] for run in runs]
-        if report is not None:
-            report(len(drawn), len(questions))
+    spent, fits, fitted = 0.0, 0.0, 0
+    with _rows_through() as rows:
+        for i in range(0, len(questions), BATCH):
+            engine, began = Engine(model), time.process_time()
+            runs: list[Run] = []
+            for each in questions[i : i + BATCH]:
+                steps_of_fit: list[Fitted] = []
+                before = time.process_time()
+                with watching(steps_of_fit.append):
+                    runs.append(engine.submit(request(each, way, model, steps)))
+                if steps_of_fit:
+                    fits, fitted = fits + time.process_time() - before, fitted + 1
+                    began += time.process_time() - before
+            engine.run()
+            drawn += [run.result().images[0] for run in runs]
+            spent += time.process_time() - began
+            if report is not None:
+                report(len(drawn), len(questions))
     n = max(len(questions), 1)
     pixels = pixels_of(drawn) if drawn else np.zeros((0, SIDE, SIDE, 3), np.uint8)
-    return Answers(pixels, (time.perf_counter() - began) / n, evaluations / n)
+    each_fit = fits / fitted if fitted else math.nan if way.method in FITTED else 0.0
+    return Answers(pixels, spent / n, rows[0] / n, each_fit)
+
+
+@contextmanager
+def _rows_through() -> Generator[list[int]]:
+    """While entered, every row that goes through any UNet is counted in the list's one number."""
+    counted = [0]
+
+    def count(module: nn.Module, given: tuple[Any, ...]) -> None:
+        if isinstance(module, UNet):
+            counted[0] += len(given[0])
+
+    modules: Any = importlib.import_module("torch.nn.modules.module")  # its hooks are not among torch's typed names
+    handle = modules.register_module_forward_pre_hook(count)
+    try:
+        yield counted
+    finally:
+        handle.remove()
 
 
 def held_out_cells(count: int, families: Sequence[str] = TRAINED_FAMILIES, seed: int = SEED) -> list[Question]:

@@ -7,14 +7,26 @@ first its thing and its style were, each on its own.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from instantstyle.evaluate import nearest
 from instantstyle.evaluate.judges import HELD_OUT, Verdict, judge, pixels_of, shipped
-from instantstyle.evaluate.metrics import Floats, angle, apart, excess_hit, ground, recombination, sketches, swap_leak
+from instantstyle.evaluate.metrics import (
+    Floats,
+    angle,
+    apart,
+    excess_hit,
+    excess_nats,
+    ground,
+    recombination,
+    sketches,
+    swap_leak,
+)
 from instantstyle.evaluate.questions import SEED, Question, another_style, question
 from instantstyle.evaluate.real import TRAINED_SETS, Pixels, Style, picture
 from instantstyle.model import Model
@@ -50,6 +62,44 @@ def suite(small: bool = False) -> list[Question]:
                 asked.append(replace(made, cell=cell, stratum="near" if near else "far"))
     assert not any(q.thing in held_out.concepts and q.cell.startswith("seen") for q in asked)
     return asked
+
+
+def thinned(asked: Sequence[Question], count: int) -> list[Question]:
+    """At most `count` questions of every cell, in the order of the suite, of as many styles as there can be."""
+    kept: set[Question] = set()
+    for cell in CELLS:
+        left = [q for q in asked if q.cell == cell]
+        taken: list[Question] = []
+        while left and len(taken) < count:
+            fresh = list({repr(q.style): q for q in reversed(left)}.values())[::-1]  # the first of each style
+            taken += fresh[: count - len(taken)]
+            left = [q for q in left if q not in taken]
+        kept.update(taken)
+    return [q for q in asked if q in kept]
+
+
+BLOCK = (3, 3, 3, 2)
+"""Levels of the variance block: things asked for, styles, things shown, seeds."""
+FACTORS = ("words", "style", "reference's content", "seed")
+
+
+def block(seed: int = SEED + 11) -> list[Question]:
+    """A full factorial block of seen things and styles for variance shares, the last of `FACTORS` turning fastest.
+
+    What is shown is never what is asked for.
+    """
+    rng = np.random.default_rng(seed)
+    things, styles, shown, seeds = BLOCK
+    labels = [str(each) for each in rng.choice(CORE, things + shown + 1, replace=False)]
+    families = rng.choice(TRAINED_FAMILIES, styles, replace=False)
+    looks = [Style(str(rng.choice(TRAINED_SETS)), sample(rng, [str(family)])) for family in families]
+    return [
+        Question(thing, style, each, labels[-1], seed + 1000 + number, "variance")
+        for thing in labels[:things]
+        for style in looks
+        for each in labels[things:-1]
+        for number in range(seeds)
+    ]
 
 
 def _seen_style(number: int, rng: np.random.Generator) -> Style:
@@ -117,16 +167,22 @@ def palette(pixels: Pixels, reference: Pixels) -> Pixels:
     return matched
 
 
-def measure(asked: Sequence[Question], drawn: Pixels, swapped: Pixels | None = None) -> Columns:
+def measure(
+    asked: Sequence[Question],
+    drawn: Pixels,
+    swapped: Pixels | None = None,
+    among: Sequence[Question] | None = None,
+) -> Columns:
     """Every measure of every picture.  `swapped`: the same drawn with references of other content, for the swap.
 
     Classifiers know trained things and looks alone; where the truth is none of these their columns are NaN, and the
-    four-way test, which compares with true pictures, speaks alone.
+    four-way test, which compares with true pictures, speaks alone.  `among`: the whole set of questions, from the
+    middle of whose real pictures likeness is measured, where only a part of them is asked here.
     """
     known_thing = np.array([q.thing in CORE for q in asked])
     known_look = np.array([q.style.look.family in TRAINED_FAMILIES and q.style.set_name in TRAINED_SETS for q in asked])
     columns: dict[str, Floats] = {}
-    four = _four(asked)
+    real, whole = _real(tuple(asked)), _real(tuple(asked if among is None else among))
     for name in ("strokes", HELD_OUT, "grey", "edge"):
         verdict = judge(shipped(name), drawn)
         style = np.full(len(asked), np.nan)
@@ -140,48 +196,87 @@ def measure(asked: Sequence[Question], drawn: Pixels, swapped: Pixels | None = N
         content[known_thing] = verdict.right("concept", things)[known_thing]
         columns[f"content right, {name}"] = content
         columns[f"both right, {name}"] = content * style
-        columns |= _shares(four, verdict, name)
-        columns[f"excess hit, {name}"] = _excess(asked, verdict)
+        columns |= _shares(real.sights[name], whole.sights[name], verdict, name)
+        columns |= _excess(asked, verdict, name)
         if swapped is not None:
-            shown = [q.shown for q in asked]
-            other = judge(shipped(name), swapped).log_probability("concept", shown)
-            columns[f"swap leak, {name}"] = swap_leak(verdict.log_probability("concept", shown), other)
-    mine, real = sketches(drawn), sketches(four.reshape(-1, *four.shape[2:])).reshape(len(asked), four.shape[1], -1)
-    far = apart(real, mine[:, None])
+            columns |= _swap(asked, verdict, swapped, name)
+    far = apart(real.sketches, sketches(drawn)[:, None])
     columns |= _named(_recombined(far), "pixels")
     columns["distance to truth, pixels"] = far[:, 0]
     columns["copies"] = nearest.copied(asked, drawn).astype(np.float64)
-    for prefix, pixels in (("ground", drawn), ("reference ground", np.stack([q.reference for q in asked]))):
-        lab = np.stack([ground(each) for each in pixels])
+    for prefix, lab in (("ground", np.stack([ground(each) for each in drawn])), ("reference ground", real.grounds)):
         columns |= {f"{prefix} {axis}": lab[:, i].astype(np.float64) for i, axis in enumerate("Lab")}
     return columns
 
 
-def _excess(asked: Sequence[Question], verdict: Verdict) -> Floats:
+def swap_columns(asked: Sequence[Question], drawn: Pixels, swapped: Pixels) -> Columns:
+    """The counterfactual swap alone: how much likelier the reference's content is than with other content shown."""
+    columns: dict[str, Floats] = {}
+    for name in ("strokes", HELD_OUT):
+        columns |= _swap(asked, judge(shipped(name), drawn), swapped, name)
+    return columns
+
+
+def _swap(asked: Sequence[Question], verdict: Verdict, swapped: Pixels, name: str) -> Columns:
+    shown = [q.shown for q in asked]
+    other = judge(shipped(name), swapped).log_probability("concept", shown)
+    return {f"swap leak, {name}": swap_leak(verdict.log_probability("concept", shown), other)}
+
+
+def _excess(asked: Sequence[Question], verdict: Verdict, name: str) -> Columns:
     rows = {label: i for i, label in enumerate(CORE)}
     shown = np.array([rows[q.shown] for q in asked])
     target = np.array([rows.get(q.thing, -1) for q in asked])
-    return excess_hit(verdict.logits["concept"], shown, target, [(q.cell, q.stratum) for q in asked])
+    said, strata = verdict.logits["concept"], [(q.cell, q.stratum) for q in asked]
+    return {
+        f"excess hit, {name}": excess_hit(said, shown, target, strata),
+        f"excess nats, {name}": excess_nats(said, shown, target, strata),
+    }
 
 
-def _four(asked: Sequence[Question]) -> Pixels:
-    """True pictures [n, 2 + 2 x OTHER_STYLES, 64, 64, 3]: of the question, of the reference, and both restyled."""
-    rows: list[Pixels] = []
-    for q in asked:
-        others = [another_style(replace(q, seed=q.seed + 100_000 * k)) for k in range(1, OTHER_STYLES + 1)]
-        row = [q.truth, q.reference, *(picture(q.thing, s) for s in others), *(picture(q.shown, s) for s in others)]
-        rows.append(np.stack(row))
-    return np.stack(rows)
+@dataclass(frozen=True)
+class _Real:
+    """What is measured of the questions' true pictures: of the question, of the reference, and both restyled."""
+
+    sights: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+    """What two judges see of each, [n, 2 + 2 x OTHER_STYLES, 128] of what is where and as much of how it is drawn."""
+    sketches: npt.NDArray[np.float32]
+    grounds: npt.NDArray[np.float32]
+    """Of the references, [n, 3]."""
 
 
-def _shares(four: Pixels, verdict: Verdict, name: str) -> Columns:
-    real = judge(shipped(name), four.reshape(-1, *four.shape[2:]))
-    n, each = four.shape[:2]
-    what, how = real.what.reshape(n, each, -1), real.how.reshape(n, each, -1)
+@lru_cache(maxsize=16)
+def _real(asked: tuple[Question, ...]) -> _Real:
+    four = np.stack([_four(q) for q in asked])
+    flat = four.reshape(-1, *four.shape[2:])
+    sights: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
+    for name in ("strokes", HELD_OUT):
+        seen = judge(shipped(name), flat)
+        sights[name] = (seen.what.reshape(*four.shape[:2], -1), seen.how.reshape(*four.shape[:2], -1))
+    drawn = sketches(flat).reshape(*four.shape[:2], -1)
+    return _Real(sights, drawn, np.stack([ground(each) for each in four[:, 1]]))
+
+
+@lru_cache(maxsize=1024)
+def _four(q: Question) -> Pixels:
+    """True pictures [2 + 2 x OTHER_STYLES, 64, 64, 3]: of the question, of the reference, and both restyled."""
+    others = [another_style(replace(q, seed=q.seed + 100_000 * k)) for k in range(1, OTHER_STYLES + 1)]
+    return np.stack(
+        [q.truth, q.reference, *(picture(q.thing, s) for s in others), *(picture(q.shown, s) for s in others)]
+    )
+
+
+def _shares(
+    real: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    whole: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    verdict: Verdict,
+    name: str,
+) -> Columns:
     # Likeness is measured from the middle of the real pictures: features share a large constant part.
-    centre = real.what.mean(0), real.how.mean(0)
-    far = angle(what - centre[0], (verdict.what - centre[0])[:, None])
-    far = far + angle(how - centre[1], (verdict.how - centre[1])[:, None])
+    far: Floats = np.zeros(real[0].shape[:2])
+    for known, middle, seen in zip(real, whole, (verdict.what, verdict.how), strict=True):
+        centre = middle.mean((0, 1))
+        far = far + angle(known - centre, (seen - centre)[:, None])
     return {**_named(_recombined(far), name), f"distance to truth, {name}": far[:, 0].astype(np.float64)}
 
 

@@ -32,8 +32,8 @@ from instantstyle.train.features import Options
 from instantstyle.train.fit import Settings
 from instantstyle.train.job import Job, prepare, train
 from instantstyle.train.lesson import Teaching
-from instantstyle.train.whole import whole
 from instantstyle.train.world.bank import core
+from instantstyle.whole import whole
 
 ARMS: dict[str, tuple[str, Literal["same", "paired"]]] = {
     "mute": ("all", "same"),

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import instantstyle as ist
 from instantstyle import pictures
-from instantstyle.pictures import write_whole
+from instantstyle.whole import write_whole
 from instantstyle.world.drawn import blueprint, brush, mosaic, thing
 from instantstyle.world.treatments import Treatment, apply
 

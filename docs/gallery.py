@@ -18,7 +18,7 @@ import instantstyle as ist
 from instantstyle import pictures
 from instantstyle.card import known_cards
 from instantstyle.features import nearest_text
-from instantstyle.pictures import write_whole
+from instantstyle.whole import write_whole
 from instantstyle.world.drawn import on_white, thing
 
 DOCS = Path(__file__).resolve().parent

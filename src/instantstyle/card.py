@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_safetensors
 from safetensors.numpy import save as write_safetensors
 
-from instantstyle import pictures
+from instantstyle import pictures, whole
 from instantstyle.errors import InputError, WeightsError, closest
 from instantstyle.noun import Noun, reading_json
 
@@ -202,7 +202,7 @@ class StyleCard(Noun):
         said = self.model_dump(mode="json", exclude={"sights", "thumbnails"})
         said["encoders"] = [sight.encoder for sight in self.sights]
         text = json.dumps(said, ensure_ascii=False)
-        return pictures.write_whole(path, write_safetensors(tensors, {_TEXT: text}))
+        return whole.write_whole(path, write_safetensors(tensors, {_TEXT: text}))
 
 
 def read_card(source: str | Path | bytes, name: str | None = None) -> StyleCard:

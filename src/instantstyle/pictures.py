@@ -5,18 +5,16 @@ becomes a sentence.  Nothing here knows what a request is; a request's pictures 
 """
 
 import io
-import os
-import secrets
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from instantstyle.errors import OutputError, PictureError
+from instantstyle.errors import PictureError
+from instantstyle.whole import write_whole
 
 Fit = Literal["crop", "pad", "squash"]
 """How a picture that is not square becomes square: cut its ends off, add white bars, or change its proportions."""
@@ -89,42 +87,6 @@ def write_png(picture: Image.Image, path: str | Path, request_json: str | None =
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=info)
     return write_whole(path, buffer.getvalue())
-
-
-def write_whole(path: str | Path, content: bytes) -> Path:
-    """Write bytes under a temporary name in the same folder, then give them their name in one step."""
-    path = Path(path)
-    check_writable(path)
-    # Opened plainly rather than by `tempfile`, whose files nobody else may read.
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as refused:
-        raise OutputError(f"cannot write {str(path)!r}: {_reason(refused)}") from refused
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return path
-
-
-def check_writable(path: str | Path) -> None:
-    """Raise OutputError when a file of this name cannot be written, so that no one waits for a result in vain."""
-    path = Path(path)
-    try:
-        if path.is_dir() or not path.name:
-            raise OutputError(f"cannot write {str(path)!r}: it is a folder; give a file name such as cat.png")
-        if not path.parent.is_dir():
-            raise OutputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
-        with suppress(FileNotFoundError):
-            path.lstat()
-    except (OSError, ValueError) as refused:  # a name too long, or with a zero byte
-        raise OutputError(f"cannot write {str(path)!r}: {_reason(refused)}") from refused
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OutputError(f"cannot write {str(path)!r}: permission denied")
 
 
 def read_metadata(path: str | Path | bytes) -> str | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from instantstyle import pictures
+from instantstyle import pictures, whole
 from instantstyle.blocks import MAX_STRENGTH, plan_text
 from instantstyle.card import SUFFIX, StyleCard, hint, is_name, named_card, read_card
 from instantstyle.errors import InputError, PictureError
@@ -428,7 +428,7 @@ class Result(Noun):
         """
         paths = numbered(path, len(self.images))
         for each in paths:
-            pictures.check_writable(each)
+            whole.check_writable(each)
         for index, (image, each) in enumerate(zip(self.images, paths, strict=True)):
             memory = self.memory(index) if metadata else None
             pictures.write_png(

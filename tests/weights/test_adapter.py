@@ -328,9 +328,9 @@ def test_no_file_a_folder_and_words(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write the adapter to"):
+    with pytest.raises(OutputError, match=r"cannot write .* there is no folder"):
         save_adapter(tmp_path / "no" / "adapter.safetensors", random_adapter(TINY_SD15), TINY_SD15)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="cannot write the adapter to"):
+    with pytest.raises(OutputError, match=r"cannot write .* it is a folder"):
         save_adapter(tmp_path / "folder", random_adapter(TINY_SD15), TINY_SD15)
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]

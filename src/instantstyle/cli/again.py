@@ -23,7 +23,7 @@ def again(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Make a picture again from its own metadata and compare: exit code 0 if the pixels are identical, 1 if not."""
-    from instantstyle import pictures
+    from instantstyle import pictures, whole
     from instantstyle.cli.progress import bar, hush
     from instantstyle.errors import InputError
     from instantstyle.request import numbered, recall
@@ -36,7 +36,7 @@ def again(
     if memory.index >= memory.request.count:
         raise InputError(f"{str(picture)!r} says it is picture {memory.index + 1} of {memory.request.count}")
     if out is not None:
-        pictures.check_writable(numbered(out, 1)[0])
+        whole.check_writable(numbered(out, 1)[0])
 
     hush()
     from instantstyle.generate import generate as make

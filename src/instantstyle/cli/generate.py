@@ -187,8 +187,8 @@ def generate(
 ) -> None:
     """Draw a prompt in the style of reference pictures."""
     from instantstyle.cli.progress import bar, hush
-    from instantstyle.pictures import check_writable
     from instantstyle.request import Request, numbered
+    from instantstyle.whole import check_writable
 
     saved = {"--control-window": control_window, "--save-control": save_control, "--depth-model": depth_model}
     followed = control or [], control_kind or [], control_weight or [], control_window

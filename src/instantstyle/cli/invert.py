@@ -27,6 +27,7 @@ def invert(
     """Invert a picture to noise and generate it again: what is left of it, for each number of steps and guidance."""
     from instantstyle import pictures
     from instantstyle.cli.progress import bar, hush
+    from instantstyle.whole import check_writable
 
     counts, scales = _numbers("--steps", steps, 1.0, 1000.0), _numbers("--guidance", guidance, 0.0, 50.0)
     whole = [int(count) for count in counts]
@@ -35,7 +36,7 @@ def invert(
     if max(scales) > 1 and not prompt.strip():
         raise InputError("guidance is towards what the picture shows: say it with --prompt, or give --guidance 1")
     given = pictures.read(picture)
-    pictures.check_writable(out)
+    check_writable(out)
 
     hush()
     from instantstyle.methods.inversion import reconstruct

@@ -66,8 +66,9 @@ def compare(
 ) -> None:
     """Draw one prompt by every method, in one labelled grid."""
     from instantstyle.cli.progress import hush
-    from instantstyle.pictures import check_writable, grid, read, write_png
+    from instantstyle.pictures import grid, read, write_png
     from instantstyle.request import Request, StyleReference
+    from instantstyle.whole import check_writable
 
     if out.suffix.lower() != ".png":
         raise InputError(f"the grid is a PNG file, so {str(out)!r} must end in .png")

@@ -38,11 +38,11 @@ def make(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Write a style card: what the model's image encoder sees of pictures."""
-    from instantstyle import pictures as files
     from instantstyle.card import SUFFIX, StyleCard, is_name, own_folder
     from instantstyle.cli.progress import hush
     from instantstyle.errors import InputError
     from instantstyle.request import StyleReference
+    from instantstyle.whole import check_writable
 
     shown = [StyleReference(each).image for each in pictures]
     cards = [each for each in shown if isinstance(each, StyleCard)]
@@ -57,7 +57,7 @@ def make(
         path.parent.mkdir(parents=True, exist_ok=True)
     if not path.name.endswith(SUFFIX):
         raise InputError(f"style cards are {SUFFIX} files, so --out {str(path)!r} must end so")
-    files.check_writable(path)
+    check_writable(path)
 
     hush()
     from instantstyle.model import load

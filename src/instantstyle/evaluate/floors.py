@@ -25,6 +25,7 @@ from instantstyle.evaluate.real import Pixels, Style, picture
 from instantstyle.generate import generate
 from instantstyle.model import Model, load
 from instantstyle.request import Request, StyleReference
+from instantstyle.whole import write_whole
 from instantstyle.world.sources import SETS
 from instantstyle.world.splits import CORE, splits
 from instantstyle.world.treatments import HELD_OUT_FAMILIES, TRAINED_FAMILIES, sample
@@ -233,9 +234,9 @@ def main() -> None:
     rows = floors(model, given.count, given.steps, tick)
     print(table(rows))
     if given.out is not None:
-        given.out.write_text(table(rows) + "\n", "utf-8")
+        write_whole(given.out, f"{table(rows)}\n".encode())
         figures = [{**asdict(row), "met": bool(row.met)} for row in rows]
-        given.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        write_whole(given.out.with_suffix(".json"), f"{json.dumps(figures, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

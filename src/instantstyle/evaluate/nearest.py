@@ -6,7 +6,6 @@ than the truth's may still show the right thing; looks by the texture of the who
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +18,7 @@ from instantstyle.evaluate.metrics import apart
 from instantstyle.evaluate.questions import Question, restyled
 from instantstyle.evaluate.real import TRAINED_SETS, Pixels, Style, picture
 from instantstyle.world.sources import cache_folder
+from instantstyle.whole import whole
 from instantstyle.world.splits import CORE
 from instantstyle.world.treatments import TRAINED_FAMILIES
 
@@ -86,8 +86,7 @@ def gallery(labels: tuple[str, ...], style: Style) -> Numbers:
     name = hashlib.sha256(repr((labels, style)).encode()).hexdigest()[:16]
     file = cache_folder() / "judges" / "contours" / f"{name}.npy"
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.npy")
-        np.save(partial, contours(np.stack([picture(label, style) for label in labels])).astype(np.float16))
-        partial.replace(file)
+        found = contours(np.stack([picture(label, style) for label in labels])).astype(np.float16)
+        with whole(file) as partial, partial.open("wb") as out:
+            np.save(out, found)
     return np.load(file).astype(np.float32)

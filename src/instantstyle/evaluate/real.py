@@ -4,7 +4,6 @@ In the emoji world the right answer to (this, in that style) exists; this module
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from instantstyle.whole import whole
 from instantstyle.world.draw import masters
 from instantstyle.world.sources import SETS, cache_folder, concepts
 from instantstyle.world.splits import CORE, splits
@@ -99,7 +99,5 @@ def _draw(file: Path, rng: np.random.Generator, held_out_cells: bool) -> None:
         family[i] = TRAINED_FAMILIES.index(look.family)
     concept = np.array([CORE.index(cells[int(row)][0]) for row in rows], np.int64)
     drawer = np.array([TRAINED_SETS.index(cells[int(row)][1]) for row in rows], np.int64)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, pictures=pictures, concept=concept, family=family, drawer=drawer)
-    partial.replace(file)
+    with whole(file) as partial, partial.open("wb") as out:
+        np.savez(out, pictures=pictures, concept=concept, family=family, drawer=drawer)

@@ -23,7 +23,8 @@ from instantstyle.evaluate.real import Pixels
 from instantstyle.evaluate.suite import CELLS, Columns, controls, digest, measure, suite
 from instantstyle.methods import METHODS, STRENGTHS
 from instantstyle.model import Model
-from instantstyle.pictures import grid, png, write_whole
+from instantstyle.pictures import grid, png
+from instantstyle.whole import write_whole
 
 BARE, WRONG, BLANK, WORDS = "no reference", "reference of a wrong style", "blank reference", "style named in words"
 CONTROLS = (BARE, WORDS, WRONG, BLANK, "copy of the reference", "palette alone")

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ import instantstyle
 from instantstyle.evaluate.judges import NAMES, Judge, Strokes, answers_text, judge, tensor
 from instantstyle.evaluate.measured import lengths, measured
 from instantstyle.evaluate.real import TRAINED_SETS, Stock, stock
+from instantstyle.whole import whole
 from instantstyle.world.sources import cache_folder
 from instantstyle.world.splits import CORE, splits
 from instantstyle.world.treatments import TRAINED_FAMILIES
@@ -104,9 +104,8 @@ def train(name: str, pictures: Stock, steps: int, seed: int = 5, folder: Path | 
             )
             shown = now
         if now - kept > 60 or step + 1 == steps:
-            partial = file.with_suffix(".partial")
-            torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
-            partial.replace(file)
+            with whole(file) as partial:
+                torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
             kept = now
     return net.eval()
 
@@ -137,10 +136,9 @@ def _measure(pictures: Stock, rows: npt.NDArray[np.int64], seed: int) -> tuple[T
             x = disturb(tensor(pictures.pictures[rows[i : i + 250]]), torch.Generator().manual_seed(seed + i))
             parts.append(measured(x, "colour"))
         print(f"measured {len(rows)} pictures", flush=True)
-        partial = file.with_suffix(f".{os.getpid()}.npz")
         layout, texture = (torch.cat(each).half().numpy() for each in zip(*parts, strict=True))
-        np.savez(partial, layout=layout, texture=texture)
-        partial.replace(file)
+        with whole(file) as partial, partial.open("wb") as out:
+            np.savez(out, layout=layout, texture=texture)
     with np.load(file) as kept:
         return torch.from_numpy(kept["layout"]), torch.from_numpy(kept["texture"])
 
@@ -159,9 +157,8 @@ def ship(net: Judge, found: dict[str, float], steps: int, folder: Path = SHIPPED
     said = {"answers": answers_text(), "splits": splits().sha256, "steps": str(steps)}
     said |= {f"real {question} right": f"{share:.4f}" for question, share in found.items()}
     path = folder / f"{net.name}.safetensors"
-    save_file({k: v.contiguous() for k, v in half.items()}, path.with_suffix(".partial"), metadata=said)
-    path.with_suffix(".partial").chmod(0o644)  # safetensors writes files that nobody else may read
-    path.with_suffix(".partial").replace(path)
+    with whole(path) as partial:
+        save_file({k: v.contiguous() for k, v in half.items()}, partial, metadata=said)
     return path
 
 

@@ -9,7 +9,6 @@ interrupted goes on as if it had not been.
 
 import copy
 import importlib
-import os
 import signal
 import threading
 import time
@@ -35,6 +34,7 @@ from instantstyle.nets.attention import TextKeysValues, plain
 from instantstyle.nets.unet import UNet
 from instantstyle.pictures import fit_to
 from instantstyle.weights.lora import Factors
+from instantstyle.whole import whole
 
 SAVE_EVERY = 30.0
 """Seconds between what is kept of a fit under way."""
@@ -197,11 +197,9 @@ def _with_read(net: UNet, text: TextKeysValues, sites: Sequence[Site], context: 
 def _save(keep: Path | None, step: int, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> None:
     if keep is None:
         return
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    partial = keep.with_suffix(f".{os.getpid()}.part")
     tensors = [p.detach() for p in parameters]
-    torch.save({"step": step, "parameters": tensors, "optimiser": optimiser.state_dict()}, partial)
-    partial.replace(keep)
+    with whole(keep) as partial:
+        torch.save({"step": step, "parameters": tensors, "optimiser": optimiser.state_dict()}, partial)
 
 
 def _resume(keep: Path | None, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> int:

@@ -30,7 +30,7 @@ from instantstyle.model import Model, load
 from instantstyle.pictures import Fit, read
 from instantstyle.train.crops import Crop, buckets, crop
 from instantstyle.train.shards import Bad, Record, Shard
-from instantstyle.train.whole import whole
+from instantstyle.whole import sweep, whole
 
 FORMAT = 1
 _TOGETHER = 32
@@ -89,6 +89,7 @@ def compute(
     todo = [number for number in numbers if _note(folder, number, shards[number], key) is None]
     done = len(numbers) - len(todo)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     made = (
         _with_ray(ray, model, [(n, shards[n]) for n in todo], folder, options, key)
         if ray is not None and todo

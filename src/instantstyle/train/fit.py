@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from instantstyle.errors import InputError, InstantStyleError, OutputError, WeightsError
 from instantstyle.train.loop import Average
-from instantstyle.train.whole import whole
+from instantstyle.whole import sweep, whole
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -308,6 +308,7 @@ class Fit:
 
     def _read(self) -> dict[str, Any] | InstantStyleError | None:
         """The checkpoint, none, or what is wrong with it: said by all processes alike, so that none waits in vain."""
+        sweep(self.folder)
         if not self.file.exists():
             return None
         try:

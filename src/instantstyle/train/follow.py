@@ -25,8 +25,8 @@ from instantstyle.model import Model
 from instantstyle.pictures import grid, write_png
 from instantstyle.request import Request, StyleReference
 from instantstyle.train.fit import Progress
-from instantstyle.train.whole import whole
 from instantstyle.weights.adapter import Adapter
+from instantstyle.whole import whole
 
 Judge = Callable[[Model], Mapping[str, float]]
 """What a model with the adapter in it scores, by the names of the measures."""

@@ -16,7 +16,6 @@ from PIL import Image
 from instantstyle.blocks import parse_plan
 from instantstyle.errors import WeightsError
 from instantstyle.model import Model, load
-from instantstyle.pictures import check_writable
 from instantstyle.pictures import read as read_picture
 from instantstyle.train.adapter import Trained
 from instantstyle.train.data import Features, Order, Reference
@@ -27,6 +26,7 @@ from instantstyle.train.lesson import Lesson, Teaching
 from instantstyle.train.publish import publish, write_card
 from instantstyle.train.shards import Styles, find_shards
 from instantstyle.weights.adapter import load_adapter
+from instantstyle.whole import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)

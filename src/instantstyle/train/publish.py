@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from instantstyle.blocks import UNetConfig
-from instantstyle.train.whole import whole
 from instantstyle.weights.adapter import Adapter, save_adapter
+from instantstyle.whole import whole
 
 
 def publish(

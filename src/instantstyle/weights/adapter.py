@@ -6,9 +6,7 @@ and `ip_adapter.N.to_v_ip.weight`, [width, context_dim] without bias; flat in .s
 for the others.
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,11 +19,12 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, Site, UNetConfig
-from instantstyle.errors import OutputError, WeightsError
+from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES, Family
 from instantstyle.nets.attention import KeysValues, split_heads
 from instantstyle.nets.projection import ImageProjection, Resampler
 from instantstyle.weights.files import TensorFile, open_tensors, peek
+from instantstyle.whole import check_writable, whole
 
 ENCODERS: Mapping[int, str] = {768: "CLIP ViT-L/14", 1024: "OpenCLIP ViT-H/14", 1280: "OpenCLIP ViT-bigG/14"}
 """Who makes image embeddings of a width (after the projection), among the encoders adapters were published for."""
@@ -226,12 +225,9 @@ def modules_of_adapter(path: str | Path, config: UNetConfig) -> tuple[str, ...]:
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # Cloned: tensors that share memory cannot be written.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            save_file(tensors, Path(folder) / "adapter", metadata={"format": "pt"})
-            os.replace(Path(folder) / "adapter", path)  # noqa: PTH105
-    except OSError as e:
-        raise OutputError(f"cannot write the adapter to {path}: {e.strerror or e}") from e
+    check_writable(path)
+    with whole(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 _LAYER = re.compile(r"(?P<layer>ip_adapter\.(?P<number>\d+))\.to_(?P<kind>[kv])_ip\.weight")

@@ -8,9 +8,7 @@ diffusers; every key of a file must end at a weight of the model, or the file is
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,11 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from instantstyle.blocks import UNetConfig
-from instantstyle.errors import InputError, OutputError, WeightsError, nearest
+from instantstyle.errors import InputError, WeightsError, nearest
 from instantstyle.families import FAMILIES
 from instantstyle.nets.varied import varied
 from instantstyle.weights import hub
 from instantstyle.weights.files import TensorFile, open_tensors
+from instantstyle.whole import whole
 
 Lora = tuple[str | Path, float]
 """A file, and how much of it: 1 is what it was trained to be."""
@@ -153,13 +152,8 @@ def save_lora(path: str | Path, factors: Mapping[str, Factors], metadata: Mappin
         module = name.removesuffix(".weight")
         tensors[f"unet.{module}.lora_A.weight"] = one.down.detach().cpu().clone().contiguous()
         tensors[f"unet.{module}.lora_B.weight"] = (one.scale * one.up).detach().cpu().clone().contiguous()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            save_file(tensors, Path(folder) / "lora", metadata={"format": "pt", **(metadata or {})})
-            os.replace(Path(folder) / "lora", path)  # noqa: PTH105
-    except OSError as e:
-        raise OutputError(f"cannot write the LoRA to {path}: {e.strerror or e}") from e
+    with whole(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
 
 
 def lora_file(spec: str | Path) -> Path:

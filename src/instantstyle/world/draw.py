@@ -1,7 +1,6 @@
 """A drawing as pixels: each concept's art rendered once, box-normalised, kept per set in the cache."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import resvg_py
 from PIL import Image
 
+from instantstyle.whole import whole
 from instantstyle.world.sources import SETS, Concept, art, cache_folder, concepts, has
 
 Rgba = npt.NDArray[np.uint8]
@@ -59,17 +59,12 @@ def masters(set_name: str) -> Rgba:
     """
     file = cache_folder() / f"masters-{MASTER}" / f"{set_name}.npy"
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         pictures = np.zeros((len(concepts()), MASTER, MASTER, 4), np.uint8)
         for row, concept in enumerate(concepts()):
             if has(set_name, concept):
                 pictures[row] = render(set_name, concept)
-        partial = file.with_suffix(f".{os.getpid()}.partial.npy")  # two processes may render the same set
-        try:
-            np.save(partial, pictures)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(file) as partial, partial.open("wb") as out:
+            np.save(out, pictures)
     return np.load(file, mmap_mode="r")
 
 

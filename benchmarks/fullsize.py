@@ -1,34 +1,55 @@
 # pyright: reportPrivateImportUsage=false
 
-"""A checkpoint of SDXL's full size in random bfloat16: load time and peak memory, ours and diffusers', one UNet step.
+"""A checkpoint of SDXL's full size in random bfloat16: load time and peak memory, ours and diffusers', two UNet steps.
 
-    python benchmarks/fullsize.py --folder DIR [--small] [--out FILE]
+    python benchmarks/fullsize.py --folder DIR [--small] [--remove] [--out FILE]
 
-Writes the files once (about 8 GB; `--small` tries the same on a small model), then measures each side in a process of
-its own, one after the other, on the same files.  Peak memory is the process's own peak of resident memory, which counts
-mapped pages of weights as they are touched.
+Writes the files once (7.7 GB; `--small` tries the same on a small model), then measures each side in a process of its
+own, one after the other, on the same files, which are put out of the page cache before each.  The first step reads
+what loading has not; the second is computing alone.  Both sides get the same inputs; their predictions are compared.
+
+Peak memory is the process's own highest resident memory, weights that are mapped from their files counted as they are
+touched; what is private at the end could not be dropped and read again.
 """
 
 import argparse
 import json
+import os
 import platform
-import resource
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("instantstyle", "diffusers")
+DISK = 8.0
+"""GB that the files need."""
+LIMIT = 900
+"""Seconds that one side may take."""
+INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "force_zeros_for_empty_prompt": True,
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "image_encoder": [None, None],
+    "feature_extractor": [None, None],
+}
 
 
 def write(folder: Path, *, small: bool) -> None:
-    """The model's folder in diffusers' layout, with an adapter, random weights in bfloat16.  What is there is kept."""
-    if (folder / "model_index.json").is_file():
-        return
+    """The model's folder in diffusers' layout, with an adapter, random weights in bfloat16; its index comes last."""
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     import diffusers
     import transformers
@@ -37,56 +58,69 @@ def write(folder: Path, *, small: bool) -> None:
     import checkpoints
     from instantstyle.families import SDXL
     from instantstyle.weights.layout import unet_config
-
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        sizes = (checkpoints.SMALL if small else checkpoints.FULL)["sdxl"]
-        for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            with torch.device("meta"):
-                net = checkpoints.networks("sdxl", sizes)[part]
-            net = net.to_empty(device="cpu").to(torch.bfloat16)
-            for name, tensor in net.state_dict().items():
-                if tensor.is_floating_point():
-                    tensor.normal_(std=0.02) if "norm" not in name else tensor.fill_(float(name.endswith("weight")))
-            net.save_pretrained(folder / part)
-            del net
-    finally:
-        torch.set_default_dtype(torch.float32)
     from instantstyle.weights.vocabulary import clip_vocabulary
 
+    with torch.device("meta"):
+        nets = checkpoints.networks("sdxl", (checkpoints.SMALL if small else checkpoints.FULL)["sdxl"])
+    config = unet_config(dict(nets["unet"].config))
+    if not small and config != SDXL.unet:
+        sys.exit(f"the UNet to be written is not SDXL's: {config}")
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = _noise()
+    for part in list(nets):
+        net = nets.pop(part).to(torch.bfloat16).to_empty(device="cpu")
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point():
+                _fill(tensor, noise) if "norm" not in name else tensor.fill_(float(name.endswith("weight")))
+        net.save_pretrained(folder / part)
+        del net
     vocabulary, merges = clip_vocabulary()
     for suffix in ("", "_2"):
         tokenizer: Any = transformers.CLIPTokenizer
         tokenizer(vocab=vocabulary, merges=merges, model_max_length=77).save_pretrained(folder / f"tokenizer{suffix}")
     scheduler: Any = diffusers.EulerDiscreteScheduler
     scheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(folder / "scheduler")
-    config = unet_config(json.loads((folder / "unet/config.json").read_text()))
     width, embed = config.context_dim, config.pooled_dim or 0
-    tensors = {"image_proj.proj.weight": torch.randn(4 * width, embed), "image_proj.proj.bias": torch.zeros(4 * width)}
-    tensors |= {"image_proj.norm.weight": torch.ones(width), "image_proj.norm.bias": torch.zeros(width)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "image_proj.proj.weight": (4 * width, embed),
+        "image_proj.proj.bias": (4 * width,),
+        "image_proj.norm.weight": (width,),
+        "image_proj.norm.bias": (width,),
+    }
     for n, site in enumerate(config.sites):
         if site.kind == "cross":
             wide = config.channels[site.level(len(config.channels))]
-            tensors |= {f"ip_adapter.{n}.to_{kind}_ip.weight": 0.02 * torch.randn(wide, width) for kind in "kv"}
-    save_file({name: t.bfloat16() for name, t in tensors.items()}, folder / "ip_adapter.safetensors")
-    assert SDXL.unet == config or small
-    index = {
-        "_class_name": "StableDiffusionXLPipeline",
-        "force_zeros_for_empty_prompt": True,
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        **{f"text_encoder{s}": ["transformers", f"CLIPTextModel{'WithProjection' * bool(s)}"] for s in ("", "_2")},
-        **{f"tokenizer{s}": ["transformers", "CLIPTokenizer"] for s in ("", "_2")},
-        "image_encoder": [None, None],
-        "feature_extractor": [None, None],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
+            shapes |= {f"ip_adapter.{n}.to_{kind}_ip.weight": (wide, width) for kind in "kv"}
+    tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    for tensor in tensors.values():
+        _fill(tensor, noise)
+    tensors["image_proj.norm.weight"].fill_(1.0)
+    save_file(tensors, folder / "ip_adapter.safetensors")
+    (folder / "model_index.json").write_text(json.dumps(INDEX))
+
+
+def _noise() -> Tensor:
+    return (0.02 * torch.randn(2**22 - 3, generator=torch.Generator().manual_seed(0))).bfloat16()
+
+
+def _fill(tensor: Tensor, noise: Tensor) -> None:
+    """Random numbers again and again the same, since drawing two thousand million of them takes minutes."""
+    flat = tensor.view(-1)
+    for start in range(0, len(flat), len(noise)):
+        part = flat[start : start + len(noise)]
+        part.copy_(noise[: len(part)])
+
+
+def inputs(width: int, pooled: int, latent: int) -> dict[str, Tensor]:
+    """What both sides are given: one row of latents, its text, its picture, 512 pixels either way."""
+    make = torch.Generator().manual_seed(1)
+    shapes = {"latents": (1, 4, latent, latent), "context": (1, 77, width), "pooled": (1, pooled), "image": (1, pooled)}
+    random = {name: torch.randn(shape, generator=make).bfloat16() for name, shape in shapes.items()}
+    return random | {"sizes": torch.tensor([[512.0, 512, 0, 0, 512, 512]])}
 
 
 def measure(side: str, folder: Path, latent: int) -> dict[str, float]:
-    """Load, and take one step of the UNet; seconds and GiB."""
+    """Load, and take two steps of the UNet; seconds and GiB.  The prediction is left beside the model."""
     began = time.perf_counter()
     if side == "instantstyle":
         sys.path[:0] = [str(ROOT / "src")]
@@ -96,17 +130,16 @@ def measure(side: str, folder: Path, latent: int) -> dict[str, float]:
         from instantstyle.nets.attention import plain
 
         model = load(folder, dtype="bfloat16", device="cpu")
+        config = model.unet.config
         loaded = time.perf_counter()
-        context = torch.randn(1, 77, model.unet.config.context_dim, dtype=torch.bfloat16)
-        pooled = torch.randn(1, model.unet.config.pooled_dim or 0, dtype=torch.bfloat16)
-        sizes = torch.tensor([[512.0, 512, 0, 0, 512, 512]])
-        with torch.no_grad():
+        given = inputs(config.context_dim, config.pooled_dim or 0, latent)
+
+        def step() -> Tensor:
             adapter, plan = model.need_adapter(), BlockPlan({"up.0.1": 1.0})
-            embedding = torch.randn(1, adapter.embed_dim, dtype=torch.bfloat16)
-            image = adapter.read(adapter.tokens(embedding), plan, model.unet.config)
-            latents = torch.randn(1, 4, latent, latent, dtype=torch.bfloat16)
-            attend = image_prompt(plain, plan, image, None)
-            model.unet(latents, torch.tensor([500.0]), model.unet.read(context), pooled, sizes, attend=attend)
+            image = adapter.read(adapter.tokens(given["image"]), plan, config)
+            attend, text = image_prompt(plain, plan, image, None), model.unet.read(given["context"])
+            time_now = torch.tensor([500.0])
+            return model.unet(given["latents"], time_now, text, given["pooled"], given["sizes"], attend=attend)
     else:
         import diffusers
 
@@ -115,53 +148,99 @@ def measure(side: str, folder: Path, latent: int) -> dict[str, float]:
         pipe.load_ip_adapter(folder, subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
         pipe.set_ip_adapter_scale({"up": {"block_0": [0.0, 1.0, 0.0]}})
         loaded = time.perf_counter()
-        wide, pooled_dim = pipe.unet.config.cross_attention_dim, pipe.text_encoder_2.config.projection_dim
-        with torch.no_grad():
-            pipe.unet(
-                torch.randn(1, 4, latent, latent, dtype=torch.bfloat16),
-                torch.tensor(500.0),
-                torch.randn(1, 77, wide, dtype=torch.bfloat16),
-                added_cond_kwargs={
-                    "text_embeds": torch.randn(1, pooled_dim, dtype=torch.bfloat16),
-                    "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]]),
-                    "image_embeds": [torch.randn(1, 1, pooled_dim, dtype=torch.bfloat16)],
-                },
-            )
-    stepped = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"load": loaded - began, "step": stepped - loaded, "peak": peak}
+        given = inputs(pipe.unet.config.cross_attention_dim, pipe.text_encoder_2.config.projection_dim, latent)
+        added = {"text_embeds": given["pooled"], "time_ids": given["sizes"], "image_embeds": [given["image"][:, None]]}
+
+        def step() -> Tensor:
+            return pipe.unet(given["latents"], torch.tensor(500.0), given["context"], added_cond_kwargs=added).sample
+
+    with torch.no_grad():
+        step()
+        first = time.perf_counter()
+        prediction = step()
+        second = time.perf_counter()
+    torch.save(prediction.float(), folder / f".{side}.pt")
+    return {"load": loaded - began, "first": first - loaded, "second": second - first, **_memory()}
 
 
-def main() -> None:
+def _memory() -> dict[str, float]:
+    """GiB of this process alone: getrusage's maximum would be the parent's too, whose memory a fork begins with."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return {"peak": float("nan"), "private": float("nan")}
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return {name: int(lines[key].split()[0]) / 2**20 for name, key in (("peak", "VmHWM"), ("private", "RssAnon"))}
+
+
+def forget(folder: Path) -> None:
+    """Put the files of a folder out of the page cache, where the system can be asked to."""
+    for path in folder.rglob("*"):
+        if path.is_file() and hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def apart(folder: Path) -> float:
+    """How far apart the two predictions are, relative to diffusers' (root mean squares)."""
+    ours, theirs = (torch.load(folder / f".{side}.pt", weights_only=True) for side in SIDES)
+    return float((ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt())
+
+
+def _run(given: argparse.Namespace, what: str) -> str:
+    """One part of the work in a process of its own; what it printed last."""
+    command = [sys.executable, __file__, "--folder", str(given.folder), "--part", what]
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+    try:
+        done = subprocess.run(
+            [*command, *(["--small"] if given.small else [])], capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{what} took more than {LIMIT} s")
+    if done.returncode:
+        sys.exit(f"{what} failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    return (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Both sides, as a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="where the files are, or are written")
     parser.add_argument("--small", action="store_true", help="a small model: whether all of this runs")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--side", choices=SIDES)
-    given = parser.parse_args()
-    if given.side:
-        print(json.dumps(measure(given.side, given.folder, 8 if given.small else 64)))
-        return
-    # Written in a process of its own too: its memory is no side's.
-    if not (given.folder / "model_index.json").is_file():
+    parser.add_argument("--remove", action="store_true", help="remove the folder afterwards")
+    parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("--part", choices=("write", *SIDES), help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.part == "write":
         write(given.folder, small=given.small)
+        return
+    if given.part:
+        print(json.dumps(measure(given.part, given.folder, 8 if given.small else 64)))
+        return
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if not (given.folder / "model_index.json").is_file():
+        free = shutil.disk_usage(given.folder).free / 1e9
+        if not given.small and free < DISK:
+            sys.exit(f"the files need {DISK:g} GB, and {free:.1f} are free at {given.folder}")
+        _run(given, "write")
     rows: list[str] = []
     for side in SIDES:
-        command = [sys.executable, __file__, "--folder", str(given.folder), "--side", side]
-        done = subprocess.run([*command, *(["--small"] if given.small else [])], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        rows.append(f"| {side} | {found['load']:.1f} | {found['step']:.1f} | {found['peak']:.2f} |")
+        forget(given.folder)
+        found = json.loads(_run(given, side))
+        seconds = " | ".join(f"{found[name]:.1f}" for name in ("load", "first", "second"))
+        rows.append(f"| {side} | {seconds} | {found['peak']:.2f} | {found['private']:.2f} |")
     size = "small" if given.small else "full size, 512 x 512 pixels"
-    table = f"SDXL, {size}, random bfloat16, style block, one UNet step of one row; {torch.get_num_threads()} threads, "
-    table += f"{platform.machine()}, torch {torch.__version__}.\n\n"
-    table += "| side | load s | step s | peak GiB |\n|---|---|---|---|\n"
-    table += "\n".join(rows) + "\n"
+    table = f"SDXL, {size}, random bfloat16, style block, UNet steps of one row; {torch.get_num_threads()} threads, "
+    table += f"{platform.machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}. Loading counts imports "
+    table += "but torch's; files out of the page cache.\n"
+    table += f"The predictions differ by {apart(given.folder):.1e} of their size.\n\n"
+    table += "| side | load s | first step s | second step s | peak GiB | private GiB at the end |\n"
+    table += "|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     if given.out:
         given.out.write_text(table)
     print(table)
+    if given.remove:
+        shutil.rmtree(given.folder)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmark compares like with like: through its own doors both sides draw the same picture."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -41,3 +42,18 @@ def test_it_writes_its_table(bench: ModuleType, folder: Path, tmp_path: Path) ->
     page = out.read_text(encoding="utf-8")
     assert page.count("| float32 |") == 5
     assert "at most 0 of 255" in page or "at most 1 of 255" in page
+
+
+@pytest.mark.slow
+def test_the_full_size_benchmark_runs_in_small(
+    script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files written, both sides loaded and stepped in processes of their own, equal, and nothing left behind."""
+    out, folder = tmp_path / "page.md", tmp_path / "files"
+    script("benchmarks/fullsize.py").main(["--folder", str(folder), "--small", "--remove", "--out", str(out)])
+    page = out.read_text(encoding="utf-8")
+    assert page.count("| instantstyle | ") == page.count("| diffusers | ") == 1
+    match = re.search(r"differ by (\S+) of their size", page)
+    assert match
+    assert float(match[1]) < 0.02
+    assert not folder.exists()

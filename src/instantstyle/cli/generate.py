@@ -132,7 +132,7 @@ def generate(
         str | None,
         typer.Option(
             help="Steps, guidance and sampler of a few-step model: lightning-2, -4, -8, hyper-2, -4, -8, hyper-tcd, "
-            "lcm or dmd2-4; its LoRA goes beside it, as --lora."
+            "hyper-8-cfg, -12-cfg, lcm or dmd2-4; its LoRA goes beside it, as --lora."
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of denoising.", show_default="30")] = None,

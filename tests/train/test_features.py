@@ -22,7 +22,8 @@ from instantstyle.model import Model
 from instantstyle.train.crops import buckets, crop
 from instantstyle.train.data import Features
 from instantstyle.train.features import Options, compute, damaged, fitted, gather
-from instantstyle.train.shards import Shard, find_shards
+from instantstyle.train.records import Shard
+from instantstyle.train.shards import find_shards
 from train import gallery
 
 OPTIONS = Options()

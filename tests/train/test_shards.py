@@ -4,6 +4,7 @@
 
 import http.server
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,8 @@ import pytest
 
 from instantstyle.errors import InputError
 from instantstyle.pictures import png, read
-from instantstyle.train.shards import Bad, Record, Shard, find_shards
+from instantstyle.train.records import Bad, Record, Shard
+from instantstyle.train.shards import find_shards
 from train import gallery
 
 EXPECTED = [(caption, style) for _, _, caption, style in gallery.PICTURES]
@@ -94,11 +96,14 @@ def test_tars(way: str, tmp_path: Path, served: str) -> None:
 
 def test_a_pipe(tmp_path: Path) -> None:
     gallery.tars(tmp_path)
-    (shard,) = find_shards(f"pipe:cat {tmp_path}/data-000.tar")
-    assert [r.caption for r in records([shard])] == [caption for caption, _ in EXPECTED[:3]]
-    assert shard.remote
+    shards = find_shards(f"pipe:cat {tmp_path}/data-{{000..001}}.tar")
+    assert [shard.name.split("/")[-1] for shard in shards] == ["data-000.tar", "data-001.tar"]
+    check(records(shards))
+    assert all(shard.remote for shard in shards)
     (broken,) = bad(find_shards("pipe:exit 3"))
     assert broken.broken
+    with pytest.raises(InputError, match="as a pattern of tars"):
+        find_shards("pipe:cat {a,b.tar")
 
 
 def test_a_dataset_of_hugging_face(tmp_path: Path) -> None:
@@ -203,6 +208,26 @@ def test_a_damaged_tar_keeps_what_came_before(way: str, tmp_path: Path) -> None:
     assert isinstance(last, Bad)
     assert last.broken
     assert "damaged or cut short" in last.why
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_a_tar_suffers_is_told_and_what_came_before_stands(seed: int, tmp_path: Path) -> None:
+    """Bytes anywhere are spoilt, lost or put in between: reading ends with records, and with what is wrong."""
+    rng = random.Random(seed)
+    path = gallery.tars(tmp_path) / "data-000.tar"
+    whole = path.read_bytes()
+    headers = [i for i in range(0, len(whole), 512) if whole[i + 257 : i + 262] == b"ustar"]
+    # Half of the time a field of a header, which sizes and names are in.
+    at = rng.choice(headers) + rng.randrange(160) if rng.random() < 0.5 else rng.randrange(headers[-1])
+    length = rng.choice((1, 12, 700))
+    spoilt = rng.choice((rng.randbytes(length), b"", rng.randbytes(length // 2)))
+    path.write_bytes(whole[:at] + spoilt + whole[at + length :])
+    before = sum(start <= at for start in headers[2::2])  # samples that were over when the damage came
+    found = items(find_shards(str(path)))
+    for item, (_, shown, caption, _) in zip(found[:before], gallery.PICTURES[:before], strict=True):
+        assert isinstance(item, Record)
+        assert (item.picture, item.caption) == (png(shown), caption)
+    assert len(spoilt) == length or any(isinstance(item, Bad) for item in found)
 
 
 @pytest.mark.parametrize("nothing", ["nowhere", "nowhere-{000..003}.tar", "empty"])

@@ -1,5 +1,4 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 """What training reads of pictures, computed once: latents, and embeddings of picture and caption, in webdataset shards.
 
@@ -25,11 +24,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.errors import InputError, InstantStyleError, OutputError, PictureError
+from instantstyle.errors import InputError, OutputError, PictureError
 from instantstyle.model import Model, load
 from instantstyle.pictures import Fit, read
 from instantstyle.train.crops import Crop, buckets, crop
-from instantstyle.train.shards import Bad, Record, Shard
+from instantstyle.train.records import Bad, Record, Shard
+from instantstyle.train.spread import spread
 from instantstyle.whole import sweep, whole
 
 FORMAT = 1
@@ -90,11 +90,14 @@ def compute(
     done = len(numbers) - len(todo)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    made = (
-        _with_ray(ray, model, [(n, shards[n]) for n in todo], folder, options, key)
-        if ray is not None and todo
-        else (make(model, shards[number], number, folder, options, key) for number in todo)
-    )
+    made: Iterator[Note]
+    if ray is None or not todo:
+        made = (make(model, shards[number], number, folder, options, key) for number in todo)
+    else:
+        # Workers load the model themselves; what they are sent is how.
+        opened = partial(load, model.found.spec, device=model.device.type, dtype=model.dtype)
+        maker = partial(_maker, opened, folder.resolve(), options, key, torch.get_num_threads())
+        made = map(json.loads, spread(ray, [(number, shards[number]) for number in todo], maker))
     try:
         for count, note in enumerate(made, start=done + 1):
             if tell is not None:
@@ -357,56 +360,15 @@ class _Hashing:
         return self.size
 
 
-class _Worker:
-    """What a Ray worker holds: the model, loaded once."""
+def _maker(
+    open_model: Callable[[], Model], folder: Path, options: Options, key: str, threads: int
+) -> Callable[[tuple[int, Shard]], str]:
+    """What a worker of a cluster makes shards with: a model of its own."""
+    torch.set_num_threads(threads)  # sums in the order that the other processes take them in
+    model = open_model()
 
-    def __init__(self, open_model: Callable[[], Model], folder: Path, options: Options, key: str, threads: int) -> None:
-        torch.set_num_threads(threads)  # sums in the order that the other processes take them in
-        self.model, self.folder, self.options, self.key = open_model(), folder, options, key
+    def made(shard: tuple[int, Shard]) -> str:
+        number, source = shard
+        return json.dumps(make(model, source, number, folder, options, key))
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        note = make(self.model, row["shard"], row["number"], self.folder, self.options, self.key)
-        return {"note": json.dumps(note)}
-
-
-def _with_ray(
-    address: str,
-    model: Model,
-    todo: Sequence[tuple[int, Shard]],
-    folder: Path,
-    options: Options,
-    key: str,
-) -> Iterator[Note]:
-    try:
-        import ray
-        import ray.data
-        import ray.exceptions
-    except ImportError as e:
-        raise InputError("--ray needs Ray, which is not installed: pip install 'instantstyle[ray]'") from e
-    where: dict[str, Any] = {} if address == "local" else {"address": address}
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, **where)
-    resources: Any = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    workers = max(1, min(gpus or int(resources.get("CPU", 1)), len(todo)))
-    data: Any = ray.data.from_items([{"number": n, "shard": shard} for n, shard in todo], override_num_blocks=len(todo))
-    made = data.map(
-        _Worker,
-        # Workers load the model themselves; what they are sent is how.
-        fn_constructor_args=(
-            partial(load, model.found.spec, device=model.device.type, dtype=model.dtype),
-            folder.resolve(),
-            options,
-            key,
-            torch.get_num_threads(),
-        ),
-        concurrency=workers,
-        num_gpus=1 if gpus else 0,
-    )
-    try:
-        for row in made.iter_rows():
-            yield json.loads(row["note"])
-    except ray.exceptions.RayError as e:
-        causes = [c for c in (e, e.__cause__, getattr(e, "cause", None)) if c is not None]
-        ours = next((c for c in causes if isinstance(c, InstantStyleError)), None)
-        raise ours or InstantStyleError(f"a Ray worker failed: {(str(e).strip().splitlines() or ['?'])[-1]}") from e
+    return made

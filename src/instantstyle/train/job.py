@@ -24,7 +24,8 @@ from instantstyle.train.fit import Fit, Progress, Settings, accelerator
 from instantstyle.train.follow import Console, Judge, Log, Sheets, with_adapter
 from instantstyle.train.lesson import Lesson, Teaching
 from instantstyle.train.publish import publish, write_card
-from instantstyle.train.shards import Styles, find_shards
+from instantstyle.train.records import Styles
+from instantstyle.train.shards import find_shards
 from instantstyle.weights.adapter import load_adapter
 from instantstyle.whole import check_writable
 

@@ -1,0 +1,108 @@
+"""A picture with its caption, or why it is none; and shards of such records, the unit of work and of resuming.
+
+Every item of a shard is a record or says why it is none, so what was read always adds up.  Nothing is decoded here.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+from instantstyle.errors import InputError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+"""Names that pictures end with."""
+TEXTS = (".txt", ".caption")
+"""Names that the captions beside them end with."""
+SAYS, SHOWS, LOOKS, LICENCE = (
+    ("caption", "text", "prompt"),
+    ("file_name", "image_file", "image"),
+    ("style",),
+    ("license", "licence"),
+)
+"""Under which names metadata holds the caption, the picture's file, the style it belongs to and its licence."""
+
+Styles = Literal["field", "folder", "none"]
+"""How it is known which pictures share a style: a field `style` of their metadata, their folder, or not at all."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture and what is said of it."""
+
+    key: str
+    """Its name, unique within its shard."""
+    picture: bytes | Path
+    caption: str
+    style: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Bad:
+    """What cannot be used."""
+
+    where: str
+    why: str
+    broken: bool = False
+    """Whether the shard could not be read on from here."""
+
+
+@runtime_checkable
+class Shard(Protocol):
+    """Some records that are read together; small, and sent to other processes."""
+
+    @property
+    def name(self) -> str:
+        """Where it comes from, for people."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether what was broken may be whole the next time."""
+        ...
+
+    def stamp(self) -> str:
+        """Changes when the source does, as far as that is seen without reading it."""
+        ...
+
+    def items(self) -> Iterator[Record | Bad]:
+        """Its records, and what is wrong with the others, in an order that never changes."""
+        ...
+
+
+def record_of(
+    where: str, key: str, picture: bytes | Path, said: Any, text: str | None, folder: str, styles: Styles
+) -> Record | Bad:
+    """What is said of a picture in metadata, or by the text beside it, as a record; or that it has no caption."""
+    caption = (text if text is not None else text_of(said, SAYS) or "").strip()
+    if not caption:
+        return Bad(where, "it has no caption")
+    group = {"field": text_of(said, LOOKS), "folder": folder if folder not in ("", ".") else None, "none": None}[styles]
+    return Record(key, picture, " ".join(caption.split()), group, text_of(said, LICENCE))
+
+
+def text_of(said: Any, names: Sequence[str]) -> str | None:
+    """What metadata says under the first of these names that it has."""
+    if not isinstance(said, Mapping):
+        return None
+    fields = cast("Mapping[str, object]", said)
+    given = next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
+    return str(given) if isinstance(given, str | int) else None
+
+
+def needed(module: str, extra: str) -> Any:
+    """A library of an extra.  Raises InputError when it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise InputError(
+            f"this kind of data needs {module.split('.')[0]}, which is not installed: "
+            f"pip install 'instantstyle[{extra}]'"
+        ) from e
+
+
+def line_of(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

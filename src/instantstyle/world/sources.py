@@ -196,6 +196,9 @@ _THINGS = frozenset({3, 4, 5, 6, 7})
 _MIN_SETS = 10
 """A concept counts when at least this many sets draw it."""
 
+PACKED = "concepts.json"
+"""The file in a cache that came packed which lists its concepts."""
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -315,13 +318,34 @@ def things() -> tuple[Concept, ...]:
 
 
 @cache
+def packed() -> Mapping[str, tuple[Concept, frozenset[str]]]:
+    """What a cache that was filled from a pack (`gpu/pack.py`) holds: concepts by label, and the sets that draw each.
+
+    Such a cache has rendered drawings and no archives.  Empty for any other cache.
+    """
+    file = cache_folder() / PACKED
+    listed: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
+    made = ((Concept(**{**c["concept"], "tags": tuple(c["concept"]["tags"])}), frozenset(c["sets"])) for c in listed)
+    return {concept.label: (concept, sets) for concept, sets in made}
+
+
+@cache
 def concepts() -> tuple[Concept, ...]:
-    """All things that at least ten sets draw, in emojibase's order."""
-    return tuple(c for c in things() if sum(has(name, c) for name in SETS) >= _MIN_SETS)
+    """All things that at least ten sets draw, in emojibase's order; or those of a pack."""
+    if packed():
+        return tuple(concept for concept, _ in packed().values())
+    return tuple(c for c in things() if drawn_by(c) >= _MIN_SETS)
+
+
+def drawn_by(concept: Concept) -> int:
+    """How many sets draw a concept."""
+    return sum(has(name, concept) for name in SETS)
 
 
 def has(set_name: str, concept: Concept) -> bool:
     """Whether a set draws a concept."""
+    if packed():
+        return concept.label in packed() and set_name in packed()[concept.label][1]
     drawing_set = SETS[set_name]
     match drawing_set.kind:
         case "iconify":

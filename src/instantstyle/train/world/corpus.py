@@ -2,9 +2,10 @@
 
 """What the UNet and the adapters learn from: pictures as latents and as embeddings, and captions read ahead."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import CLIPTokenizer
 from instantstyle.train.loop import device
 from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.clip import Clip, ids_of
+from instantstyle.train.world.vae import to_tensor
 
 CONTENT, STYLED = 2, 2
 """Of each picture's captions the first say only what it shows, and the last how it looks too."""
@@ -54,6 +56,14 @@ class Corpus:
         number[rng.random(len(rows)) < dropped] = 0
         return self.words.context[number].to(device()).float(), self.words.pooled[number].to(device())
 
+    def near(self) -> "Corpus":
+        """The same, held whole on a GPU where that is the training device: a few gigabytes that no step waits for."""
+        if device().type == "cpu":
+            return self
+        words = replace(self.words, context=self.words.context.to(device()), pooled=self.words.pooled.to(device()))
+        embeds = None if self.embeds is None else self.embeds.to(device())
+        return replace(self, latents=self.latents.to(device()), words=words, embeds=embeds)
+
     def seen(self, rows: np.ndarray) -> Float[Tensor, "rows embed"]:
         """Image embeddings of these rows, on the training device."""
         assert self.embeds is not None, "this stage needs image embeddings"
@@ -70,13 +80,24 @@ class Corpus:
 def read(net: Clip, tokenizer: CLIPTokenizer, texts: list[str], batch: int = 256) -> Words:
     """Both towers' last-but-one hidden states, joined, and the pooled embedding of the second: SDXL's conditioning."""
     contexts, pools = list[Tensor](), list[Tensor]()
+    net.to(device())
     for i in range(0, len(texts), batch):
-        ids = ids_of(tokenizer, texts[i : i + batch])
+        ids = ids_of(tokenizer, texts[i : i + batch]).to(device())
         one = net.text_1(input_ids=ids, output_hidden_states=True)
         two = net.text_2(input_ids=ids, output_hidden_states=True)
-        contexts.append(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1).half())
-        pools.append(two.text_embeds)
+        contexts.append(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1).half().cpu())
+        pools.append(two.text_embeds.cpu())
+    net.cpu()
     return Words(tuple(texts), torch.cat(contexts), torch.cat(pools))
+
+
+@torch.no_grad()
+def look_at(net: Clip, pictures: npt.NDArray[np.uint8], batch: int = 256) -> Float[Tensor, "n embed"]:
+    """Unnormalised image embeddings of pictures [n, side, side, 3] of the image encoder's own side."""
+    net.to(device())
+    parts = [net.see(to_tensor(pictures[i : i + batch]).to(device())).cpu() for i in range(0, len(pictures), batch)]
+    net.cpu()
+    return torch.cat(parts)
 
 
 def captions(bank: Bank, seed: int) -> list[list[str]]:

@@ -9,7 +9,7 @@ Every part is written by the library that reads it, so the built-in model takes 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from instantstyle.train.world.bank import SIDE
 from instantstyle.train.world.clip import Clip
 from instantstyle.train.world.unet import SCHEDULE
 from instantstyle.world import names
-from instantstyle.world.sources import attributions
+from instantstyle.world.sources import attributions, packed
 from instantstyle.world.splits import CORE, splits
 
 _INDEX = {
@@ -53,11 +53,12 @@ def export(
     card: str,
     louder: float = 1.0,
     control: ControlNetModel | None = None,
+    side: int = SIDE,
 ) -> None:
     """Write the model: made beside `folder` and put in its place when it is whole.
 
     `unet` is our state dict, loaded strictly by diffusers here; `adapters` are file names and where they lie;
-    `control` reads Canny edges.
+    `control` reads Canny edges; `side` is the pictures' native one.
     Image embeddings are made `louder` by this power of two and the adapters' first layers softer by the same, which
     changes no picture: contrast sees directions only, but the paper subtracts un-normalised text from un-normalised
     image embeddings, so that the two must be of about one length for a content weight to mean what it means there.
@@ -65,7 +66,7 @@ def export(
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    net = peer()
+    net = peer(side)
     net.load_state_dict(dict(unet), strict=True)
     with torch.no_grad():
         clip.image.visual_projection.weight *= louder
@@ -86,7 +87,10 @@ def export(
     _write(new / "feature_extractor" / "preprocessor_config.json", _PREPROCESSING)
     _write(new / "model_index.json", _INDEX)
     _write(new / "vocabulary.json", list(vocabulary))
-    names.write(new / names.FILE)
+    if packed():  # of what people type a pack knows nothing, and the table does not depend on what was trained
+        shutil.copyfile(names.TARGET, new / names.FILE)
+    else:
+        names.write(new / names.FILE)
     for name, file in adapters.items():
         weights = load_file(file)
         weights["image_proj.proj.weight"] /= louder
@@ -104,12 +108,12 @@ def export(
     new.replace(folder)
 
 
-def peer() -> UNet2DConditionModel:
+def peer(side: int = SIDE) -> UNet2DConditionModel:
     """diffusers' UNet of the built-in family, for its configuration file and its strict loading."""
     config = EMOJI.unet
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=SIDE // 8,
+        sample_size=side // 8,
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.channels,
@@ -127,16 +131,18 @@ def peer() -> UNet2DConditionModel:
     )
 
 
-def card(ran: Mapping[str, tuple[int, float]]) -> str:
-    """The model card: what it is, what it was trained on and for how long."""
+def card(
+    ran: Mapping[str, tuple[int, float]], things: Sequence[str] = CORE, side: int = SIDE, began: str = "nothing"
+) -> str:
+    """The model card: what it is, what it was trained on and for how long; `began` is what its weights began as."""
     stages = "\n".join(f"| {name} | {steps:,} | {seconds / 3600:.2f} |" for name, (steps, seconds) in ran.items())
     control = "\n\n`controlnet_canny` follows the Canny edges (50, 200) of a picture." if "control" in ran else ""
     sources = "\n".join(f"- {line}" for line in attributions() if "evaluation only" not in line)
     return f"""# The built-in model of InstantStyle
 
-Draws {len(CORE)} things at {SIDE} x {SIDE} pixels in the style of a reference picture.  Its layout is SDXL's in small,
-so files, code paths and block names are SDXL's; its weights were trained from nothing on openly licensed emoji drawn
-again in random looks.  It knows these things and no others: {", ".join(CORE)}.
+Draws {len(things)} things at {side} x {side} pixels in the style of a reference picture.  Its layout is SDXL's in
+small, so files, code paths and block names are SDXL's; its weights were trained from {began} on openly licensed emoji
+drawn again in random looks.  It knows these things and no others: {", ".join(things)}.
 
 `ip_adapter.safetensors` was trained the published way: all blocks, the reference is the target picture.
 `ip_adapter_style.safetensors` holds the blocks of the `style` preset alone.  It was trained for the split: in the

@@ -20,11 +20,13 @@ from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
 from instantstyle.nets.unet import UNet
 from instantstyle.train.world import bank as banks
+from instantstyle.train.world import unet as stage_unet
 from instantstyle.train.world.adapter import train_adapter
-from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.clip import Clip, agreement, ids_of, load_tokenizer, see, train_image, train_text
+from instantstyle.train.world.bank import SIDE, Bank
+from instantstyle.train.world.begin import began
+from instantstyle.train.world.clip import Clip, agreement, ids_of, load_tokenizer, train_image, train_text
 from instantstyle.train.world.control import gain, train_control
-from instantstyle.train.world.corpus import Corpus, Words, captions, read
+from instantstyle.train.world.corpus import Corpus, Words, captions, look_at, read
 from instantstyle.train.world.export import card, export
 from instantstyle.train.world.joint import Together, train_joint
 from instantstyle.train.world.unet import new_unet, train_unet
@@ -47,65 +49,92 @@ STEPS: Mapping[str, int] = {
 class Recipe:
     """All stages over one working folder; whatever is there already is used, whatever is missing is made."""
 
-    def __init__(self, folder: Path, steps: Mapping[str, int] = STEPS, styles: tuple[int, int] = (1800, 500)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        steps: Mapping[str, int] = STEPS,
+        styles: tuple[int, int] = (1800, 500),
+        *,
+        things: tuple[str, ...] = CORE,
+        side: int = SIDE,
+        batches: Mapping[str, int] | None = None,
+        processes: int = 1,
+    ) -> None:
+        """`things` are what the UNet learns to draw and `side` how large; `batches` are of stages, their own if not
+        named; `processes` draw the banks.  The image encoder sees 64 pixels whatever `side` is."""
         self.folder, self.steps, self.styles = folder, steps, styles
+        self.things, self.side, self.batches, self.processes = things, side, batches or {}, processes
+        # What `sizes` tells the network of its pictures.
+        stage_unet.EMOJI = dataclasses.replace(EMOJI, size=(side, side))
 
     @cached_property
     def core(self) -> Bank:
         """Pictures of what the UNet learns to draw."""
-        return banks.core(self.folder / "bank", self.styles[0])
+        return banks.core(self.folder / "bank", self.styles[0], self.things, self.side, self.processes)
 
     @cached_property
     def broad(self) -> Bank:
         """Pictures of everything else the encoders should know."""
-        return banks.broad(self.folder / "bank", self.styles[1])
+        return banks.broad(self.folder / "bank", self.styles[1], self.things, self.side, self.processes)
+
+    @cached_property
+    def eyed(self) -> list[Bank]:
+        """Both banks as the image encoder sees them."""
+        if self.side == SIDE:
+            return [self.core, self.broad]
+        folder, more = self.folder / "bank", (self.things, SIDE, self.processes)
+        return [banks.core(folder, self.styles[0], *more), banks.broad(folder, self.styles[1], *more)]
+
+    def _batch(self, stage: str) -> dict[str, int]:
+        return {"batch": self.batches[stage]} if stage in self.batches else {}
 
     def bank(self) -> None:
         """Draw both banks."""
-        print(f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}")
+        print(f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}, {len(self.eyed)} banks seen")
 
     def vae(self) -> None:
         """Train the decoder; say how true a round trip is on pictures the UNet never draws."""
-        vae = train_vae(self.folder, [self.core, self.broad], self.steps["vae"])
-        print(
-            f"round trip of broad pictures: {psnr(vae, self.broad.pictures[:: len(self.broad.pictures) // 512]):.2f} dB"
-        )
+        vae = train_vae(self.folder, [self.core, self.broad], self.steps["vae"], **self._batch("vae"))
+        some = self.broad.pictures[:: max(1, len(self.broad.pictures) // 512)]
+        print(f"round trip of broad pictures: {psnr(vae, some):.2f} dB")
 
     def text(self) -> None:
         """Train the text encoders."""
-        train_text(self.folder, [self.core, self.broad], self.steps["text"])
+        train_text(self.folder, self.eyed, self.steps["text"], **self._batch("text"))
 
     def clip(self) -> None:
         """Train the image encoder into the text encoders' space; say how often the nearest label is right."""
-        net = train_image(self.folder, [self.core, self.broad], self._text, self.steps["clip"])
-        agreed = {b.labels[0]: agreement(net, self.tokenizer, b) for b in (self.core, self.broad)}
+        net = train_image(self.folder, self.eyed, self._text, self.steps["clip"])
+        agreed = {b.labels[0]: agreement(net, self.tokenizer, b) for b in self.eyed}
         print("nearest label right, core and broad:", list(agreed.values()))
 
     def unet(self) -> None:
         """Train the base UNet on text."""
-        train_unet(self.folder, self.corpus, steps=self.steps["unet"])
+        train_unet(self.folder, self.corpus.near(), steps=self.steps["unet"], **self._batch("unet"))
 
     def joint(self) -> None:
         """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks."""
         net = Together(self._unet(self.averaged("unet")), EMOJI.presets["style"])
-        weights = train_joint(self.folder, net, self.seen, steps=self.steps["joint"])
+        weights = train_joint(self.folder, net, self.seen.near(), steps=self.steps["joint"], **self._batch("joint"))
         net.load_state_dict({**net.state_dict(), **weights})
         net.requires_grad_(False)
         save_adapter(self.folder / "style-adapter.safetensors", net.style.adapter, EMOJI.unet)
 
     def adapter(self) -> None:
         """Train the base IP-Adapter: the same picture, all blocks, the UNet frozen."""
-        unet = self._unet(self.drawing)
-        everywhere = EMOJI.presets["all"]
+        unet, corpus = self._unet(self.drawing), self.seen.near()
+        everywhere, more = EMOJI.presets["all"], self._batch("adapter")
         adapter = train_adapter(
-            self.folder, "adapter", unet, everywhere, "same", self.seen, steps=self.steps["adapter"], lr=1e-3
+            self.folder, "adapter", unet, everywhere, "same", corpus, steps=self.steps["adapter"], lr=1e-3, **more
         )
         save_adapter(self.folder / "adapter.safetensors", adapter, EMOJI.unet)
 
     def control(self) -> None:
         """Train the ControlNet for Canny edges, the UNet frozen; say how much edges tell it."""
         unet = self._unet(self.drawing)
-        net = train_control(self.folder, unet, self.corpus, self._encode, steps=self.steps["control"])
+        net = train_control(
+            self.folder, unet, self.corpus, self._encode, steps=self.steps["control"], **self._batch("control")
+        )
         print("error of v without and with edges: {:.4f} {:.4f}".format(*gain(net, unet, self.corpus, self._encode)))
 
     @cached_property
@@ -135,15 +164,15 @@ class Recipe:
         control = None
         if (self.folder / "control.pt").exists():
             control = train_control(self.folder, unet, self.corpus, self._encode, steps=0)
-        parts, said = (unet.state_dict(), there, CORE), card(self.ran())
-        target = self.folder / "emoji"
-        export(target, vae, self.encoders, self.tokenizer, *parts, said, self._louder(), control)
+        said = card(self.ran(), self.things, self.side, began(self.folder))
+        parts, target = (unet.state_dict(), there, self.things, said), self.folder / "emoji"
+        export(target, vae, self.encoders, self.tokenizer, *parts, self._louder(), control, self.side)
         print(f"{sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB in {target}")
 
     @torch.no_grad()
     def _louder(self) -> float:
         """The power of two that brings image embeddings nearest to the length of the labels' text embeddings."""
-        texts = self.encoders.say(ids_of(self.tokenizer, [f"a {label}" for label in CORE]))[1]
+        texts = self.encoders.say(ids_of(self.tokenizer, [f"a {label}" for label in self.things]))[1]
         return 2.0 ** round(math.log2(float(texts.norm(dim=1).mean() / self.embeds.norm(dim=1).mean())))
 
     def ran(self) -> dict[str, tuple[int, float]]:
@@ -164,18 +193,18 @@ class Recipe:
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer of both text encoders."""
-        return load_tokenizer(self.folder, [self.core, self.broad])
+        return load_tokenizer(self.folder, self.eyed)
 
     @cached_property
     def _text(self) -> Clip:
         self._need("text")
-        return train_text(self.folder, [self.core, self.broad], 0)
+        return train_text(self.folder, self.eyed, 0)
 
     @cached_property
     def encoders(self) -> Clip:
         """All three encoders, as far as they are trained."""
         self._need("clip")
-        return train_image(self.folder, [self.core, self.broad], self._text, 0)
+        return train_image(self.folder, self.eyed, self._text, 0)
 
     @cached_property
     def latents(self) -> Float[Tensor, "n c h w"]:
@@ -186,7 +215,7 @@ class Recipe:
     @cached_property
     def embeds(self) -> Float[Tensor, "n embed"]:
         """Image embeddings of the core pictures."""
-        return self._kept("embeds", "clip", lambda: see(self.encoders, self.core.pictures))
+        return self._kept("embeds", "clip", lambda: look_at(self.encoders, self.eyed[0].pictures))
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -35,8 +35,11 @@ _WHITENING = 0.5
 """Each component is divided by its spread to this power: 0 is plain PCA, 1 gives all components the same weight."""
 
 
-def new_vae() -> AutoencoderKL:
-    """An untrained VAE of the built-in model: 64 px pictures to 8 x 8 latents of 32 channels, 1.7 M weights."""
+def new_vae(side: int = 64) -> AutoencoderKL:
+    """An untrained VAE of the built-in model: 64 px pictures to 8 x 8 latents of 32 channels, 1.7 M weights.
+
+    `side` is only noted down: the weights take pictures of every size.
+    """
     torch.manual_seed(0)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -48,7 +51,7 @@ def new_vae() -> AutoencoderKL:
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
-        sample_size=64,
+        sample_size=side,
         scaling_factor=1.0,
     )
 
@@ -142,7 +145,7 @@ class _Decode(nn.Module):
 
 def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, lr: float = 2e-3) -> AutoencoderKL:
     """Fit the encoder, then train the decoder; resumes, and returns the VAE with averaged weights."""
-    vae, start = new_vae(), folder / "vae-linear.pt"
+    vae, start = new_vae(int(banks[0].pictures.shape[1])), folder / "vae-linear.pt"
     if start.exists():
         vae.load_state_dict(torch.load(start, weights_only=True))
     else:

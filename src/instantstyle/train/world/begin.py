@@ -1,0 +1,124 @@
+# pyright: reportUnknownMemberType=false, reportPrivateUsage=false
+
+"""A training folder whose stages begin where a finished model is, instead of from nothing.
+
+A model in diffusers' layout holds no optimiser: every stage begins at step 0 with its weights, and its optimiser anew.
+What a model does not keep, the heads of the encoders' own training, begins untrained: train `text` before `clip`.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from instantstyle.errors import WeightsError
+from instantstyle.families import EMOJI
+from instantstyle.nets.unet import UNet
+from instantstyle.train.adapter import Trained
+from instantstyle.train.loop import _ENDS
+from instantstyle.train.muon import MuonAdamW
+from instantstyle.train.world.clip import Clip
+from instantstyle.train.world.joint import Together
+from instantstyle.train.world.unet import new_unet
+from instantstyle.train.world.vae import _Decode, new_vae
+from instantstyle.weights.adapter import load_adapter
+
+_NOTE = "began.txt"
+
+
+def begin(folder: Path, model: Path, labels: int) -> None:
+    """Write the checkpoints of every stage whose weights a model's folder holds; `labels` are known to the encoders.
+
+    Raises WeightsError when the training folder has checkpoints already, or the model is of another layout.
+    """
+    if there := sorted(file.name for file in folder.glob("*.pt")):
+        raise WeightsError(f"{folder} has {', '.join(there)} already: a training begins in an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _encoders(folder, model, labels)
+        _decoder(folder, model)
+        unet = _drawing(folder, model)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"{model} is no model of the built-in layout to begin from: {error}") from error
+    weights = hashlib.sha256((model / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    (folder / _NOTE).write_text(f"an earlier model (UNet {weights[:16]})", "utf-8")
+    del unet
+
+
+def began(folder: Path) -> str:
+    """What a folder's training began from, for its card."""
+    note = folder / _NOTE
+    return note.read_text("utf-8") if note.exists() else "nothing"
+
+
+def _encoders(folder: Path, model: Path, labels: int) -> None:
+    shutil.copytree(model / "tokenizer", folder / "tokenizer")
+    net = Clip(cast("Any", CLIPTokenizer).from_pretrained(folder / "tokenizer"), labels)
+    for mine, kind, part in (
+        (net.text_1, CLIPTextModel, "text_encoder"),
+        (net.text_2, CLIPTextModelWithProjection, "text_encoder_2"),
+        (net.image, CLIPVisionModelWithProjection, "image_encoder"),
+    ):
+        mine.load_state_dict(cast("Any", kind).from_pretrained(model / part).float().state_dict())
+    for stage, learns in (("text", (net.text_1, net.text_2, net.project_1, net.facts)), ("clip", (net.image,))):
+        net.requires_grad_(False)
+        for part in learns:
+            part.requires_grad_(True)
+        net.temperature.requires_grad_(stage == "clip")
+        _put(folder / f"{stage}.pt", net, weight_decay=0.05)
+
+
+def _decoder(folder: Path, model: Path) -> None:
+    vae = new_vae()
+    vae.load_state_dict(cast("Any", AutoencoderKL).from_pretrained(model / "vae").float().state_dict())
+    torch.save(vae.state_dict(), folder / "vae-linear.pt")
+    _put(folder / "vae.pt", _Decode(vae))
+
+
+def _drawing(folder: Path, model: Path) -> UNet:
+    unet = new_unet()
+    unet.load_state_dict(load_file(model / "unet/diffusion_pytorch_model.safetensors"))
+    _put(folder / "unet.pt", unet)
+    for name, stage, preset in (
+        ("ip_adapter_style.safetensors", "joint", "style"),
+        ("ip_adapter.safetensors", "adapter", "all"),
+    ):
+        if not (model / name).exists():
+            continue
+        spoken = load_adapter(model / name, EMOJI.unet, dtype=torch.float32)
+        if stage == "adapter":
+            _put(folder / "adapter.pt", Trained(unet, EMOJI.presets[preset], begin=spoken))
+            continue
+        both = Together(unet, EMOJI.presets[preset])
+        both.style = Trained(unet, EMOJI.presets[preset], begin=spoken)
+        _put(folder / "joint.pt", both, lambda net: MuonAdamW(net, 6e-4, 3e-3, _ENDS))
+    return unet
+
+
+def _put(
+    file: Path, net: nn.Module, optimiser: Callable[[nn.Module], MuonAdamW] | None = None, weight_decay: float = 0.01
+) -> None:
+    """A checkpoint as `loop.train` writes it, at step 0."""
+    learns = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    anew = (
+        torch.optim.AdamW(learns.values(), lr=1e-3, weight_decay=weight_decay, betas=(0.9, 0.99))
+        if optimiser is None
+        else optimiser(net)
+    )
+    state = {
+        "net": net.state_dict(),
+        "optimiser": anew.state_dict(),
+        "average": {name: p.detach().clone() for name, p in learns.items()},
+        "step": 0,
+        "seconds": 0.0,
+    }
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(file)

@@ -32,7 +32,7 @@ from instantstyle.weights.depth import Depth, load_depth
 from instantstyle.weights.find import AdapterSpec, Found, find
 from instantstyle.weights.identity import digest, sample
 from instantstyle.weights.layout import family_of
-from instantstyle.weights.lora import with_loras
+from instantstyle.weights.lora import lora_file, with_loras
 from instantstyle.weights.networks import count_parameters
 from instantstyle.weights.single import Part
 
@@ -153,9 +153,10 @@ class Model:
     def _eyes(self, adapter: Adapter | None = None) -> Eyes:
         own = next((each.eyes for each in self.speakers.values() if each.adapter is adapter), None) or self.eyes
         if own is None:
+            reads = "" if adapter is None else f" that gives {adapter.reads_what}"
             raise InputError(
-                f"the model {self.found.spec!r} has no image encoder, so it cannot look at a reference: give one as "
-                "image encoder, such as h94/IP-Adapter/models/image_encoder"
+                f"the model {self.found.spec!r} has no image encoder, so it cannot look at a reference: give "
+                f"one{reads} as image encoder, such as h94/IP-Adapter/models/image_encoder"
             )
         return own
 
@@ -298,10 +299,9 @@ def load(
     lies beside model or adapter, `content_encoder` (a CLIP's folder or hub id) to subtract content in an adapter whose
     CLIP is not the model's.  `memory` says what stays on the device; `tile` decodes large pictures in parts.
 
-    `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are): folders, files or
-    hub ids, beside those that come with the model; `depth` is a depth model of transformers for the kind depth.
-
-    `loras` are LoRA files (or their paths on the hub), each with how much of it: 1 as it was trained.
+    `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are), beside those that
+    come with the model; `depth` is a depth model of transformers for the kind depth.  `loras` are LoRAs, each with how
+    much of it: 1 as it was trained.  Both are files, folders, names in a model tree or on the hub.
 
     `device` auto and `dtype` auto are as `instantstyle.device` decides.
 
@@ -326,7 +326,8 @@ def load(
             f"{family.unet.context_dim}"
         )
     family = dataclasses.replace(family, text_length=towers[0].length)
-    unet, towers = _with_loras(unet, towers, loras, family)
+    files = [(lora_file(path, found.folder), weight) for path, weight in loras]
+    unet, towers = _with_loras(unet, towers, files, family)
     lookers = {path: load_eyes(found, path, kind, home, keep=keep) for path in _encoders(found)}
     speakers = {
         name: load_speaker(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)

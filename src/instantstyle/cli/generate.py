@@ -111,7 +111,8 @@ def generate(
     control_model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A ControlNet, as folder, file or hub id: one for all, or one for each.", show_default="the model's"
+            help="A ControlNet: a folder, a file, a name in a model tree or a hub id; one for all, or one for each.",
+            show_default="the model's",
         ),
     ] = None,
     depth_model: Annotated[
@@ -171,7 +172,9 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="A LoRA: FILE or FILE:WEIGHT, also a path on the hub; may be given several times."),
+        typer.Option(
+            help="A LoRA: FILE or FILE:WEIGHT, also a name in a model tree or a path on the hub; may be given often."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",

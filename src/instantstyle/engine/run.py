@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from instantstyle.controls import residuals, steer
-from instantstyle.engine.samplers import clean, sampler_name, scheduler, set_steps, signal_and_noise
+from instantstyle.engine.samplers import carried, clean, sampler_name, scheduler, set_steps, signal_and_noise
 from instantstyle.engine.stack import Told, Turn
-from instantstyle.engine.start import begin, settled_size
+from instantstyle.engine.start import begin, cautions, settled_size
 from instantstyle.engine.told import tell
 from instantstyle.errors import Cancelled, InputError, InstantStyleError
 from instantstyle.methods import Injection, Moment, ReferenceRows, inject
@@ -70,7 +70,7 @@ class Run:
         self.injection = inject(model, self.request)
         self.request = self.request.model_copy(update=dict(self.injection.settled))
         self.controls = steer(model, self.request)
-        self.warnings = warnings(model, self.request)
+        self.warnings = (*cautions(model, self.request), *warnings(model, self.request))
         self.generator = torch.Generator("cpu").manual_seed(cast("int", self.request.seed))
         self.start = begin(model, self.request, self.scheduler, self.generator)
         self.times, self.latents = self.start.times, self.start.latents
@@ -155,7 +155,8 @@ class Run:
     def moment(self) -> Moment:
         """The coming step, as reference rows may know it."""
         signal, noise = signal_and_noise(self.scheduler, self.start.first + self.step)
-        return Moment(self.step, self.steps, float(self.times[self.step]), signal, noise)
+        coming = float(self.times[self.step + 1]) if self.step + 1 < self.steps else 0.0
+        return Moment(self.step, self.steps, float(self.times[self.step]), signal, noise, coming)
 
     def prepare(self) -> Turn:
         """What the run brings to the coming UNet call."""
@@ -179,6 +180,10 @@ class Run:
         if self._expected is None:
             self._expected = clean(self.scheduler, prediction, time_now, before)
         self._expected = self._expected.to(before.dtype)
+        if (expects := self.asked.expects) is not None:
+            wanted = expects(self.moment, self._expected)
+            after = carried(self.scheduler, self.start.first + self.step + 1)
+            self.latents, self._expected = self.latents + after * (wanted - self._expected), wanted
         self.step, self._turn = self.step + 1, None
         if (kept := self.start.kept) is not None:
             coming = self.times[self.step] if self.step < self.steps else None

@@ -105,6 +105,16 @@ def begin(model: Model, request: Request, scheduler: Any, generator: torch.Gener
     return Start(latents, times, first, kept=Kept(known, noise, small))
 
 
+def cautions(model: Model, request: Request) -> tuple[str, ...]:
+    """What an inpainting UNet does when nothing says what it is to keep, a sentence."""
+    if not _is_inpainting(model) or (request.init is not None and request.init.mask is not None):
+        return ()
+    return (
+        f"the model {model.found.spec!r} is made for inpainting ({model.unet.config.in_channels} channels) and there "
+        "is no mask, so the whole picture is painted anew: give a picture and a mask (--init, --mask), or a base model",
+    )
+
+
 def settled_size(model: Model, request: Request) -> tuple[int, int]:
     """(width, height): as asked for, else the model's own; with an init picture as many pixels in its proportions.
 

@@ -62,7 +62,10 @@ def load_controls(
         for folder in sorted(beside.glob("controlnet_*"))
         if (folder / "config.json").is_file()
     }
-    nets = {kind: load_control(spec, family, dtype=dtype, device=device) for kind, spec in {**own, **given}.items()}
+    nets = {
+        kind: load_control(spec, family, dtype=dtype, device=device, near=beside)
+        for kind, spec in {**own, **given}.items()
+    }
     return {kind: net if kind in given else ControlNet(net.net, None) for kind, net in nets.items()}
 
 
@@ -72,14 +75,17 @@ def load_control(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    near: Path | None = None,
 ) -> ControlNet:
-    """A ControlNet for a family's UNet: a folder, a weight file, a hub id, or a file or folder on the hub.
+    """A ControlNet for a family's UNet: a folder, a weight file, a name in a model tree, a hub id or a path on the hub.
+
+    `near` is a file or folder whose own tree is looked through too.
 
     Raises WeightsError, naming what was found and what is needed, when it is missing, damaged, holds NaN, is of another
     kind, or is for another family.
     """
     kind: Any = importlib.import_module("diffusers").ControlNetModel
-    path = _find(str(spec))
+    path = _find(str(spec), near)
     said = read_json(path / "config.json") if path.is_dir() else None
     with ExitStack() as stack, quiet():
         files = [stack.enter_context(open_tensors(each)) for each in (weight_files(path) if path.is_dir() else [path])]
@@ -230,17 +236,18 @@ def _converted(stored: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, st
     return {name: place for name, place in names.items() if place is not None}
 
 
-def _find(spec: str) -> Path:
+def _find(spec: str, near: Path | None) -> Path:
     """The file or folder, by its path, by its name in a model tree, or from the hub.  Raises WeightsError."""
     path = Path(spec).expanduser()
     if path.exists():
         return path
-    if (known := trees.look_up("controlnet", spec)) is not None:
+    if (known := trees.look_up("controlnet", spec, near)) is not None:
         return known
     if not hub.is_hub_path(spec, 0) and not hub.is_hub_path(spec, 1):
         raise WeightsError(
-            f"there is no ControlNet at {spec!r}: give a folder in diffusers' layout, a .safetensors file, or a hub id "
-            f"such as diffusers/controlnet-canny-sdxl-1.0{trees.suggestion('controlnet', spec)}"
+            f"there is no ControlNet at {spec!r}: give a folder in diffusers' layout, a .safetensors file, its name in "
+            f"a tree that {trees.VARIABLE} names, or a hub id such as diffusers/controlnet-canny-sdxl-1.0"
+            f"{trees.suggestion('controlnet', spec)}"
         )
     return hub.fetch_file(spec) if path.suffix in trees.SUFFIXES else hub.fetch_folder(spec)
 

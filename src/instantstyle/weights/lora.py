@@ -25,7 +25,7 @@ from instantstyle.blocks import UNetConfig
 from instantstyle.errors import InputError, WeightsError, nearest
 from instantstyle.families import FAMILIES
 from instantstyle.nets.varied import varied
-from instantstyle.weights import hub
+from instantstyle.weights import hub, trees
 from instantstyle.weights.files import TensorFile, open_tensors
 from instantstyle.whole import whole
 
@@ -156,10 +156,10 @@ def save_lora(path: str | Path, factors: Mapping[str, Factors], metadata: Mappin
         save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
 
 
-def lora_file(spec: str | Path) -> Path:
-    """A LoRA's file: a path, a folder as peft writes it, or `owner/name/path/in/it.safetensors` on the hub.
+def lora_file(spec: str | Path, near: Path | None = None) -> Path:
+    """A LoRA's file: a path, a folder as peft writes it, a name in a model tree, or `owner/name/path/in/it` on the hub.
 
-    Raises WeightsError.
+    `near` is a file or folder whose own tree is looked through too.  Raises WeightsError.
     """
     path, name = Path(spec).expanduser(), str(spec)
     if path.is_dir():
@@ -168,9 +168,16 @@ def lora_file(spec: str | Path) -> Path:
         if inside is None:
             raise WeightsError(f"there is no LoRA in the folder {name!r}: it has none of {', '.join(known)}")
         return inside
-    if path.exists() or isinstance(spec, Path) or not hub.is_hub_path(name, 1):
+    if path.exists() or isinstance(spec, Path):
         return path
-    return hub.fetch_file(name)
+    if (inside := trees.look_up("loras", name, near)) is not None:
+        return inside
+    if hub.is_hub_path(name, 1):
+        return hub.fetch_file(name)
+    raise WeightsError(
+        f"there is no LoRA at {name!r}: give a file, a folder as peft writes it, its name in a tree that "
+        f"{trees.VARIABLE} names, or its path on the hub{trees.suggestion('loras', name)}"
+    )
 
 
 _PARTS = ("unet", "text_encoder", "text_encoder_2")

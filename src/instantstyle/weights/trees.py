@@ -54,7 +54,7 @@ def suggestion(kind: Kind, name: str) -> str:
 
 
 def files(kind: Kind, near: Path | None = None) -> list[Path]:
-    """Every file of a kind, in the order of the trees; `near` is a file whose own tree is looked through too."""
+    """Every file of a kind, in the order of the trees; the tree that `near` lies in is looked through too."""
     return [path for path, _ in _entries(kind, near)]
 
 

@@ -119,17 +119,22 @@ def grid(
 ) -> Image.Image:
     """Rows of pictures as one, each `cell` pixels square, with a label before each row and above each column.
 
-    None leaves a cell white.  Small pictures are enlarged without smoothing, so that what is seen was made.
+    None leaves a cell white.  Small pictures are enlarged without smoothing, so that what is seen was made.  A column's
+    label that is wider than its cell goes on in another line; a row's has the lines that it is given.
     """
-    font = ImageFont.load_default(max(10, cell // 9))
+    high = max(10, cell // 9)
+    font = ImageFont.load_default(high)
     across = max((len(row) for row in pictures), default=0)
-    left = max((int(font.getlength(label)) + 2 * gap for label in rows), default=0)
-    top = cell // 5 + gap if columns else 0
+    left = max((int(font.getlength(line)) + 2 * gap for label in rows for line in label.splitlines()), default=0)
+    columns = [_folded(label, font, cell + gap) for label in columns]
+    deepest = max((label.count("\n") + 1 for label in columns), default=0)
+    top = max(cell // 5, round(deepest * 1.4 * high)) + gap if columns else 0
     width, height = left + across * (cell + gap) + gap, top + len(pictures) * (cell + gap) + gap
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for i, label in enumerate(columns):
-        draw.text((left + gap + i * (cell + gap) + cell // 2, top // 2 + gap // 2), label, "black", font, anchor="mm")
+        middle = (left + gap + i * (cell + gap) + cell // 2, top // 2 + gap // 2)
+        draw.text(middle, label, "black", font, anchor="mm", align="center")
     for j, label in enumerate(rows):
         draw.text((gap, top + gap + j * (cell + gap) + cell // 2), label, "black", font, anchor="lm")
     for j, row in enumerate(pictures):
@@ -141,6 +146,17 @@ def grid(
                 x, y = left + gap + i * (cell + gap), top + gap + j * (cell + gap)
                 sheet.paste(shown, (x + (cell - shown.width) // 2, y + (cell - shown.height) // 2))
     return sheet
+
+
+def _folded(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The label's words in as many lines as it takes; a word that is too wide alone stays whole."""
+    lines: list[str] = []
+    for word in label.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
 
 
 def _open(source: str | Path | bytes, name: str | None = None) -> tuple[str, Image.Image]:

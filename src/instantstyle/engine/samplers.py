@@ -77,6 +77,14 @@ def signal_and_noise(scheduler: Any, index: int) -> tuple[float, float]:
     return math.sqrt(kept), math.sqrt(1 - kept)
 
 
+def carried(scheduler: Any, index: int) -> float:
+    """How much of the expected picture a scheduler's latents hold at a position of its schedule; 1 behind the last."""
+    if index >= len(scheduler.timesteps):
+        return 1.0
+    scaled = scheduler.scale_model_input(torch.ones(()), scheduler.timesteps[index])  # Euler's hold all of it
+    return signal_and_noise(scheduler, index)[0] / float(scaled)
+
+
 def clean(scheduler: Any, prediction: Tensor, when: Tensor, noisy: Tensor) -> Tensor:
     """The expected picture, for schedulers that keep it to themselves; all of those preserve variance."""
     signal = scheduler.alphas_cumprod.to(noisy.device)[int(when)].clamp(min=1e-4)

@@ -32,6 +32,8 @@ class Moment:
     """In training steps, 0 to 999."""
     signal: float
     noise: float
+    coming: float = 0.0
+    """The time of the next step; 0 behind the last."""
 
 
 Pinned = Callable[[Moment], Tensor]
@@ -40,6 +42,11 @@ Pinned = Callable[[Moment], Tensor]
 A re-noised reference is `signal * z + noise * fresh`, an inverted one is its trajectory at that step.  The same moment
 gives the same latents: randomness comes from the request's seed and the step.
 """
+
+
+Expects = Callable[[Moment, Tensor], Tensor]
+"""From the picture that a run expects after a step's prediction to the one it goes on to, both
+[count, channels, height, width] latents.  What is taken for noise stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class ReferenceRows:
     latents: Pinned
     sizes: Tensor | None = None
     """SDXL's six numbers, [rows, 6] in float32; None: the run's own."""
+    shown: Tensor | None = None
+    """What the references show, without noise and each once, [references, channels, height, width]."""
 
     def __len__(self) -> int:
         return len(self.text.context)
@@ -88,6 +97,8 @@ class Injection:
     """What the unconditional row reads."""
     negatives: tuple[Negative, ...] = ()
     """Further predictions to push away from."""
+    expects: Expects | None = None
+    """What becomes of the expected picture at each step; None: nothing."""
 
     def at(self, step: int, steps: int) -> "Injection":
         """What is asked for at a step, counted from 0: the window holds from its start up to, not with, its end."""

@@ -67,7 +67,7 @@ def inverted(
     return lambda moment: torch.cat([pinned(moment) for pinned in each])
 
 
-def alongside(model: Model, request: Request, caption: str) -> Pinned:
+def alongside(model: Model, request: Request, caption: str) -> Trajectory:
     """A picture of the caption, drawn by the run's own steps and guidance before the run: no style but the model's.
 
     Nothing that looks at it changes it, so that drawn before and drawn beside the run are the same.
@@ -78,9 +78,8 @@ def alongside(model: Model, request: Request, caption: str) -> Pinned:
         1, model.unet.config.in_channels, height // model.scale, width // model.scale, dtype=model.dtype
     ).to(model.device)
     (predict,) = _predictors(model, request, [caption], request.guidance, request.negative)
-    return along(
-        generate(predict, _noise(like, "alongside", request.seed or 0), levels(model, request.steps), kind_of(model))
-    )
+    noise = _noise(like, "alongside", request.seed or 0)
+    return generate(predict, noise, levels(model, request.steps), kind_of(model))
 
 
 def rows(
@@ -102,7 +101,8 @@ def rows(
             )
         if not said.strip():
             raise InputError("with rows=alongside the reference is drawn from its caption: give the option caption")
-        pinned = alongside(model, request, said)
+        way = alongside(model, request, said)
+        pinned, latents = along(way), way.at(way.levels[0])
     else:
         assert request.size is not None
         size = request.size
@@ -112,7 +112,11 @@ def rows(
             pinned = inverted(model, request, latents, captions, guidance, offset)
         else:
             pinned = renoised(latents, request.seed or 0)
-    return ReferenceRows(read(model, texts), lambda moment: pinned(moment).repeat_interleave(branches, dim=0))
+
+    def rowed(moment: Moment) -> Tensor:
+        return pinned(moment).repeat_interleave(branches, dim=0)
+
+    return ReferenceRows(read(model, texts), rowed, shown=latents)
 
 
 def looked(request: Request, references: int, device: torch.device, negatives: int = 0) -> Tensor:

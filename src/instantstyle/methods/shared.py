@@ -19,7 +19,7 @@ from instantstyle.errors import InputError
 from instantstyle.features import strength
 from instantstyle.methods import reference_rows
 from instantstyle.methods.image_prompt import settled_reference
-from instantstyle.methods.injection import Injection, Negative
+from instantstyle.methods.injection import Expects, Injection, Moment, Negative
 from instantstyle.methods.options import Option, Options, Value, settle
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, Heads, plain
@@ -89,6 +89,33 @@ def swapped(
     return attended
 
 
+CALIBRATED = 150.0, 100.0
+"""The times between which colours are calibrated: the published start, and the start less the published window."""
+
+
+def calibrated(shown: Float[Tensor, "references channels _height _width"], weights: Sequence[float]) -> Expects:
+    """x0 <- (x0 - mean(x0)) / std(x0) * std(z) + mean(z), by channel over pixels, late in the run; z: the reference.
+
+    The noise that goes with x0 is not computed anew.  At steps strictly between the two times as published; where a run
+    of few steps leaps over them, at the step that does.  The published code reads mean and std off the reference
+    row's own prediction, which at these times is the picture but for a little blur; here they are the picture's.
+    Several references share by their weights, and below 1 a strength calibrates by that share only.
+    """
+    (first, last), share = CALIBRATED, min(1.0, strength(weights))
+
+    def expects(moment: Moment, picture: Tensor) -> Tensor:
+        if not (last < moment.time < first or moment.coming <= last < first <= moment.time):
+            return picture
+        x, like = (each.float().flatten(2).transpose(1, 2)[:, None] for each in (picture, shown))
+        ways = [
+            weight * matched(x, z.expand(len(x), -1, -1, -1), eps=1e-8) for weight, z in zip(weights, like, strict=True)
+        ]
+        wanted = (sum(ways[1:], ways[0]) / sum(weights))[:, 0].transpose(1, 2).reshape(picture.shape)
+        return torch.lerp(picture, wanted.to(picture), share)
+
+    return expects
+
+
 STYLE_ALIGNED: Options = {
     **reference_rows.OPTIONS,
     "rows": dataclasses.replace(reference_rows.OPTIONS["rows"], default="inverted"),
@@ -96,7 +123,10 @@ STYLE_ALIGNED: Options = {
     "scale": Option(1.0, "what the reference's keys are multiplied by", 0.0, 10.0),
     "shift": Option(math.log(2), "what is added to the scores of the reference's keys", -10.0, 10.0),
 }
-SWAPPED: Options = reference_rows.OPTIONS
+SWAPPED: Options = {
+    **reference_rows.OPTIONS,
+    "calibrate": Option(False, "late in the run, give the picture the reference's colours, by channel of the latents"),
+}
 STYLEKEEPER: Options = {
     **reference_rows.OPTIONS,
     "leak": Option(1.0, "how far to push away from the picture that asks with the reference's queries", 0.0, 10.0),
@@ -122,13 +152,18 @@ def swapped_attention(model: Model, request: Request) -> Injection:
     """Visual Style Prompting (arXiv 2402.12974), in all up blocks after the first unless the plan says where.
 
     Its strength is the reference's weight: the share of attention that goes to the reference, all of it at 1, as
-    published.
+    published.  With the option `calibrate` colours follow too.
     """
+    knobs = settle(request, SWAPPED)
 
     def attend(plan: BlockPlan, looked: Looked, weights: Sequence[float]) -> Attend:
         return swapped(plain, plan, looked, weights)
 
-    return _beside(model, request, late(model.family.unet), settle(request, SWAPPED), attend)
+    injection = _beside(model, request, late(model.family.unet), knobs, attend)
+    if injection.rows is None or injection.rows.shown is None or not knobs["calibrate"]:
+        return injection
+    weights = [each.weight for each in request.references if each.weight] or [1.0]
+    return dataclasses.replace(injection, expects=calibrated(injection.rows.shown, weights))
 
 
 def stylekeeper(model: Model, request: Request) -> Injection:

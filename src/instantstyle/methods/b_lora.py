@@ -2,9 +2,10 @@
 
 """B-LoRA (arXiv 2403.14572): a low-rank change of two blocks, fitted to the reference; the style block's is the style.
 
-Fitted together, one block takes what the picture shows and the other how it looks.  A picture is drawn with the style
-block's change alone, added once times the reference's weight (the published code multiplies both of a change's factors
-by its strength, so that there it acts squared: its 1.1 is 1.21 here).  A fit is kept on disk, by pictures and settings.
+W' = W + w B A.  Fitted together, one block takes what the picture shows and the other how it looks.  A picture is drawn
+with the style block's change B A alone, added once times the reference's weight w (the published code multiplies both
+B and A by its strength, so that there it acts squared: its 1.1 is 1.21 here).  A fit is kept on disk, by pictures and
+settings.
 """
 
 import dataclasses

@@ -39,9 +39,10 @@ Decomposed = tuple[Tensor, Tensor, Tensor, int]
 def cross_adain(
     attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None, loud: float = 1.0
 ) -> Attend:
-    """The text's answer with the mean and spread over tokens of the image's, by the plan's strength at the site.
+    """(1 - s) A + s ((A - mean(A)) / std(A) * std(A') + mean(A')), over tokens; s: the plan's strength at the site.
 
-    `loud` is what the image's values were multiplied by: here it is part of the strength instead.
+    A is the text's answer, A' the image's.  `loud` is what the image's values were multiplied by: here it is part of
+    the strength instead.
     """
 
     def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
@@ -60,6 +61,10 @@ def stylestudio(model: Model, request: Request) -> Injection:
 
     Its strength is the reference's weight: at 1 the text's answer has the image's statistics, as published, below a
     mix.  The paper's teacher for the first steps and its negative style pictures are not here.
+
+    What the text says by the mean of its answer is replaced.  A model that hears its prompt at other layers too still
+    draws the thing; the built-in one hears it at its style blocks alone, and at weight 1 loses it
+    (benchmarks/results/reach.md).
     """
     plan = parse_plan(request.plan, model.family.unet, model.family.presets)
     _refuse_negative(request, plan)
@@ -87,6 +92,8 @@ class Timed(Injection):
 def cleanstyle(model: Model, request: Request) -> Injection:
     """CleanStyle at the blocks of the request's plan: the tail of the image's keys and values damped early in the run.
 
+    K = U S V' becomes U S' V' with S'_i = S_i exp(-a(t) S_i) behind the first `keep`, where a(t) falls from `damping`
+    to 0 in the course of the run; V the same.
     Its strength is the reference's weight, as InstantStyle's.  The unconditional row sees all directions damped, so
     that guidance pushes away from the tail.
     """

@@ -4,6 +4,7 @@ import base64
 import inspect
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,8 @@ from PIL import Image
 
 from instantstyle import errors, pictures, request
 from instantstyle.errors import InputError, OutputError, PictureError
-from instantstyle.request import Control, Init, Memory, Noun, Picture, Request, Result, StyleReference
+from instantstyle.noun import Noun
+from instantstyle.request import Control, Init, Memory, Picture, Request, Result, StyleReference
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -136,7 +138,7 @@ def test_what_type_checkers_are_told_is_what_holds(noun: type[Noun]) -> None:
     """The signatures under TYPE_CHECKING repeat the fields' names, order and defaults; here they are compared."""
     import ast
 
-    tree = ast.parse(inspect.getsource(request))
+    tree = ast.parse(inspect.getsource(sys.modules[noun.__module__]))
     found = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == noun.__name__)
     told = next(n for n in ast.walk(found) if isinstance(n, ast.FunctionDef) and n.name == "__init__").args
     names = [argument.arg for argument in told.args[1:]]

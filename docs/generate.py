@@ -1,11 +1,14 @@
-"""Writes what can be derived: the tree in README.md (from docstrings) and docs/help.md (from the command line's help).
+"""Writes what can be derived: the tree in README.md, docs/help.md, and the tables of docs/own-models.md.
+
+The tree comes from docstrings, the help from the command line, the tables from the data that tests run.
 
     python docs/generate.py
 
-A test calls the same functions and compares, so neither page can go stale.
+A test calls the same functions and compares, so no page can go stale.
 """
 
 import ast
+import importlib.util
 import os
 import subprocess
 import sys
@@ -133,8 +136,36 @@ def help_page() -> str:
     return page
 
 
+TABLES = {"pairings": "tests/border/pairings.py", "proven": "tests/oracle/proven.py"}
+"""Marks in docs/own-models.md, and the modules that say what stands between them: data that tests run."""
+
+
+def own_models() -> str:
+    """docs/own-models.md with today's tables in it."""
+    page = (ROOT / "docs/own-models.md").read_text(encoding="utf-8")
+    for name, path in TABLES.items():
+        begin, end = f"<!-- {name}: written by docs/generate.py from {path} -->\n", f"<!-- /{name} -->"
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"docs/own-models.md has lost its marks: put {begin.strip()} and {end} around the table")
+        page = before + begin + "\n" + _table(path) + "\n" + end + after
+    return page
+
+
+def _table(path: str) -> str:
+    spec = importlib.util.spec_from_file_location(f"documented_{Path(path).stem}", ROOT / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module.table()
+
+
 def main() -> None:
-    """Write both pages."""
+    """Write all pages."""
+    (ROOT / "docs/own-models.md").write_text(own_models(), encoding="utf-8")
     (ROOT / "docs/help.md").write_text(help_page(), encoding="utf-8")
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")
 

@@ -18,9 +18,10 @@ diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
-    "sdxl": {"channels": (32, 64, 64), "depths": [1, 1, 2], "width": 64, "pooled": 64, "layers": 2, "vae": (32,) * 4},
+    "sdxl": {"channels": (32, 64, 64), "depths": [1, 1, 2], "width": 64, "pooled": 128, "layers": 2, "vae": (32,) * 4},
     "sd15": {"channels": (32, 32, 32, 32), "depths": 1, "width": 64, "pooled": None, "layers": 2, "vae": (32,) * 4},
 }
+"""Of SDXL the towers differ in width, as the published do: diffusers tells them apart by it."""
 FULL: Mapping[str, Mapping[str, Any]] = {
     "sdxl": {
         "channels": (320, 640, 1280),

@@ -31,6 +31,10 @@ def test_the_help_page_is_the_help(pages: ModuleType) -> None:
     assert (ROOT / "docs/help.md").read_text(encoding="utf-8") == pages.help_page(), "run `make docs`"
 
 
+def test_the_tables_of_own_models_are_what_is_tested(pages: ModuleType) -> None:
+    assert (ROOT / "docs/own-models.md").read_text(encoding="utf-8") == pages.own_models(), "run `make docs`"
+
+
 def test_every_link_of_the_pages_leads_somewhere() -> None:
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "gpu/QUEUE.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from typer.testing import CliRunner
 
 import checkpoints
 import factory
 from instantstyle.cli import app
 from instantstyle.weights import find, hub
+from instantstyle.weights.lora import Factors, save_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers' Euler and of accelerate's hooks
 
@@ -30,8 +33,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ComfyUI/models/checkpoints").mkdir(parents=True)
     checkpoints.write(tmp_path / "dreams.safetensors", "sd15")
     shutil.copy(tmp_path / "dreams.safetensors", tmp_path / "ComfyUI/models/checkpoints")
-    for name in ("ref", "other"):
+    for name in ("ref", "other", "photo"):
         factory.picture(len(name)).save(tmp_path / f"{name}.png")
+    for folder in ("loras", "controlnet"):
+        (tmp_path / "ComfyUI/models" / folder).mkdir()
+    changed = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q.weight"
+    factors = Factors(torch.ones(32, 1), torch.ones(1, 32))  # both small models are as wide there
+    save_lora(tmp_path / "ComfyUI/models/loras/ink.safetensors", {changed: factors})
+    save_lora(tmp_path / "hyper.safetensors", {changed: factors})
+    shutil.copy(controlled(tmp_path), tmp_path / "ComfyUI/models/controlnet/control_canny.safetensors")
     # The text tower of the small models' CLIP: 24 wide embeddings, as their image encoder's.
     shutil.copytree(factory.folder("sdxl") / "text_encoder_2", tmp_path / "clip-vit-h")
     shutil.copytree(factory.folder("sdxl") / "tokenizer_2", tmp_path / "clip-vit-h/tokenizer")
@@ -42,6 +52,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(hub, "fetch_model", fetched)
     return tmp_path
+
+
+def controlled(place: Path) -> Path:
+    """A random ControlNet for the checkpoint in one file."""
+    nets = checkpoints.networks("sd15", checkpoints.SMALL["sd15"])
+    net = factory.diffusers.ControlNetModel.from_unet(nets["unet"])
+    torch.nn.init.normal_(net.controlnet_mid_block.weight)
+    save_file(dict(net.state_dict()), place / "control.safetensors")
+    return place / "control.safetensors"
 
 
 @pytest.mark.slow
@@ -60,5 +79,6 @@ def test_every_command_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     pictures = {path.stem: Image.open(path).tobytes() for path in place.glob("*.png")}
     assert pictures["style"] == pictures["slim"], "a style-only file is all that the plan style reads"
     assert pictures["free"] == pictures["offload"] == pictures["folder"], "memory is spared, nothing else"
-    assert pictures["single"] == pictures["tree"]
+    assert pictures["single"] == pictures["tree"] != pictures["names"]
+    assert pictures["few"] != pictures["folder"]
     assert len({pictures[name] for name in ("style", "two", "folder")}) == 3

@@ -24,6 +24,12 @@ class Preset:
     source: str
     """Who says so."""
 
+    def cautions(self, name: str, family: str) -> tuple[str, ...]:
+        """A sentence where the preset, called `name`, was made for other families than this."""
+        if family in self.lora:
+            return ()
+        return (f"the preset {name!r} is for {', '.join(self.lora)}, and this model is of family {family}",)
+
 
 def _lightning(steps: int) -> Preset:
     file = f"ByteDance/SDXL-Lightning/sdxl_lightning_{steps}step_lora.safetensors"

@@ -68,7 +68,12 @@ PAIRINGS: dict[str, Pairing] = {
     "a LoRA of Flux": Pairing(
         f"{BARE} --lora flux-lora.safetensors", "is for a diffusion transformer such as Flux or SD 3"
     ),
-    "a LoHa, LoKr or DoRA": Pairing(f"{BARE} --lora loha.safetensors", "is no plain LoRA but LoHa"),
+    "a LoHa where a LoRA is wanted": Pairing(f"{BARE} --lora loha.safetensors", "is no plain LoRA but LoHa"),
+    "a few-step preset of SDXL, and SD1.5": Pairing(
+        "--model SD15 --method none --preset lightning-4",
+        "the preset 'lightning-4' is for sdxl, and this model is of family sd15",
+        0,
+    ),
     "a LoRA for a second text encoder, and SD1.5": Pairing(
         "--model SD15 --method none --lora second.safetensors",
         "changes the text_encoder_2, which this model does not have",

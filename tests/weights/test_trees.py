@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
+import checkpoints
+import factory
 from instantstyle.errors import WeightsError
 from instantstyle.weights.find import find
+from instantstyle.weights.lora import Factors, save_lora
 from instantstyle.weights.trees import VARIABLE, files, look_up
+from terminal import terminal
 
 
 def touch(path: Path) -> Path:
@@ -96,3 +101,85 @@ def test_the_image_encoder_is_the_one_that_fits(tmp_path: Path) -> None:
     save_file(adapter, root / "ipadapter/a.safetensors")
     found = find("emoji", root / "ipadapter/a.safetensors")
     assert found.adapters["adapter"].encoder == root / "clip_vision/bigG.safetensors"
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ComfyUI folder with a base, an adapter and an image encoder; a webui's LoRA and ControlNet are listed in it."""
+    root = tmp_path_factory.mktemp("tree")
+    comfy, webui = root / "ComfyUI", root / "webui"
+    for folder in ("checkpoints", "ipadapter", "clip_vision"):
+        (comfy / "models" / folder).mkdir(parents=True)
+    for folder in ("Lora/ink", "ControlNet"):
+        (webui / "models" / folder).mkdir(parents=True)
+    nets = checkpoints.write(comfy / "models/checkpoints/dreams.safetensors", "sd15")
+    nets["unet"].save_pretrained(root / "unet")
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    save_file(factory.adapter_tensors(root, 24, 64), comfy / "models/ipadapter/looks.safetensors")
+    config = factory.transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        projection_dim=24,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        image_size=16,
+        patch_size=8,
+        hidden_act="gelu",
+    )
+    eyes = factory.transformers.CLIPVisionModelWithProjection(config).state_dict()
+    save_file(dict(eyes), comfy / "models/clip_vision/clip.safetensors")
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    save_lora(webui / "models/Lora/ink/wash.safetensors", {name: Factors(torch.randn(32, 2), torch.randn(2, 64))})
+    net = factory.diffusers.ControlNetModel.from_unet(nets["unet"])
+    for tensor in net.parameters():
+        tensor.data = 0.1 * torch.randn_like(tensor) + float(tensor.ndim == 1)
+    save_file(net.state_dict(), webui / "models/ControlNet/control_canny.safetensors")
+    (comfy / "extra_model_paths.yaml").write_text(
+        "a111:\n    base_path: ../webui\n    loras: models/Lora\n    controlnet: models/ControlNet\n"
+    )
+    factory.picture(1).save(root / "ref.png")
+    return root
+
+
+NAMES = ("--model", "dreams", "--adapter", "looks", "--lora", "ink/wash:0.5", "--control-model", "control_canny")
+
+
+def drawing(*more: str) -> tuple[str, ...]:
+    fixed = ("generate", "a cat", "--style", "ref.png", "--plan", "all", "--control", "ref.png", "--size", "64")
+    return (*fixed, "--steps", "2", "--seed", "3", *more)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
+def test_everything_is_found_by_its_name(
+    full: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Base, adapter, its image encoder, a LoRA and a ControlNet; the picture is that of their paths."""
+    monkeypatch.chdir(full)
+    command = terminal(monkeypatch, capsys)
+    paths = (
+        *("--model", "ComfyUI/models/checkpoints/dreams.safetensors"),
+        *("--adapter", "ComfyUI/models/ipadapter/looks.safetensors"),
+        *("--image-encoder", "ComfyUI/models/clip_vision/clip.safetensors"),
+        *("--lora", "webui/models/Lora/ink/wash.safetensors:0.5"),
+        *("--control-model", "webui/models/ControlNet/control_canny.safetensors"),
+    )
+    told = command(*drawing(*paths, "--out", "paths.png"))
+    assert told.code == 0, told.err
+    # What lies in a tree finds its neighbours without being told of the tree.
+    beside = command(*drawing("--model", "ComfyUI/models/checkpoints/dreams.safetensors", *NAMES[2:], "--out", "b.png"))
+    assert beside.code == 0, beside.err
+    monkeypatch.setenv(VARIABLE, "ComfyUI")
+    named = command(*drawing(*NAMES, "--out", "names.png"))
+    assert named.code == 0, named.err
+    pictures = [Image.open(name).tobytes() for name in ("paths.png", "names.png", "b.png")]
+    assert pictures[0] == pictures[1] == pictures[2]
+    without = command(*drawing(*NAMES[:4], *NAMES[6:], "--out", "no-lora.png"))
+    assert without.code == 0, without.err
+    assert Image.open("no-lora.png").tobytes() != pictures[0]
+
+    missed = command(*drawing(*NAMES[:4], "--lora", "wach.safetensors", *NAMES[6:], "--out", "no.png"))
+    assert (missed.code, "did you mean 'wash.safetensors'?" in missed.err) == (1, True), missed.err
+    missed = command(*drawing(*NAMES[:6], "--control-model", "control_kanny.safetensors", "--out", "no.png"))
+    assert (missed.code, "did you mean 'control_canny.safetensors'?" in missed.err) == (1, True), missed.err
+    assert command("again", "names.png", "--out", "again.png").code == 0
+    assert Image.open("again.png").tobytes() == pictures[1], "a name is remembered"

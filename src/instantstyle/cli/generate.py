@@ -259,7 +259,8 @@ def generate(
         request = look_anew(loaded, request)
     with bar(out.name) as tick, watching(lambda at: tick(at.step, at.steps)):
         result = make(loaded, request, progress=lambda at: tick(at.step, at.steps))
-    for warning in result.warnings:
+    unfit = () if preset is None else find_preset(preset).cautions(preset, loaded.family.name)
+    for warning in (*unfit, *result.warnings):
         typer.echo(f"warning: {warning}", err=True)
     paths = [str(path) for path in result.save(out, metadata=metadata)]
     if drawn:

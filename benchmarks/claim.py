@@ -1,135 +1,341 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 """Is an adapter of the style blocks alone "quite similar" to a whole one that is muted, as InstantStyle's paper says?
 
-    python benchmarks/claim.py --bank FOLDER [--steps 3000] [--seeds 3] [--looks 300] [--count 48] [--folder OUT]
+    python benchmarks/claim.py --folder FOLDER [--minutes 25] [--seeds 3] [--looks 200] [--count 96] [--estimate]
 
-In the emoji world, on the frozen built-in model, with the same pictures, steps and rows a step, three seeds each:
+In the emoji world, on the frozen shipped UNet, with the same pictures, steps and rows a step, some seeds each:
 
-    mute     all blocks, each picture its own reference; the others muted when pictures are made
+    mute     all blocks, each picture its own reference; all but the style blocks muted when pictures are made
     style    the style blocks from scratch, each picture its own reference
     paired   the style blocks from scratch, the reference another thing in the same look
 
-Each is scored on held-out cells by the probe's measures.  Same steps are not the same time: `mute` also pays for the
-whole graph.  Run again, it goes on where it was.  FOLDER holds the trainer's bank (core.npy and core.json).
+`loud` is the whole adapter with no block muted, `without` no reference at all.  Each is scored on held-out cells by the
+referee's judges.  The two processes of `--processes` train side by side; run again, it goes on where it was.  FOLDER
+holds the bank (drawn when it is not there), what the shipped model makes of it, and the adapters.
+
+Same steps are not the same time: `mute` also pays for the whole graph.  Seeds change which rows are seen, their
+captions, times and noise; the projection begins alike.  The UNet has learned together with an adapter of its own at the
+style blocks: the question is what *these* trainings find there, not whether style could live elsewhere.
 """
 
 import argparse
-import io
-import json
-import statistics
 import sys
-import tarfile
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
-from instantstyle.evaluate.probe import cases, draw, score
-from instantstyle.model import load
-from instantstyle.pictures import png
-from instantstyle.train.features import Options
-from instantstyle.train.fit import Settings
-from instantstyle.train.job import Job, prepare, train
-from instantstyle.train.lesson import Teaching
-from instantstyle.train.world.bank import core
-from instantstyle.whole import whole
+from instantstyle.evaluate.judges import HELD_OUT
+from instantstyle.evaluate.metrics import Interval, bootstrap
+from instantstyle.evaluate.questions import STEPS, Question, Way, ask, held_out_cells
+from instantstyle.evaluate.suite import measure
+from instantstyle.families import EMOJI
+from instantstyle.model import Model, load
+from instantstyle.train.features import fitted
+from instantstyle.train.follow import with_adapter
+from instantstyle.train.world.adapter import train_adapter
+from instantstyle.train.world.bank import Bank
+from instantstyle.train.world.bank import core as drawn_bank
+from instantstyle.train.world.corpus import Corpus, Words, captions
+from instantstyle.train.world.vae import encode_many
+from instantstyle.whole import whole, write_whole
 
-ARMS: dict[str, tuple[str, Literal["same", "paired"]]] = {
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks/results/claim.md"
+Floats = npt.NDArray[np.float64]
+Columns = Mapping[str, Floats]
+"""Of one training, a number a question for each measure."""
+
+ARMS: Mapping[str, tuple[str, Literal["same", "paired"]]] = {
     "mute": ("all", "same"),
     "style": ("style", "same"),
     "paired": ("style", "paired"),
 }
 """The blocks that learn, and what the reference is."""
-MEASURES = ("lightness", "colour", "nearer", "content", "leak")
+MEASURES = {
+    f"content right, {HELD_OUT}": "content right",
+    f"style right, {HELD_OUT}": "treatment right",
+    f"four-way right, {HELD_OUT}": "four-way right",
+    "ground lightness off": "lightness off",
+    "ground colour off": "colour off",
+    f"excess nats, {HELD_OUT}": "leak, nats",
+}
+"""What is compared, by the judges' names and the page's.  The last three are better when smaller."""
+
+_EACH, _PIECE = 48, 256
+_SPEED = {"mute": 90.0, "style": 130.0, "paired": 130.0}
+"""Samples a second of one core, for the estimate alone."""
+_PREPARED, _DRAWN = 0.015, 0.35
+"""Core seconds a picture, for the estimate: read by the encoders; drawn in `STEPS` steps and judged."""
 
 
-def shards(bank_folder: Path, folder: Path, looks: int) -> Path:
-    """Pictures of the first so many looks of the bank as a webdataset, a tar for every fifty looks."""
-    bank = core(bank_folder, looks)
-    folder.mkdir(parents=True, exist_ok=True)
-    for first in range(0, looks, 50):
-        file = folder / f"{first:05}.tar"
-        if file.exists():
-            continue
-        rows = np.flatnonzero((bank.style >= first) & (bank.style < min(first + 50, looks)))
-        with whole(file) as partial, tarfile.open(partial, "w") as tar:
-            for row in map(int, rows):
-                said = {"caption": bank.caption(row, np.random.default_rng([5, row]), 0.35)}
-                said["style"] = str(int(bank.style[row]))
-                content = {
-                    "png": png(Image.fromarray(np.asarray(bank.pictures[row]))),
-                    "json": json.dumps(said).encode(),
-                }
-                for ending, data in content.items():
-                    info = tarfile.TarInfo(f"{row:07}.{ending}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    return folder
+@dataclass(frozen=True)
+class Seeded(Corpus):
+    """A corpus whose steps are another run's: rows are what a step draws first, and everything after them differs."""
+
+    seed: int = 0
+
+    def rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows drawn at random."""
+        cast("np.random.PCG64", rng.bit_generator).advance(self.seed << 64)
+        return super().rows(count, rng)
 
 
-def job(arm: str, seed: int, features: Path, folder: Path, steps: int, batch: int) -> Job:
-    """One training."""
-    blocks, reference = ARMS[arm]
-    settings = Settings(steps=steps, batch=batch, lr=1e-3, warmup=200, average=0.999, decay="cosine", log_every=20)
-    return Job(
-        data=str(features),
-        out=folder / f"{arm}-{seed}.safetensors",
-        settings=settings,
-        blocks=blocks,
-        reference=reference,
-        teaching=Teaching(seed=seed, min_snr=5.0, early=0.6),
-        device="cpu",
+def first_looks(bank: Bank, looks: int) -> Bank:
+    """The bank's first so many styles."""
+    rows = int(np.searchsorted(bank.style, looks))  # styles stand one after another
+    return replace(bank, pictures=bank.pictures[:rows], concept=bank.concept[:rows], style=bank.style[:rows])
+
+
+def corpus(model: Model, folder: Path, looks: int) -> Corpus:
+    """The pictures as the shipped model reads them: computed once, kept in the folder."""
+    bank = first_looks(drawn_bank(folder / "bank", looks), looks)
+    said = captions(bank, seed=9)
+    texts = ("", *sorted({text for several in said for text in several}))
+    number = {text: i for i, text in enumerate(texts)}
+    mark = f"{model.identity[:12]}-{looks}"
+
+    def words() -> Tensor:
+        short = [fitted(model, text)[0] for text in texts]
+        parts = [model.say(short[i : i + _PIECE]) for i in range(0, len(short), _PIECE)]
+        return torch.cat([torch.cat([p.context.flatten(1), cast("Tensor", p.pooled)], dim=1).half() for p in parts])
+
+    def embeds() -> Tensor:
+        shown = [bank.pictures[i : i + _PIECE] for i in range(0, len(bank.pictures), _PIECE)]
+        return torch.cat([model.see([Image.fromarray(np.asarray(x)) for x in each]).float() for each in shown])
+
+    packed = _kept(folder / f"words-{mark}.pt", words)
+    width = EMOJI.unet.pooled_dim or 0
+    read = Words(texts, packed[:, :-width].unflatten(1, (EMOJI.text_length, -1)), packed[:, -width:].float())
+    return Corpus(
+        bank,
+        _kept(folder / f"latents-{mark}.pt", lambda: encode_many(cast("Any", model.vae), bank.pictures)),
+        read,
+        np.array([[number[text] for text in several] for several in said]),
+        _kept(folder / f"embeds-{mark}.pt", embeds),
     )
 
 
-def table(scores: dict[str, list[dict[str, float]]]) -> str:
-    """Mean and spread of each measure over the seeds, an arm a row."""
-    lines = [f"| arm | seeds | {' | '.join(MEASURES)} |", "|---|---|" + "---|" * len(MEASURES)]
-    for arm, found in scores.items():
-        cells = [f"{_mean(found, m):.3f} ± {_spread(found, m):.3f}" for m in MEASURES]
-        lines.append(f"| {arm} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+@torch.no_grad()
+def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
+    if not file.exists():
+        made = make()
+        with whole(file) as partial_file:
+            torch.save(made, partial_file)
+    return torch.load(file, weights_only=True, mmap=True)
 
 
-def _mean(found: list[dict[str, float]], measure: str) -> float:
-    return statistics.fmean(s[measure] for s in found)
+def trial(folder: Path, looks: int, steps: int, batch: int, asked: Sequence[Question], drawn: int, run: str) -> str:
+    """Train one arm with one seed, draw and measure; kept by its name, and returned when all is there."""
+    name, number = run.split("-")
+    plans = {name: "style", "loud": "all"} if name == "mute" else {name: "style"}
+    files = {each: _file(folder, f"{each}-{number}", steps, batch, drawn, len(asked)) for each in plans}
+    if all(file.exists() for file in files.values()):
+        return run
+    torch.set_num_threads(1)
+    model = load("emoji", device="cpu", dtype="float32")
+    read = corpus(model, folder, looks)
+    seeded = Seeded(read.bank, read.latents, read.words, read.choices, read.embeds, int(number))
+    blocks, reference = ARMS[name]
+    plan = EMOJI.presets[blocks]
+    state = f"{run}-{steps}-{batch}"
+    began = time.process_time()
+    adapter = train_adapter(folder, state, model.unet, plan, reference, seeded, steps=steps, batch=batch, lr=1e-3)
+    print(f"{run} trained, {time.process_time() - began:.0f} core seconds", flush=True)
+    for each, file in files.items():
+        _judge(with_adapter(model, adapter), Way(plan=plans[each]), asked, drawn, file)
+    return run
 
 
-def _spread(found: list[dict[str, float]], measure: str) -> float:
-    return statistics.stdev(s[measure] for s in found) if len(found) > 1 else 0.0
+def _judge(model: Model, way: Way, asked: Sequence[Question], steps: int, file: Path) -> None:
+    if file.exists():
+        return
+    columns = measure(asked, ask(model, asked, way, steps).pixels)
+    with whole(file) as partial_file, partial_file.open("wb") as out:
+        np.savez(out, **cast("Any", compared(columns)))
 
 
-def main() -> None:
-    """Train what is not trained, score what is not scored, print the table."""
+def compared(columns: Mapping[str, npt.NDArray[Any]]) -> Columns:
+    """The compared measures of what the suite measured."""
+    off = {axis: columns[f"ground {axis}"] - columns[f"reference ground {axis}"] for axis in "Lab"}
+    more = {"ground lightness off": np.abs(off["L"]), "ground colour off": np.hypot(off["a"], off["b"])}
+    every = {**columns, **more}
+    return {name: np.asarray(every[name], np.float64) for name in MEASURES}
+
+
+def _file(folder: Path, run: str, steps: int, batch: int, drawn: int, count: int) -> Path:
+    return folder / f"{run}-{steps}-{batch}-{drawn}-{count}.npz"
+
+
+def seconds(looks: int, steps: int, batch: int, seeds: int, count: int, processes: int) -> Iterator[tuple[str, float]]:
+    """What it will cost by the speeds noted above: core seconds a part, and minutes in all when cores are free."""
+    parts = {
+        "reading the pictures": looks * _EACH * _PREPARED,
+        **{f"training {arm}": seeds * steps * batch / speed for arm, speed in _SPEED.items()},
+        "drawing and judging": (seeds * (len(ARMS) + 1) + 1) * count * _DRAWN,
+    }
+    yield from parts.items()
+    alone = parts.pop("reading the pictures")
+    yield "minutes", (alone + sum(parts.values()) / processes) / 60
+
+
+def fitting(minutes: float, looks: int, batch: int, seeds: int, count: int, processes: int) -> int:
+    """The steps that fit the minutes; at least 20."""
+
+    def lasts(steps: int) -> float:
+        return dict(seconds(looks, steps, batch, seeds, count, processes))["minutes"]
+
+    none, each = lasts(0), lasts(1000) - lasts(0)
+    return max(20, int((minutes - none) / each * 1000))
+
+
+def interval(of: Sequence[Floats], asked: Sequence[Question]) -> Interval:
+    """The mean over seeds and questions; things, styles and seeds are drawn anew."""
+    seeds = len(of)
+    clusters: dict[str, Sequence[object]] = {
+        "thing": [q.thing for _ in range(seeds) for q in asked],
+        "style": [repr(q.style) for _ in range(seeds) for q in asked],
+    }
+    if seeds > 1:
+        clusters["seed"] = [seed for seed in range(seeds) for _ in asked]
+    return bootstrap(np.concatenate(of), clusters)
+
+
+def page(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Question], said: Sequence[str]) -> str:
+    """The tables: each arm with its interval, its seeds one by one, and by how much it is apart from `mute`."""
+    heads = ["", *MEASURES.values()]
+    rows = [
+        [arm, *(str(interval([each[m] for each in found], asked)) for m in MEASURES)] for arm, found in scores.items()
+    ]
+    single = [
+        [f"{arm} {seed}", *(f"{np.nanmean(each[m]):.2f}" for m in MEASURES)]
+        for arm, found in scores.items()
+        if arm in (*ARMS, "loud")
+        for seed, each in enumerate(found)
+    ]
+    apart = {
+        arm: {
+            m: interval([a[m] - b[m] for a, b in zip(scores[arm], scores["mute"], strict=True)], asked)
+            for m in MEASURES
+        }
+        for arm in ("style", "paired", "loud")
+    }
+    differences = [[f"{arm} - mute", *(_signed(each) for each in found.values())] for arm, found in apart.items()]
+    return "\n".join(
+        [
+            "# All blocks then mute, or the style blocks alone?",
+            "",
+            *said,
+            "",
+            "Means and 95 % intervals over questions and seeds; things, styles and seeds are resampled, and of seeds "
+            "there are few. Of the first three measures more is better, of the others less: *off* is how far the "
+            "ground lies from the reference's, in Lab; *leak* how much likelier the judge finds what the reference "
+            "shows than what other references show.",
+            "",
+            *_table(heads, rows),
+            "",
+            "## Apart from `mute`, question by question",
+            "",
+            *_table(heads, differences),
+            "",
+            *(f"- {arm}: {_verdict(found)}" for arm, found in apart.items()),
+            "",
+            "## Seed by seed",
+            "",
+            *_table(heads, single),
+            "",
+        ]
+    )
+
+
+def _signed(each: Interval) -> str:
+    return f"{each.mean:+.2f} ({each.low:+.2f} to {each.high:+.2f})"
+
+
+def _verdict(found: Mapping[str, Interval]) -> str:
+    told = [f"{MEASURES[m]} {each.mean:+.2f}" for m, each in found.items() if each.low > 0 or each.high < 0]
+    alike = [MEASURES[m] for m, each in found.items() if each.low <= 0 <= each.high]
+    return f"told apart by {', '.join(told) or 'nothing'}; not told apart by {', '.join(alike) or 'nothing'}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is not trained, judge what is not judged, write the page."""
     parser = argparse.ArgumentParser(description="The paper's claim, tested in the emoji world.")
-    parser.add_argument("--bank", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, default=Path("claim"))
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--folder", type=Path, required=True, help="where all but the page lies")
+    parser.add_argument("--minutes", type=float, default=25, help="how many the steps are to fit, by the estimate")
+    parser.add_argument("--steps", type=int, help="instead of as many as the minutes hold")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--looks", type=int, default=300)
-    parser.add_argument("--count", type=int, default=48, help="held-out questions")
-    given = parser.parse_args()
+    parser.add_argument("--looks", type=int, default=200, help="styles that are learned from")
+    parser.add_argument("--count", type=int, default=96, help="held-out questions")
+    parser.add_argument("--drawn", type=int, default=STEPS, help="steps of drawing")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--estimate", action="store_true", help="only say what it will cost")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args(argv)
+    size = (given.batch, given.seeds, given.count, given.processes)
+    steps = given.steps or fitting(given.minutes, given.looks, *size)
+    for part, cost in seconds(given.looks, steps, *size):
+        print(f"{part}: {cost:.0f}{' in all, by estimate' if part == 'minutes' else ' core seconds'}", file=sys.stderr)
+    if given.estimate:
+        print(steps)
+        return
     folder: Path = given.folder
-    data = shards(given.bank, folder / "data", given.looks)
-    prepare(str(data), folder / "features", Options(square=True), device="cpu")
-    scores: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for seed in range(given.seeds):
-        for arm in ARMS:
-            said = folder / f"{arm}-{seed}.json"
-            if not said.exists():
-                asked = job(arm, seed, folder / "features", folder, given.steps, given.batch)
-                if train(asked) is None:
-                    sys.exit(130)
-                model = load("emoji", adapter=asked.out, device="cpu")
-                questions = cases(given.count, model.family.size[0])
-                bare = draw(model, questions, None)
-                found = asdict(score(model, "style", questions, draw(model, questions, "style"), bare))
-                with whole(said) as partial:
-                    partial.write_text(json.dumps({m: found[m] for m in MEASURES}))
-            scores[arm].append(json.loads(said.read_text()))
-    print(table(scores))
+    asked = held_out_cells(given.count)
+    model = load("emoji", device="cpu", dtype="float32")
+    corpus(model, folder, given.looks)  # before the others need it
+    runs = [f"{arm}-{seed}" for seed in range(given.seeds) for arm in ARMS]
+    work = partial(trial, folder, given.looks, steps, given.batch, asked, given.drawn)
+    without = _file(folder, "without-0", 0, 0, given.drawn, given.count)
+    if given.processes > 1:
+        with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+            waiting = [pool.submit(work, run) for run in runs]
+            for done in waiting:
+                print(done.result(), file=sys.stderr, flush=True)
+    else:
+        for run in runs:
+            print(work(run), file=sys.stderr, flush=True)
+    _judge(model, Way("none"), asked, given.drawn, without)
+
+    def kept(name: str, count: int) -> list[Columns]:
+        found: list[Columns] = []
+        for seed in range(count):
+            with np.load(_file(folder, f"{name}-{seed}", steps, given.batch, given.drawn, given.count)) as file:
+                found.append({m: file[m] for m in MEASURES})
+        return found
+
+    scores: dict[str, Sequence[Columns]] = {arm: kept(arm, given.seeds) for arm in (*ARMS, "loud")}
+    with np.load(without) as file:
+        scores["without"] = [{m: file[m] for m in MEASURES}]
+    scores["the truth"] = [compared(measure(asked, np.stack([q.truth for q in asked])))]
+    rows = f"{steps} steps of {given.batch} rows, {given.looks} looks of at most {_EACH} things, {given.seeds} seeds"
+    said = [
+        f"`python benchmarks/claim.py --steps {steps} --batch {given.batch} --seeds {given.seeds} "
+        f"--looks {given.looks} --count {given.count}` on {date.today()}: {rows}; {given.count} questions about unseen "
+        f"cells, {given.drawn} steps each. The frozen UNet is the shipped one (`{model.identity[:12]}`).",
+        "",
+        "`mute`: all blocks trained, each picture its own reference, all but the style blocks muted afterwards. "
+        "`style`: the style blocks alone, the same. `paired`: the style blocks alone, the reference another thing in "
+        "the same look. `loud`: as `mute`, and nothing muted.",
+    ]
+    write_whole(given.out, page(scores, asked, said).encode())
+    print(given.out.read_text("utf-8"))
 
 
 if __name__ == "__main__":

@@ -3,29 +3,34 @@
 
 """What a training step costs: the style blocks alone, all blocks, and the arithmetic of IP-Adapter's published script.
 
-    python benchmarks/training.py [--rounds 3] [--steps 10] [--batch 8]      at the built-in size, a fresh process each
-    python benchmarks/training.py --sdxl                                     SDXL at 1024 pixels, counted, not run
+    python benchmarks/training.py [--rounds 3] [--steps 10] [--batch 8] [--skip timed|counted] [--out FILE]
 
-Ours reads features computed before; the published script (github.com/tencent-ailab/IP-Adapter, tutorial_train_sdxl.py)
-encodes picture, text and reference at every step, with diffusers' UNet and AdamW over projection and all blocks.  All
-are in float32 and see the same shapes.  The SDXL rows count floating-point operations and saved activations on the meta
-device; the published script's encoders are not in them.  It says nothing of what the adapters are worth.
+At the built-in size it is run, a fresh process each, turn and turn about; at SDXL's, 1024 pixels, it is counted on the
+meta device: floating-point operations and saved activations.  Ours reads features computed before; the published script
+(github.com/tencent-ailab/IP-Adapter, tutorial_train_sdxl.py) encodes picture, text and reference at every step, with
+diffusers' UNet and AdamW over projection and all blocks.  All are in float32 on one thread and see the same shapes; of
+what is counted its encoders are no part.  It says nothing of what adapters are worth, nor of a GPU's speed.
 """
 
 import argparse
 import json
+import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks/results/training.md"
 BUILT_IN = ROOT / "src/instantstyle/assets/emoji"
 SIDES = ("style", "all", "published")
+NAMES = {"style": "ours, style blocks", "all": "ours, all blocks", "published": "published script's arithmetic"}
 
 
 def ours(blocks: str, batch: int) -> Callable[[int], float]:
@@ -112,22 +117,54 @@ def published(batch: int) -> Callable[[int], float]:
     return step
 
 
+class Saved:
+    """While entered, the memory that autograd keeps for the backward pass; what was there before is not counted."""
+
+    def __init__(self, weights: Sequence[Any], shaped: Callable[[tuple[int, ...]], bool] = lambda shape: True) -> None:
+        import torch
+
+        self._weights = {p.untyped_storage()._cdata for p in weights}
+        self._shaped, self._kept = shaped, dict[int, Any]()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights and self._shaped(tuple(tensor.shape)):
+            self._kept[storage._cdata] = storage  # kept alive, so that its number is not given again
+        return tensor
+
+    def __enter__(self) -> "Saved":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._hooks.__exit__(*raised)
+
+    @property
+    def bytes(self) -> int:
+        """How much it is."""
+        return sum(storage.nbytes() for storage in self._kept.values())
+
+
 def worker(side: str, steps: int, batch: int) -> dict[str, float]:
-    """Seconds a step (the median after two for warming up), and peak memory in MiB."""
+    """Seconds a step (the median after two for warming up), saved activations and peak memory in MiB."""
+    import gc
+
     import torch
 
     torch.set_num_threads(1)
     step = published(batch) if side == "published" else ours(side, batch)
+    weights = [each for each in gc.get_objects() if type(each) is torch.nn.Parameter]
     times: list[float] = []
     for number in range(steps + 2):
         began = time.process_time()
         step(number)
         times.append(time.process_time() - began)
     unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "seconds": statistics.median(times[2:]),
-        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20,
-    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    with Saved(weights) as saved:
+        step(steps + 2)
+    return {"seconds": statistics.median(times[2:]), "saved": saved.bytes / 2**20, "peak": peak}
 
 
 def counted(blocks: str) -> tuple[float, float, float]:
@@ -139,7 +176,7 @@ def counted(blocks: str) -> tuple[float, float, float]:
     from instantstyle.nets.unet import UNet
     from instantstyle.train.adapter import Trained
 
-    config, saved = SDXL.unet, dict[int, Any]()
+    config = SDXL.unet
     with torch.device("meta"), FlopCounterMode(display=False) as flops:
         unet = UNet(config).to(torch.bfloat16).requires_grad_(False)
         net = Trained(unet, SDXL.presets[blocks]).to("meta")
@@ -150,61 +187,90 @@ def counted(blocks: str) -> tuple[float, float, float]:
             text = unet.read(torch.randn(1, 77, 2048, **kind))
             state = first(x.to(**kind), torch.rand(1), text, torch.randn(1, 1280, **kind), torch.randn(1, 6))
         net = net.to(torch.bfloat16)
-        weights = {p.untyped_storage()._cdata for p in (*unet.parameters(), *net.parameters())}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            # Attention matrices are left out: the kernels that training uses keep none.
-            *_, queries, keys = (0, 0, *tensor.shape)
-            matrix = keys in (77, 4) or keys == queries >= 1024
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights and not matrix:
-                saved[storage._cdata] = storage  # kept alive, so that its number is not given again
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        with Saved([*unet.parameters(), *net.parameters()], _no_matrix) as saved:
             loss = rest(state, text, attend=net.attend(torch.randn(1, 1280, **kind))).float().square().mean()
         loss.backward()
-    count = sum(p.numel() for p in net.parameters())
-    return flops.get_total_flops() / 1e12, sum(storage.nbytes() for storage in saved.values()) / 2**30, count / 1e6
+    learn = sum(p.numel() for p in net.parameters())
+    return flops.get_total_flops() / 1e12, saved.bytes / 2**30, learn / 1e6
 
 
-def main() -> None:
-    """Print the rows."""
+def _no_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether this is none of attention's matrices: the kernels that training uses keep none."""
+    *_, queries, keys = (0, 0, *shape)
+    return not (keys in (77, 4) or keys == queries >= 1024)
+
+
+def timed(rounds: int, steps: int, batch: int) -> list[str]:
+    """The rows of what was run, as Markdown."""
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side in SIDES:
+            argv = [sys.executable, __file__, "--worker", side, "--steps", str(steps), "--batch", str(batch)]
+            shown = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found[side].append(json.loads(shown.splitlines()[-1]))
+    middle = {s: {k: statistics.median(cost[k] for cost in costs) for k in costs[0]} for s, costs in found.items()}
+    theirs = middle["published"]
+    lines = ["| | CPU seconds a step | times faster | saved activations (MiB) | peak (MiB) |", "|---|---|---|---|---|"]
+    for side, cost in middle.items():
+        faster = theirs["seconds"] / cost["seconds"]
+        lines.append(
+            f"| {NAMES[side]} | {cost['seconds']:.3f} | {faster:.2f} | {cost['saved']:.1f} | {cost['peak']:.0f} |"
+        )
+    return lines
+
+
+def page(given: argparse.Namespace) -> str:
+    """What was found, with all that is needed to find it again."""
+    import torch
+
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before it began"
+    parts = [
+        "# What a training step costs",
+        "",
+        f"`python benchmarks/training.py --rounds {given.rounds} --steps {given.steps} --batch {given.batch}` on "
+        f"{date.today()}, torch {torch.__version__}, {platform.machine()}, {load}.",
+    ]
+    if given.skip != "timed":
+        parts += ["", f"## Run: the built-in model, batch {given.batch}, float32, one thread", ""]
+        parts += [*timed(given.rounds, given.steps, given.batch), ""]
+        parts += [
+            "Medians over rounds, a fresh process each; peak memory is the process's, with torch and all networks that "
+            "it loads. *Published* also encodes picture, reference and text at every step, as the script does."
+        ]
+    if given.skip != "counted":
+        rows = {blocks: counted(blocks) for blocks in ("style", "all")}
+        parts += ["", "## Counted: SDXL, one row at 1024 x 1024 in bfloat16, forward and backward", ""]
+        parts += ["| blocks | learn (M) | TFLOP a step | saved activations (GiB) |", "|---|---|---|---|"]
+        parts += [f"| {name} | {learn:.1f} | {flop:.2f} | {saved:.2f} |" for name, (flop, saved, learn) in rows.items()]
+        (flop, saved, _), (more, larger, _) = rows["style"], rows["all"]
+        parts += [
+            "",
+            "On torch's meta device: nothing was run. The style blocks alone take "
+            f"{more / flop:.2f} times fewer operations and {larger / saved:.1f} times less memory for activations, "
+            "because the network before them runs without a graph. VAE and encoders are not among the operations, "
+            "attention's matrices not among the activations. The published script's UNet does what the row *all* does.",
+        ]
+    return "\n".join([*parts, ""])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the page, and print it."""
     parser = argparse.ArgumentParser(description="What a training step costs.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--sdxl", action="store_true")
-    parser.add_argument("--worker", choices=SIDES)
-    given = parser.parse_args()
+    parser.add_argument("--skip", choices=("timed", "counted"), default="")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
     if given.worker:
         print(json.dumps(worker(given.worker, given.steps, given.batch)))
         return
-    if given.sdxl:
-        print("| blocks | learn (M) | TFLOP a step | saved activations (GiB) |\n|---|---|---|---|")
-        for blocks in ("style", "all"):
-            flop, saved, learn = counted(blocks)
-            print(f"| {blocks} | {learn:.1f} | {flop:.2f} | {saved:.2f} |")
-        return
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(given.rounds):
-        for side in SIDES:
-            argv = [
-                sys.executable,
-                __file__,
-                "--worker",
-                side,
-                "--steps",
-                str(given.steps),
-                "--batch",
-                str(given.batch),
-            ]
-            shown = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found[side].append(json.loads(shown.splitlines()[-1]))
-    print(f"batch {given.batch}, {given.rounds} rounds, CPU seconds\n\n| | seconds a step | peak MiB |\n|---|---|---|")
-    for side, costs in found.items():
-        seconds, memory = (statistics.median(cost[what] for cost in costs) for what in ("seconds", "MiB"))
-        print(f"| {side} | {seconds:.3f} | {memory:.0f} |")
+    from instantstyle.whole import write_whole
+
+    said = page(given)
+    write_whole(given.out, said.encode())
+    print(said)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,12 @@
 
 import io
 import json
+import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from factory import folder as model_folder
 from factory import model as made
 from instantstyle.errors import InputError, OutputError
 from instantstyle.model import Model
@@ -149,19 +154,65 @@ def test_two_processes_share_the_work(model: Model, whole: Path, tmp_path: Path)
     assert files(tmp_path) == files(whole)
 
 
+def by_ray(data: Path | str, out: Path) -> subprocess.Popen[bytes]:
+    """`train features --ray local` in a process group of its own."""
+    argv = ["train", "features", "--data", str(data), "--out", str(out), "--model", str(model_folder("sdxl"))]
+    code = [sys.executable, "-m", "instantstyle", *argv, "--device", "cpu", "--ray", "local"]
+    # One worker computes as this process does; the machine may be busy.
+    waits = {"RAY_raylet_start_wait_time_s": "600", "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+    return subprocess.Popen(code, env={**os.environ, **waits}, stderr=subprocess.PIPE, start_new_session=True)
+
+
 @pytest.mark.slow
 def test_ray_makes_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    from factory import folder as model_folder
-    from instantstyle.model import load
-
-    shards = find_shards(whole.parent / "tars")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        compute(load(model_folder("sdxl")), shards, tmp_path, OPTIONS, ray="local")
-    finally:
-        ray.shutdown()
+    pytest.importorskip("ray")
+    done = by_ray(whole.parent / "tars", tmp_path)
+    _, said = done.communicate()
+    assert done.returncode == 0, said.decode()
+    assert "features 2/2" in said.decode()
     assert files(tmp_path) == files(whole)
+    theirs, ours = (json.loads((folder / "manifest.json").read_text())["sha256"] for folder in (tmp_path, whole))
+    assert theirs == ours
+    assert damaged(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_ray_goes_on_by_shard_after_a_kill(model: Model, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    tars = [gallery.tars(tmp_path / f"{n}") / "data-000.tar" for n in range(6)]
+    for number, each in enumerate(tars):
+        each.rename(tmp_path / f"{number}.tar")
+    data = f"pipe:sleep 2; cat {tmp_path}/{{0..5}}.tar"
+    alone = tmp_path / "alone"
+    shards = find_shards(data)
+    run(model, shards, alone)
+    killed = tmp_path / "killed"
+    first = by_ray(data, killed)
+    deadline = time.monotonic() + 600
+    while not list(killed.glob("*.json")) and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in killed.glob("*.json")}
+    assert 1 <= len(kept) < 6, "it was killed on the way"
+    again = by_ray(data, killed)
+    _, said = again.communicate()
+    assert again.returncode == 0, said.decode()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was whole is not made again"
+    assert files(killed) == files(alone)
+    assert not list(killed.glob(".*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_what_a_worker_of_the_cluster_cannot_do_is_its_own_sentence(whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "00001.tar").mkdir()
+    failed = by_ray(whole.parent / "tars", tmp_path)
+    _, said = failed.communicate()
+    assert failed.returncode == 1
+    assert "cannot write" in said.decode()
+    assert "of 2 shards are whole and kept" in said.decode()
 
 
 def test_a_change_of_model_or_data_makes_them_anew(model: Model, whole: Path) -> None:

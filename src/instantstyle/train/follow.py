@@ -9,10 +9,13 @@ import copy
 import csv
 import dataclasses
 import importlib.util
+import io
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +37,24 @@ _FIELDS: Sequence[str] = ("step", "loss", "norm", "lr")
 
 
 class Log:
-    """`losses.csv`, and TensorBoard's file beside it where that is installed; rows after `first` are written anew."""
+    """`losses.csv`, and TensorBoard's file beside it where that is installed; rows after `first` are written anew.
+
+    A full disk stops no training: what cannot be written is kept, and written as soon as there is room again.
+    """
 
     def __init__(self, folder: Path, first: int) -> None:
-        self.file = folder / "losses.csv"
-        kept = [row for row in rows(self.file) if int(row["step"]) <= first]
+        self.file, self._scores = folder / "losses.csv", folder / "scores.csv"
+        self._held: dict[Path, list[Sequence[object]]] = {}
         with whole(self.file) as partial, partial.open("w", newline="") as out:
-            writer = csv.DictWriter(out, _FIELDS)
-            writer.writeheader()
-            writer.writerows(kept)
+            writer = csv.writer(out)
+            writer.writerow(_FIELDS)
+            writer.writerows([row[name] for name in _FIELDS] for row in rows(self.file) if int(row["step"]) <= first)
+        if self._scores.exists():
+            with self._scores.open(newline="") as read:
+                heads, *kept = [row for row in csv.reader(read) if row] or [["step"]]
+            with whole(self._scores) as partial, partial.open("w", newline="") as out:
+                there = [row for row in kept if len(row) == len(heads) and int(row[0]) <= first]
+                csv.writer(out).writerows([heads, *there])
         self.board: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -51,9 +63,10 @@ class Log:
 
     def take(self, at: Progress) -> None:
         """Write the newest steps, each with what floats need to be read back as they are."""
-        with self.file.open("a", newline="") as out:
-            csv.writer(out).writerows((row.step, repr(row.loss), repr(row.norm), repr(row.lr)) for row in at.rows)
-        if self.board is not None:
+        self._append(self.file, [(row.step, repr(row.loss), repr(row.norm), repr(row.lr)) for row in at.rows])
+        if self.board is None:
+            return
+        with self._room():
             for row in at.rows:
                 for name in ("loss", "norm", "lr"):
                     self.board.add_scalar(name, getattr(row, name), row.step)
@@ -62,20 +75,49 @@ class Log:
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write what the referee says."""
-        file = self.file.with_name("scores.csv")
-        new = not file.exists()
-        with file.open("a", newline="") as out:
-            writer = csv.writer(out)
-            writer.writerows([["step", *scores]] * new)
-            writer.writerow([step, *(f"{value:.4f}" for value in scores.values())])
+        new = not self._scores.exists() and self._scores not in self._held
+        said = [step, *(f"{value:.4f}" for value in scores.values())]
+        self._append(self._scores, [["step", *scores], said] if new else [said])
         if self.board is not None:
-            for name, value in scores.items():
-                self.board.add_scalar(f"scores/{name}", value, step)
+            with self._room():
+                for name, value in scores.items():
+                    self.board.add_scalar(f"scores/{name}", value, step)
 
     def close(self) -> None:
         """No more is to come."""
+        for file in list(self._held):
+            self._append(file, [])
         if self.board is not None:
-            self.board.close()
+            with self._room():
+                self.board.close()
+
+    def _append(self, file: Path, new: Sequence[Sequence[object]]) -> None:
+        held = [*self._held.get(file, []), *new]
+        if not held:
+            return
+        size = file.stat().st_size if file.exists() else 0
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(held)
+        try:
+            with file.open("ab") as out:
+                out.write(text.getvalue().encode())
+        except OSError as refused:
+            if file not in self._held:
+                print(f"warning: {file} waits for room: {refused.strerror}", file=sys.stderr, flush=True)
+            self._held[file] = held
+            if file.exists():
+                os.truncate(file, size)  # no half of a row is to stay
+        else:
+            self._held.pop(file, None)
+
+    @contextmanager
+    def _room(self) -> Generator[None]:
+        """While entered, TensorBoard may find the disk full; it is then left alone."""
+        try:
+            yield
+        except OSError as refused:
+            print(f"warning: no more is written for TensorBoard: {refused.strerror}", file=sys.stderr, flush=True)
+            self.board = None
 
 
 def rows(file: Path) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from instantstyle.blocks import parse_plan
-from instantstyle.errors import WeightsError
+from instantstyle.errors import OutputError, WeightsError
 from instantstyle.model import Model, load
 from instantstyle.pictures import read as read_picture
 from instantstyle.train.adapter import Trained
@@ -26,7 +26,7 @@ from instantstyle.train.lesson import Lesson, Teaching
 from instantstyle.train.publish import publish, write_card
 from instantstyle.train.records import Styles
 from instantstyle.train.shards import find_shards
-from instantstyle.weights.adapter import load_adapter
+from instantstyle.weights.adapter import Adapter, load_adapter
 from instantstyle.whole import check_writable
 
 
@@ -201,7 +201,7 @@ def _followed(
         if draws or judges:
             adapter = net.averaged(fit.averaged())
             if sheets is not None and draws:
-                _say(f"sheet {sheets.draw(model, adapter, at.step)}")
+                _say(_drawn(sheets, model, adapter, at.step))
             if job.judge is not None and log is not None and judges:
                 scores = job.judge(with_adapter(model, adapter))
                 log.scores(at.step, scores)
@@ -210,6 +210,13 @@ def _followed(
     if log is not None:
         log.close()
     return None if "stopped" in scores else scores
+
+
+def _drawn(sheets: Sheets, model: Model, adapter: Adapter, step: int) -> str:
+    try:
+        return f"sheet {sheets.draw(model, adapter, step)}"
+    except (OutputError, OSError) as refused:  # a full disk, which is no reason to stop learning
+        return f"warning: no sheet at step {step}: {refused}"
 
 
 def _passed(every: int, before: int, at: Progress) -> bool:

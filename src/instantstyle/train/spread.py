@@ -46,6 +46,7 @@ def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable
     """
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unless it is asked for
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes its time
         import ray
         import ray.data
         import ray.exceptions
@@ -58,8 +59,11 @@ def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable
             where = {"object_store_memory": _STORE, "include_dashboard": False}
         try:
             ray.init(log_to_driver=False, **where)
-        except (ConnectionError, ValueError, RuntimeError) as e:
-            raise InputError(f"there is no Ray cluster at {address!r}: {_line(e)}") from e
+        except Exception as e:  # of many kinds, plain ones among them
+            said = (
+                "Ray did not start on this machine" if address == LOCAL else f"there is no Ray cluster at {address!r}"
+            )
+            raise InputError(f"{said}: {_line(e)}") from e
     try:
         yield from _answers(items, open_work)
     except ray.exceptions.RayError as e:

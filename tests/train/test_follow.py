@@ -1,0 +1,169 @@
+"""Following a run: rows a step, scores and sheets at their intervals, and a full disk that stops nothing."""
+
+import csv
+import resource
+import signal
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from factory import folder as model_folder
+from instantstyle.model import Model
+from instantstyle.train.features import Options
+from instantstyle.train.fit import Progress, Row, Settings
+from instantstyle.train.follow import Log, rows
+from instantstyle.train.job import Job, train
+from instantstyle.world.sources import cache_folder
+from train import gallery
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # diffusers' Euler scheduler under a newer NumPy
+SETTINGS = Settings(steps=4, batch=2, lr=1e-3, log_every=1)
+
+
+@contextmanager
+def full(size: int) -> Generator[None]:
+    """While entered, the system refuses that any file grows beyond so many bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def at(*steps: int) -> Progress:
+    return Progress(
+        steps[-1], 100, tuple(Row(step, 1 / step, 0.1, 1e-3) for step in steps), seconds=1.0, speed=8.0, of=8
+    )
+
+
+def table(file: Path) -> list[list[str]]:
+    with file.open(newline="") as read:
+        return list(csv.reader(read))
+
+
+def test_a_full_disk_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log(tmp_path, 0)
+    log.board = None  # its file is written by a thread of its own
+    log.take(at(1, 2))
+    with full((tmp_path / "losses.csv").stat().st_size + 10):
+        log.take(at(3, 4))
+        log.take(at(5))
+        assert [row["step"] for row in rows(tmp_path / "losses.csv")] == ["1", "2"]
+        assert (tmp_path / "losses.csv").read_bytes().endswith(b"\n"), "no half of a row stays"
+    assert capsys.readouterr().err.count("waits for room") == 1
+    log.take(at(6))
+    log.close()
+    assert [row["step"] for row in rows(tmp_path / "losses.csv")] == list("123456")
+    assert [float(row["loss"]) for row in rows(tmp_path / "losses.csv")] == [1 / step for step in range(1, 7)]
+
+
+def test_scores_after_the_step_that_is_resumed_are_written_anew(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0)
+    for step in (2, 4, 6):
+        log.scores(step, {"nearer": step / 10, "leak": 0.0})
+    log.close()
+    again = Log(tmp_path, 4)
+    again.scores(6, {"nearer": 0.7, "leak": 0.0})
+    again.close()
+    assert table(tmp_path / "scores.csv") == [
+        ["step", "nearer", "leak"],
+        ["2", "0.2000", "0.0000"],
+        ["4", "0.4000", "0.0000"],
+        ["6", "0.7000", "0.0000"],
+    ]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A training of four steps that draws two sheets and is scored twice, run."""
+    root = tmp_path_factory.mktemp("follow")
+    shown = root / "shown.png"
+    Image.new("RGB", (64, 64), "red").save(shown)
+    seen: list[Model] = []
+
+    def judge(model: Model) -> Mapping[str, float]:
+        seen.append(model)
+        assert model.adapter is not None
+        assert model.style_adapter is None
+        return {"heard": float(next(iter(model.adapter.keys.values())).float().norm()), "times": float(len(seen))}
+
+    asked = Job(
+        data=str(gallery.tars(root / "data")),
+        out=root / "style.safetensors",
+        settings=SETTINGS,
+        model=str(model_folder("sdxl")),
+        device="cpu",
+        options=Options(square=True),
+        sheet_every=2,
+        sheet_prompts=("a cat", "a dog", "a house"),
+        sheet_styles=(shown, shown),
+        judge=judge,
+        judge_every=2,
+    )
+    assert train(asked) == asked.out
+    return asked
+
+
+def test_scores_come_at_their_interval_and_are_of_the_adapter_as_it_is(job: Job) -> None:
+    heads, *scored = table(job.folder / "scores.csv")
+    assert heads == ["step", "heard", "times"]
+    assert [row[0] for row in scored] == ["2", "4"]
+    assert [float(row[2]) for row in scored] == [1, 2]
+    assert scored[0][1] != scored[1][1], "the average of the weights has moved"
+    assert "times: 2.000" in job.out.with_suffix(".md").read_text()
+
+
+def test_sheets_come_at_their_interval_prompts_by_rows_and_references_by_columns(job: Job) -> None:
+    sheets = sorted((job.folder / "sheets").iterdir())
+    assert [file.name for file in sheets] == ["0000002.png", "0000004.png"]
+    both = [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in sheets]
+    assert both[0].shape == both[1].shape
+    height, width, _ = both[0].shape
+    assert height >= 4 * 64, "the references, and a row for each prompt"
+    assert width >= 2 * 64
+    red = (both[0] == (255, 0, 0)).all(-1)
+    assert red.sum() == 2 * 64 * 64, "the references stand above their columns"
+    assert np.abs(both[0] - both[1])[red.any(1).nonzero()[0].max() + 1 :].max() > 0, "the adapter has learned meanwhile"
+
+
+def test_a_sheet_that_cannot_be_written_stops_nothing(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sheets").write_text("no folder")
+    again = replace(
+        job, out=tmp_path / "style.safetensors", work=tmp_path, data=str(job.folder / "features"), judge=None
+    )
+    assert train(again) == again.out
+    assert "warning: no sheet at step 2" in capsys.readouterr().err
+    assert again.out.read_bytes() == job.out.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (cache_folder() / "masters-128").is_dir(), reason="the drawings are not here: make world")
+def test_the_referees_small_score_is_taken_in_the_emoji_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--score-every` through the command, on the built-in model, with fewer questions."""
+    from instantstyle.cli import main
+    from instantstyle.evaluate import probe
+
+    cases, draw = probe.cases, probe.draw
+    monkeypatch.setattr(probe, "cases", lambda count, side: cases(4, side))  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(probe, "draw", lambda *given, steps: draw(*given, steps=2))  # pyright: ignore[reportUnknownLambdaType]
+    argv = ["instantstyle", "train", "adapter", "--data", str(gallery.folder(tmp_path / "pictures")), "--steps", "2"]
+    argv += ["--batch", "2", "--sheet-every", "0", "--score-every", "1", "--log-every", "1", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", [*argv, "--out", str(tmp_path / "style.safetensors")])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code, capsys.readouterr().err
+    heads, *scored = table(tmp_path / "style.safetensors.work/scores.csv")
+    assert {"step", "lightness", "colour", "content"} <= set(heads)
+    assert [row[0] for row in scored] == ["1", "2"]

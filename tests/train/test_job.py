@@ -27,7 +27,7 @@ from instantstyle.train.data import Features, Order
 from instantstyle.train.features import Options, compute, gather
 from instantstyle.train.fit import Part, Settings
 from instantstyle.train.follow import rows
-from instantstyle.train.job import Job, train
+from instantstyle.train.job import Job, pace, train
 from instantstyle.train.lesson import Lesson, Schedule, Teaching
 from instantstyle.train.shards import find_shards
 from instantstyle.weights.adapter import load_adapter
@@ -230,6 +230,12 @@ def test_every_picture_is_seen_once_an_epoch_with_one_of_its_style() -> None:
         assert (rows != mates).all()
     with pytest.raises(InputError, match="no two are known to share one"):
         Order(shapes, np.full(8, -1), "paired", 2, seed=3)
+
+
+def test_the_pace_is_told_for_a_million() -> None:
+    # 500 pictures of 14 kB in 4 s: a million are 8,000 s and 14 GB.
+    assert pace(500, 500 * 14_000, 4.0) == "125.0 pictures a second; a million of them: 2.2 hours at this pace, 14.0 GB"
+    assert pace(0, 0, 0.0).startswith("0.0 pictures a second")
 
 
 def test_the_command(features: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 """From data to an adapter file in one call: features, loop, sheets, export; run again, each goes on where it was."""
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,8 +161,27 @@ def prepare(
             )
         return
     loaded, shards = load(model, device=device, dtype=dtype), find_shards(data, styles=styles)
-    compute(loaded, shards, folder, options, ray=ray, tell=_told)
+    made, began = list[Note](), time.monotonic()
+
+    def told(done: int, total: int, note: Note) -> None:
+        made.append(note)
+        _told(done, total, note)
+
+    compute(loaded, shards, folder, options, ray=ray, tell=told)
+    seconds = time.monotonic() - began
     _say(counted(gather(loaded, shards, folder, options), folder))
+    if made:
+        _say(pace(sum(len(note["rows"]) for note in made), sum(note["bytes"] for note in made), seconds))
+
+
+def pace(pictures: int, size: int, seconds: float) -> str:
+    """What so many pictures took, and what a million like them would take: disk in bytes, time."""
+    each = max(pictures, 1)
+    hours = seconds / each * 1e6 / 3600
+    return (
+        f"{pictures / max(seconds, 1e-9):,.1f} pictures a second; a million of them: {hours:,.1f} hours at this pace, "
+        f"{size / each / 1e3:,.1f} GB"
+    )
 
 
 def bfloat16_pays(device: str) -> bool:

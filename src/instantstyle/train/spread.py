@@ -8,6 +8,7 @@ done again, so doing an item twice must do no harm.
 """
 
 import os
+import pickle
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ class _Worker(Generic[Item, Answer]):
         self._do = open_work()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": [self._do(row["item"])]}  # in a list, for the cluster reads a dictionary as columns
+        return {"answer": pickle.dumps(self._do(pickle.loads(row["item"])))}
 
 
 def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable[[Item], Answer]]) -> Iterator[Answer]:
@@ -54,16 +55,12 @@ def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable
         raise InputError("--ray needs Ray, which is not installed: pip install 'instantstyle[ray]'") from e
     ours = not ray.is_initialized()
     if ours:
-        where: dict[str, Any] = {"address": address}
-        if address == LOCAL:
-            where = {"object_store_memory": _STORE, "include_dashboard": False}
+        small: dict[str, Any] = {"object_store_memory": _STORE, "include_dashboard": False} if address == LOCAL else {}
         try:
-            ray.init(log_to_driver=False, **where)
+            ray.init(address=address, log_to_driver=False, **small)
         except Exception as e:  # of many kinds, plain ones among them
-            said = (
-                "Ray did not start on this machine" if address == LOCAL else f"there is no Ray cluster at {address!r}"
-            )
-            raise InputError(f"{said}: {_line(e)}") from e
+            what = "Ray did not start here" if address == LOCAL else f"there is no Ray cluster at {address!r}"
+            raise InputError(f"{what}: {_line(e)}") from e
     try:
         yield from _answers(items, open_work)
     except ray.exceptions.RayError as e:
@@ -84,7 +81,9 @@ def _answers(items: Sequence[Item], open_work: Callable[[], Callable[[Item], Ans
     resources: Any = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     workers = max(1, min(gpus or int(resources.get("CPU", 1)), len(items)))
-    data: Any = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items))
+    # As bytes, which the cluster's tables leave as they are; lists and tuples they would take apart.
+    sent = [{"item": pickle.dumps(item)} for item in items]
+    data: Any = ray.data.from_items(sent, override_num_blocks=len(items))
     made = data.map(
         _Worker,
         fn_constructor_args=(open_work, Path.cwd()),
@@ -92,7 +91,7 @@ def _answers(items: Sequence[Item], open_work: Callable[[], Callable[[Item], Ans
         num_gpus=1 if gpus else 0,
     )
     for row in made.iter_rows():
-        yield row["answer"][0]
+        yield pickle.loads(row["answer"])
 
 
 def _line(error: BaseException) -> str:

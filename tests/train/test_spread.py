@@ -1,0 +1,42 @@
+"""Work goes over a Ray cluster or is refused with a sentence; that its bytes are ours is tested with the features."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from instantstyle.errors import InputError, OutputError
+from instantstyle.train.spread import spread
+
+Item = tuple[int, list[str]]
+
+
+def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'instantstyle\[ray\]'"):
+        next(spread("local", [1], lambda: lambda item: item))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_values_come_back_as_they_are_and_errors_as_our_own() -> None:
+    ray = pytest.importorskip("ray")
+
+    # Inside, so that workers are sent them and need not find this file.
+    def opened() -> Callable[[Item], dict[str, object]]:
+        def done(item: Item) -> dict[str, object]:
+            number, words = item
+            if number == 7:
+                raise OutputError("the seventh cannot be written")
+            return {"sum": 10 + number, "words": (*words, None)}
+
+        return done
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
+    try:
+        found = sorted(spread("local", [(n, ["a", "b"] * n) for n in range(4)], opened), key=lambda x: str(x["sum"]))
+        assert found == [{"sum": 10 + n, "words": (*["a", "b"] * n, None)} for n in range(4)]
+        with pytest.raises(OutputError, match="the seventh"):
+            list(spread("local", [(7, ["a"])], opened))
+    finally:
+        ray.shutdown()

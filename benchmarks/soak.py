@@ -42,7 +42,7 @@ def command(data: Path, out: Path, steps: int) -> list[str]:
 def pace(folder: Path) -> float:
     """Seconds a step takes, as a run of forty says at its end; starting is not in it."""
     argv = command(pictures(folder / "pictures"), folder / "pace.safetensors", 40)
-    said = subprocess.run(argv, check=True, stderr=subprocess.PIPE, text=True).stderr
+    said = subprocess.run(argv, check=True, capture_output=True, text=True).stderr
     return BATCH / float(re.findall(r"([\d.]+) samples/s", said)[-1])
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     data = pictures(folder / "pictures")
     whole, broken = folder / "whole.safetensors", folder / "killed.safetensors"
     began = time.monotonic()
-    subprocess.run(command(data, whole, steps), check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(command(data, whole, steps), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     kills = killed(command(data, broken, steps), given.kills, time.monotonic() - began, random.Random(given.seed))
     pairs = [(Path(f"{whole}.work/losses.csv"), Path(f"{broken}.work/losses.csv")), (whole, broken)]
     same = all(one.read_bytes() == other.read_bytes() for one, other in pairs)

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,22 @@ def test_the_commands_run(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     from instantstyle.cli import main
 
     monkeypatch.chdir(desk)
+    shutil.rmtree("features", ignore_errors=True)
     ours = [line for line in LINES if line.startswith("instantstyle ")]
     assert len(ours) == 4
     for line in ours:
         monkeypatch.setattr(sys, "argv", small(line))
         with pytest.raises(SystemExit) as done:
             main()
-        assert not done.value.code, f"{line}: {capsys.readouterr().err}"
+        said = capsys.readouterr().err
+        assert not done.value.code, f"{line}: {said}"
+        assert ("a million of them" in said) == line.endswith("--out features"), "the pace is told by what makes them"
     assert (desk / "cat.png").stat().st_size > 1000
     assert (desk / "my-style.md").exists()
+    with tarfile.open(desk / "features/00000.tar") as tar:
+        starts = [member.offset for member in tar if member.name.endswith(".latents.npy")]
+    assert f"a picture takes {starts[1] - starts[0]:,} bytes" in PAGE
+    assert f"so a million take {(starts[1] - starts[0]) / 1e3:.1f} GB" in PAGE
 
 
 @pytest.mark.slow

@@ -56,9 +56,9 @@ def train_adapter(
                 state = first(noised, time.float(), unet.read(context), pooled, sizes(batch))
             return rest(state, unet.read(context), attend=attend)
 
-        return diffusion_loss(predict, corpus.latents[rows], rng, early=0.6)
+        return diffusion_loss(predict, corpus.latents[rows], rng)
 
-    weights = train(name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.999)
+    weights = train(name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.998, muon=3 * lr)
     net.load_state_dict(weights)
     unet.cpu()
     return net.requires_grad_(False).adapter

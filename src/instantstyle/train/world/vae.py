@@ -26,11 +26,14 @@ from torch import Tensor, nn
 
 from instantstyle.train.loop import device, train
 from instantstyle.train.world.bank import Bank
+from instantstyle.train.world.half import mixed
 
 LATENT_CHANNELS = 32
 _WIDTHS = (16, 32, 64, 96)
 _GROUPS = 8
 _CONSTANT = 64.0
+_LEFT = 0.5
+"""The most noise, in latents of RMS 1, that the decoder learns to see through: a sampler leaves some in what it draws."""
 _WHITENING = 0.5
 """Each component is divided by its spread to this power: 0 is plain PCA, 1 gives all components the same weight."""
 
@@ -165,8 +168,9 @@ def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, 
         with torch.no_grad(), torch.autocast(device().type, enabled=False):
             latents = cast("Any", vae.encode(picture)).latent_dist.mean
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
-            latents = latents + 0.15 * float(rng.random()) * noise
-        with torch.autocast(device().type, torch.bfloat16):
+            spread = torch.from_numpy(_LEFT * rng.random((batch, 1, 1, 1), dtype=np.float32) ** 2).to(device())
+            latents = latents + spread * noise
+        with mixed(device()):
             drawn = net.decoder(latents)
         error = drawn.float() - picture
         across, down = error.diff(dim=-1), error.diff(dim=-2)

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import resvg_py
 from PIL import Image
 
 from instantstyle.whole import whole
@@ -45,6 +44,8 @@ def _opaque(alpha: int) -> int:
 def _raster(data: bytes, side: int) -> Image.Image:
     if data[:4] == b"RIFF":
         return Image.open(io.BytesIO(data)).convert("RGBA")
+    import resvg_py  # needed where drawings are rendered, and not where they came packed
+
     svg_to_bytes = cast("Callable[..., Any]", resvg_py.svg_to_bytes)  # the stub's own types are partly unknown
     png = bytes(svg_to_bytes(svg_string=data.decode(), width=side, height=side))
     return Image.open(io.BytesIO(png)).convert("RGBA")

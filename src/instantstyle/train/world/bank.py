@@ -110,15 +110,18 @@ def _draw(
 ) -> None:
     jobs, concept, style = _plan(labels, styles, each, seed)
     unfinished = pictures_file.with_suffix(f".{os.getpid()}.npy")
-    np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(concept), side, side, 3)).flush()
-    chunks = [jobs[i : i + 100] for i in range(0, styles, 100)]
-    draw = partial(_draw_styles, unfinished, side)
-    if processes > 1:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            _count(pool.map(draw, chunks), index_file.stem, styles)
-    else:
-        _count(map(draw, chunks), index_file.stem, styles)
-    unfinished.replace(pictures_file)
+    try:
+        np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(concept), side, side, 3)).flush()
+        chunks = [jobs[i : i + 100] for i in range(0, styles, 100)]
+        draw = partial(_draw_styles, unfinished, side)
+        if processes > 1:
+            with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+                _count(pool.map(draw, chunks), index_file.stem, styles)
+        else:
+            _count(map(draw, chunks), index_file.stem, styles)
+        unfinished.replace(pictures_file)
+    finally:
+        unfinished.unlink(missing_ok=True)
     index = {
         "labels": labels,
         "treatments": [treatment.to_dict() for _, treatment, _, _ in jobs],
@@ -171,14 +174,15 @@ def things(count: int) -> tuple[str, ...]:
     """
     there = {c.label for c in concepts()}
     known = [label for label in CORE if label in there]
-    others = sorted(_others(tuple(known)), key=lambda label: hashlib.sha256(label.encode()).digest())
+    others = sorted(broad_labels(tuple(known)), key=lambda label: hashlib.sha256(label.encode()).digest())
     most = len(known) + len(others) - _EACH // 3
     if not 0 < count <= max(most, len(known)):
         raise InputError(f"{count} things cannot be learned: {max(most, len(known))} at most, as the drawings are")
     return (*known, *others)[:count]
 
 
-def _others(taught: tuple[str, ...]) -> tuple[str, ...]:
+def broad_labels(taught: tuple[str, ...]) -> tuple[str, ...]:
+    """What may be trained on and is not among the things that are taught to be drawn."""
     held_out = splits().concepts
     return tuple(c.label for c in concepts() if c.label not in held_out and c.label not in taught)
 
@@ -194,4 +198,4 @@ def broad(
     folder: Path, styles: int = 500, labels: tuple[str, ...] = CORE, side: int = SIDE, processes: int = 1
 ) -> Bank:
     """All other training concepts than `labels`: the image encoder must know more than what the UNet can draw."""
-    return make(folder, "broad", _others(labels), styles, _EACH, 2, side, processes)
+    return make(folder, "broad", broad_labels(labels), styles, _EACH, 2, side, processes)

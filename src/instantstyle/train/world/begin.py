@@ -8,7 +8,6 @@ What a model does not keep, the heads of the encoders' own training, begins untr
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,6 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
-from instantstyle.nets.unet import UNet
 from instantstyle.train.adapter import Trained
 from instantstyle.train.loop import _ENDS
 from instantstyle.train.muon import MuonAdamW
@@ -44,12 +42,11 @@ def begin(folder: Path, model: Path, labels: int) -> None:
     try:
         _encoders(folder, model, labels)
         _decoder(folder, model)
-        unet = _drawing(folder, model)
+        _drawing(folder, model)
     except (OSError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{model} is no model of the built-in layout to begin from: {error}") from error
     weights = hashlib.sha256((model / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
     (folder / _NOTE).write_text(f"an earlier model (UNet {weights[:16]})", "utf-8")
-    del unet
 
 
 def began(folder: Path) -> str:
@@ -82,7 +79,7 @@ def _decoder(folder: Path, model: Path) -> None:
     _put(folder / "vae.pt", _Decode(vae))
 
 
-def _drawing(folder: Path, model: Path) -> UNet:
+def _drawing(folder: Path, model: Path) -> None:
     unet = new_unet()
     unet.load_state_dict(load_file(model / "unet/diffusion_pytorch_model.safetensors"))
     _put(folder / "unet.pt", unet)
@@ -98,23 +95,17 @@ def _drawing(folder: Path, model: Path) -> UNet:
             continue
         both = Together(unet, EMOJI.presets[preset])
         both.style = Trained(unet, EMOJI.presets[preset], begin=spoken)
-        _put(folder / "joint.pt", both, lambda net: MuonAdamW(net, 6e-4, 3e-3, _ENDS))
-    return unet
+        _put(folder / "joint.pt", both)
 
 
-def _put(
-    file: Path, net: nn.Module, optimiser: Callable[[nn.Module], MuonAdamW] | None = None, weight_decay: float = 0.01
-) -> None:
-    """A checkpoint as `loop.train` writes it, at step 0."""
+def _put(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
+    """A checkpoint as `loop.train` writes it, at step 0, whichever of its two optimisers the stage then takes."""
     learns = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    anew = (
-        torch.optim.AdamW(learns.values(), lr=1e-3, weight_decay=weight_decay, betas=(0.9, 0.99))
-        if optimiser is None
-        else optimiser(net)
-    )
+    adamw = torch.optim.AdamW(learns.values(), lr=1e-3, weight_decay=weight_decay, betas=(0.9, 0.99))
+    muon = MuonAdamW(net, 1e-3, 1e-3, _ENDS, weight_decay)
     state = {
         "net": net.state_dict(),
-        "optimiser": anew.state_dict(),
+        "optimiser": {**adamw.state_dict(), **muon.state_dict()},
         "average": {name: p.detach().clone() for name, p in learns.items()},
         "step": 0,
         "seconds": 0.0,

@@ -33,7 +33,7 @@ _WIDTHS = (16, 32, 64, 96)
 _GROUPS = 8
 _CONSTANT = 64.0
 _LEFT = 0.5
-"""The most noise, in latents of RMS 1, that the decoder learns to see through: a sampler leaves some in what it draws."""
+"""The most noise, in latents of RMS 1, that the decoder learns to see through: a sampler leaves some."""
 _WHITENING = 0.5
 """Each component is divided by its spread to this power: 0 is plain PCA, 1 gives all components the same weight."""
 

@@ -130,8 +130,10 @@ def test_sheets_come_at_their_interval_prompts_by_rows_and_references_by_columns
     assert height >= 4 * 64, "the references, and a row for each prompt"
     assert width >= 2 * 64
     red = (both[0] == (255, 0, 0)).all(-1)
-    assert red.sum() == 2 * 64 * 64, "the references stand above their columns"
-    assert np.abs(both[0] - both[1])[red.any(1).nonzero()[0].max() + 1 :].max() > 0, "the adapter has learned meanwhile"
+    above = red[red.any(1).argmax()]
+    assert above.sum() >= 2 * 64, "both references stand above their columns"
+    assert np.diff(above.astype(int)).tolist().count(1) == 2
+    assert np.abs(both[0] - both[1])[height // 3 :].max() > 0, "the adapter has learned meanwhile"
 
 
 def test_a_sheet_that_cannot_be_written_stops_nothing(

@@ -22,7 +22,7 @@ help:
 	@echo "make world      fetch and render the emoji drawings that training and evaluation need; needs npm"
 	@echo "make styles     make the shipped style cards anew, for an image encoder that was trained on"
 	@echo "make gallery    draw docs/gallery.md; make foreign draws docs/foreign.md"
-	@echo "make referee    every method against the truth, into out/referee; make referee-small: a few minutes' worth"
+	@echo "make referee    every method against the truth, into benchmarks/results/referee; make referee-small: a few minutes' worth"
 	@echo "make floors     what the built-in model must reach, row by row; make judges trains the judges anew"
 	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
 	@echo "make docs       write the generated pages anew: docs/help.md and the tree in README.md"
@@ -72,10 +72,11 @@ foreign: setup
 	$(BIN)/python docs/foreign.py
 
 referee: setup
-	$(BIN)/instantstyle evaluate --out out/referee
+	$(BIN)/instantstyle evaluate --jobs 2 --out benchmarks/results/referee --pictures out/referee
+	$(BIN)/python docs/generate.py
 
 referee-small: setup
-	$(BIN)/instantstyle evaluate --subset small --out out/referee-small
+	$(BIN)/instantstyle evaluate --jobs 2 --subset small --out out/referee-small
 
 judges: setup
 	$(BIN)/python -m instantstyle.evaluate.school

@@ -10,6 +10,7 @@ A test calls the same functions and compares, so no page can go stale.
 import ast
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -96,12 +97,22 @@ def _row(name: str, text: str, depth: int) -> str:
 
 
 def readme() -> str:
-    """README.md with today's tree in it."""
+    """README.md with today's tree in it, and with the referee's figures where its report is committed."""
     before, begin, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"README.md has lost its marks: put {BEGIN.strip()} and {END} around the tree")
-    return before + begin + tree() + end + after
+    return _measured(before + begin + tree() + end + after)
+
+
+def _measured(page: str) -> str:
+    section = runpy.run_path(str(ROOT / "docs/referee.py"))["section"](ROOT)
+    begin, end = "<!-- referee: written by docs/generate.py -->\n", "<!-- /referee -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"README.md has lost its marks: put {begin.strip()} and {end} around the referee's figures")
+    return page if section is None else before + begin + section + end + after
 
 
 COMMANDS = (
@@ -109,6 +120,9 @@ COMMANDS = (
     "generate",
     "again",
     "doctor",
+    "compare",
+    "evaluate",
+    "probe",
     "style",
     "style make",
     "style show",

@@ -8,7 +8,8 @@ from instantstyle.blocks import BlockPlan, UNetConfig
 _ALL = BlockPlan({"all": 1.0})
 
 
-def _presets(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping[str, BlockPlan]:
+def presets_of(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping[str, BlockPlan]:
+    """The named plans that follow from where style and where layout live."""
     return {
         "style": BlockPlan(style),
         "layout": BlockPlan(layout),
@@ -59,7 +60,7 @@ class Family:
 SDXL = Family(
     name="sdxl",
     unet=UNetConfig(),
-    presets=_presets({"up.0.1": 1.0}, {"down.2.1": 1.0}),
+    presets=presets_of({"up.0.1": 1.0}, {"down.2.1": 1.0}),
     presets_source="InstantStyle, arXiv 2404.02733, section 3.2",
     content=BlockPlan({"up.0.0": 1.0}),  # B-LoRA, arXiv 2403.14572, section 4: its W4
     size=(1024, 1024),
@@ -79,7 +80,7 @@ SD15 = Family(
         pooled_dim=None,
         linear=False,
     ),
-    presets=_presets({"up.1": 1.0}, {"down.2": 1.0, "mid": 1.0}),
+    presets=presets_of({"up.1": 1.0}, {"down.2": 1.0, "mid": 1.0}),
     presets_source="comments of the official SD1.5 script; its authors call them experimental",
     content=BlockPlan({"down.2": 1.0, "mid": 1.0}),  # its layout: B-LoRA has no SD1.5
     size=(512, 512),
@@ -100,7 +101,7 @@ EMOJI = Family(
         pooled_dim=192,
         size_dim=32,
     ),
-    presets=_presets({"up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
+    presets=presets_of({"up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
     presets_source="style: the probe in benchmarks/results/probe.md; layout: SDXL's, of no measured effect here",
     content=BlockPlan({"down.2.1": 1.0}),  # its layout
     fitting=Fitting(rank=8, steps=200, rate=1e-3, batch=8),

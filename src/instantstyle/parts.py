@@ -10,13 +10,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from instantstyle.blocks import parse_plan
 from instantstyle.encoders import Eyes
-from instantstyle.errors import WeightsError
-from instantstyle.families import Family
+from instantstyle.errors import PlanError, WeightsError
+from instantstyle.families import Family, presets_of
 from instantstyle.nets.unet import UNet
 from instantstyle.weights.adapter import Adapter, load_adapter
 from instantstyle.weights.find import Found
 from instantstyle.weights.networks import fill_part, fill_unet, load_part, load_unet
+
+PRESETS = "presets.json"
+"""A folder's own presets, `{"style": {"up.0.1": 1.0}, "layout": ...}`: written by `instantstyle probe --write`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,25 @@ def with_index(family: Family, found: Found) -> Family:
     changes: dict[str, Any] = {"zero_empty": bool(index.get("force_zeros_for_empty_prompt", family.zero_empty))}
     if isinstance(side, int):
         changes["size"] = (side * 2 ** (levels - 1),) * 2
-    return dataclasses.replace(family, **changes)
+    return dataclasses.replace(family, **changes, **_own_presets(family, found))
+
+
+def _own_presets(family: Family, found: Found) -> dict[str, Any]:
+    """What presets.json says of where style and layout live in this checkpoint; what it leaves out is the family's.
+
+    Raises WeightsError when it names blocks that the UNet does not have.
+    """
+    if found.single is not None or not found.has(PRESETS):
+        return {}
+    said = found.config(PRESETS)
+    blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in ("style", "layout")}
+    try:
+        for plan in blocks.values():
+            parse_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.unet, {})
+    except (AttributeError, PlanError) as wrong:
+        raise WeightsError(f"{found.folder / PRESETS} is not understood: {wrong}") from wrong
+    source = said.get("source", str(found.folder / PRESETS))
+    return {"presets": presets_of(**blocks), "presets_source": source}
 
 
 def read_vocabulary(found: Found) -> tuple[str, ...]:

@@ -1,14 +1,21 @@
 """The probe's arithmetic, on pictures whose answer is known by construction; no model draws and no world is needed."""
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import factory
+from instantstyle.errors import InputError, WeightsError
 from instantstyle.evaluate import probe as probing
-from instantstyle.evaluate.probe import Case, Score, score, table
-from instantstyle.model import Model
+from instantstyle.evaluate.probe import Case, Laid, Score, all_but, figure, found, laid, score, table, write_presets
+from instantstyle.families import EMOJI
+from instantstyle.model import Model, load
+from instantstyle.parts import PRESETS
 from instantstyle.world.treatments import sample
 
 Colour = tuple[int, int, int]
@@ -113,3 +120,58 @@ def test_the_table_has_a_row_a_score() -> None:
     assert len({line.count("|") for line in lines}) == 1, "every row has the columns of the head"
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["none", "up.0.1=1"]
     assert lines[3] == "| up.0.1=1 | 0.81 | 0.77 | 33% | 85% | 10% |"
+
+
+def _case(reference: Image.Image) -> Case:
+    return Case("cat", "dog", "noto", sample(np.random.default_rng(0)), reference, reference)
+
+
+def test_layout_follows_where_contours_do_whatever_their_colours() -> None:
+    def square(x: int, y: int, ink: Colour, ground: Colour) -> Image.Image:
+        picture = Image.new("RGB", (SIDE, SIDE), ground)
+        picture.paste(ink, (x, y, x + 20, y + 20))
+        return picture
+
+    places = ((4, 4), (36, 8), (8, 36), (38, 38))
+    questions = [_case(square(x, y, (200, 30, 30), (240, 240, 240))) for x, y in places]
+    there = [square(x, y, (250, 250, 80), (20, 20, 90)) for x, y in places]
+    nothing = Score("x", 0, 0, 0, 0, 0)
+    follows = laid(nothing, questions, there)
+    assert follows.layout > 0.5
+    assert follows.layout > 10 * follows.layout_error
+    assert laid(nothing, questions, there[1:] + there[:1]).layout < 0, "another one's layout is not followed"
+    assert laid(nothing, questions, there[:1] * 4).layout == pytest.approx(0, abs=1e-6), "one layout for all is none"
+
+
+def test_what_is_found_is_what_alone_does_it() -> None:
+    def one(plan: str, nearer: float, layout: float) -> Laid:
+        return Laid(plan, 0, 0, nearer, 1, 0, layout, 0.01)
+
+    scores = [one("none", 0.0, 0.0), one("down.2.1=1", 0.0, 0.2), one("up.1.1=1", 0.4, 0.02), one("mid=1", 0.01, 0.08)]
+    scores += [one("up.1.2=1", 0.2, 0.0), one("style", 0.5, 0.0), one(all_but("mid"), 0.5, 0.3)]
+    modules = ("down.2.1", "mid", "up.1.1", "up.1.2")
+    assert found(scores, modules) == {"style": {"up.1.1": 1.0, "up.1.2": 1.0}, "layout": {"down.2.1": 1.0}}
+    weak = [one("none", 0.0, 0.0), one("mid=1", 0.04, 0.02)]
+    assert found(weak, modules) == {}, "where there is nothing, nothing is found"
+    lines = table(scores).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[3].endswith("| +0.200 (error 0.010) |")
+    assert figure(scores).width > figure(scores[:2]).width
+
+
+def test_presets_are_data_beside_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(factory.folder("emoji"), folder)
+    model = load(folder)
+    assert model.family.presets == EMOJI.presets, "where nothing is said, the family's"
+    with pytest.raises(InputError, match="nothing to write"):
+        write_presets(model, {}, "a test")
+    path = write_presets(model, {"style": {"up.0.1": 1.0, "mid": 0.5}}, "a test")
+    assert (path, json.loads(path.read_text("utf-8"))["source"]) == (folder / PRESETS, "a test")
+    family = load(folder).family
+    assert (family.presets["style"].weights, family.presets_source) == ({"up.0.1": 1.0, "mid": 0.5}, "a test")
+    assert family.presets["layout"] == EMOJI.presets["layout"]
+    assert family.presets["precise"].negative == EMOJI.presets["layout"].weights
+    path.write_text(json.dumps({"style": {"up.7": 1.0}}), "utf-8")
+    with pytest.raises(WeightsError, match=r"presets\.json is not understood: there is no block 'up\.7'"):
+        load(folder)

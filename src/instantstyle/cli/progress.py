@@ -46,3 +46,41 @@ def bar(what: str) -> Generator[Tick]:
 
 def _pace(seconds: float, steps: int) -> str:
     return f"{seconds / steps:.3f} s a step"
+
+
+Standing = Callable[[int, int, float, float], None]
+"""Called with pictures drawn and in all, the seconds since the beginning and those that are left."""
+EVERY = 30.0
+"""Seconds between lines where stderr is no terminal."""
+
+
+@contextmanager
+def standing(what: str) -> Generator[Standing]:
+    """A bar with the time that is left where stderr is a terminal, elsewhere a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+    )
+    said = -EVERY
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None, left="", visible=False)
+
+        def tick(done: int, of: int, seconds: float, left: float) -> None:
+            nonlocal said
+            when = f"{_minutes(seconds)} gone, about {_minutes(left)} left"
+            progress.update(task, completed=done, total=of, left=when, visible=True)
+            if not console.is_terminal and (seconds - said >= EVERY or done == of):
+                console.print(f"{what}: {done} of {of}, {when}", soft_wrap=True)
+                said = seconds
+
+        yield tick
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -12,17 +12,26 @@ AdapterOption = Annotated[str | None, typer.Option(help="IP-Adapter weights.", s
 
 
 def evaluate(
-    out: Annotated[Path, typer.Option(help="The folder for report.md, scores.csv, pictures.")] = Path("out/referee"),
-    subset: Annotated[Literal["all", "small"], typer.Option(help="small: a few questions, no sweeps.")] = "all",
+    out: Annotated[Path, typer.Option(help="The folder for report.md, scores, figures.")] = Path("out/referee"),
+    subset: Annotated[
+        Literal["all", "small"], typer.Option(help="small: a few questions and strengths, in a few minutes.")
+    ] = "all",
+    count: Annotated[int | None, typer.Option(help="At most so many questions a cell.", min=1)] = None,
     methods: Annotated[
         list[str] | None, typer.Option(help="A method to measure; may be given several times.", show_default="all")
     ] = None,
     model: ModelOption = "emoji",
     adapter: AdapterOption = None,
-    steps: Annotated[int, typer.Option(help="Steps of denoising.")] = 25,
+    steps: Annotated[int, typer.Option(help="Steps of denoising.", min=1)] = 25,
+    jobs: Annotated[int, typer.Option(help="Processes that draw, of one thread each.", min=1, max=64)] = 1,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Where drawings are kept.", show_default="in the report's folder")
+    ] = None,
 ) -> None:
-    """Measure every method against the truth; resumable."""
-    from instantstyle.cli.progress import hush
+    """Measure every method against the truth; resumable: what is drawn is kept."""
+    from functools import partial
+
+    from instantstyle.cli.progress import hush, standing
 
     hush()
     from instantstyle.evaluate.report import evaluate as run
@@ -32,27 +41,63 @@ def evaluate(
         typer.echo(line, err=True)
 
     loaded = load(model, adapter=adapter)
-    typer.echo(run(loaded, out, small=subset == "small", methods=methods, steps=steps, say=say))
+    again = partial(load, model, adapter=adapter) if jobs > 1 else None
+    with standing("drawing") as watch:
+        report = run(
+            loaded,
+            out,
+            subset=subset,
+            count=count,
+            methods=methods,
+            steps=steps,
+            pictures=pictures,
+            workers=jobs,
+            load=again,
+            say=say,
+            watch=lambda now: watch(now.done, now.of, now.seconds, now.left),
+        )
+    typer.echo(report)
 
 
 def probe(
     model: ModelOption = "emoji",
     adapter: AdapterOption = None,
-    count: Annotated[int, typer.Option(help="Questions a plan.")] = 48,
-    steps: Annotated[int, typer.Option(help="Steps of denoising.")] = 25,
+    count: Annotated[int, typer.Option(help="Questions a plan.", min=2)] = 48,
+    steps: Annotated[int, typer.Option(help="Steps of denoising.", min=1)] = 25,
     plan: Annotated[
         list[str] | None, typer.Option(help="A plan to probe; several may be given.", show_default="each module alone")
     ] = None,
+    without: Annotated[bool, typer.Option("--without", help="Also all modules but one, each in turn.")] = False,
+    layout: Annotated[bool, typer.Option("--layout", help="Also ask whether the layout follows.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A PNG file to draw the figure into.", show_default=False)] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Keep the presets that are found in the model's folder, as presets.json.")
+    ] = False,
 ) -> None:
-    """Find which blocks carry style: one attention module at a time, as a table."""
+    """Find which blocks carry style: one attention module at a time, as a table and a figure."""
     from instantstyle.cli.progress import hush
+    from instantstyle.pictures import write_png
+    from instantstyle.whole import check_writable
 
+    if out is not None:
+        if out.suffix.lower() != ".png":
+            raise InputError(f"the figure is a PNG file, so {str(out)!r} must end in .png")
+        check_writable(out)
+    if write and plan:
+        raise InputError("presets are found by probing each module alone: leave --plan out, or --write")
     hush()
+    from instantstyle.evaluate.probe import figure, found, table, write_presets
     from instantstyle.evaluate.probe import probe as run
-    from instantstyle.evaluate.probe import table
     from instantstyle.model import load
 
-    typer.echo(table(run(load(model, adapter=adapter), count, steps, plan)))
+    loaded = load(model, adapter=adapter)
+    scores = run(loaded, count, steps, plan, without=without, layout=layout)
+    typer.echo(table(scores))
+    if out is not None:
+        typer.echo(write_png(figure(scores), out))
+    if write:
+        presets = found(scores, loaded.family.unet.modules)
+        typer.echo(write_presets(loaded, presets, f"instantstyle probe --count {count} --steps {steps}"))
 
 
 def compare(

@@ -8,6 +8,7 @@ than the truth's may still show the right thing; looks by the texture of the who
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,8 @@ from instantstyle.evaluate.measured import measured
 from instantstyle.evaluate.metrics import apart
 from instantstyle.evaluate.questions import Question, restyled
 from instantstyle.evaluate.real import TRAINED_SETS, Pixels, Style, picture
-from instantstyle.world.sources import cache_folder
 from instantstyle.whole import whole
+from instantstyle.world.sources import cache_folder
 from instantstyle.world.splits import CORE
 from instantstyle.world.treatments import TRAINED_FAMILIES
 
@@ -74,11 +75,16 @@ def copied(questions: Sequence[Question], drawn: Pixels) -> npt.NDArray[np.bool_
     by whichever hand."""
     found: list[bool] = []
     for q, x in zip(questions, drawn, strict=True):
-        prompted = [picture(q.thing, Style(each, q.style.look)) for each in TRAINED_SETS]
-        seen = contours(np.stack([*prompted, q.truth, q.reference, x]))
-        far = apart(seen[:-1], seen[-1])
+        far = apart(_prompted(q), contours(x[None])[0])
         found.append(bool(far[-1] < far[:-1].min()))
     return np.array(found, dtype=np.bool_)
+
+
+@lru_cache(maxsize=1024)
+def _prompted(q: Question) -> Numbers:
+    """The contours of the prompted thing by every hand, of the truth, and last of the reference."""
+    prompted = [picture(q.thing, Style(each, q.style.look)) for each in TRAINED_SETS]
+    return contours(np.stack([*prompted, q.truth, q.reference]))
 
 
 def gallery(labels: tuple[str, ...], style: Style) -> Numbers:

@@ -5,11 +5,15 @@
 In the emoji world a reference's look is known (treatments are data) and so is the truth (the prompted thing in that
 very look), so three things can be measured for each module: how far the ground's colour follows the reference, how
 much nearer the picture comes to the truth than without a reference, and whether it still shows what was asked for.
+Layout is asked for where it is wanted: do contours lie where the reference's do, more than where other references' do?
 """
 
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -19,8 +23,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from instantstyle.engine import Engine
+from instantstyle.errors import InputError
+from instantstyle.evaluate.figures import bars
+from instantstyle.evaluate.judges import pixels_of
+from instantstyle.evaluate.metrics import Floats
+from instantstyle.evaluate.nearest import contours
 from instantstyle.model import Model
+from instantstyle.parts import PRESETS
 from instantstyle.request import Request, StyleReference
+from instantstyle.whole import write_whole
 from instantstyle.world.draw import masters
 from instantstyle.world.sources import concepts
 from instantstyle.world.splits import CORE, splits
@@ -57,6 +68,16 @@ class Score:
     """Share of pictures whose nearest text, by the model's own CLIP, is the prompted thing."""
     leak: float
     """Share whose nearest text is the thing that the reference shows."""
+
+
+@dataclass(frozen=True)
+class Laid(Score):
+    """The same with the answer to the question of layout."""
+
+    layout: float
+    """How much more alike contours are to the reference's than to other references', as a correlation, -2 to 2."""
+    layout_error: float
+    """The standard error of that mean."""
 
 
 def cases(count: int, side: int, seed: int = 2024, families: Sequence[str] | None = None) -> list[Case]:
@@ -125,15 +146,90 @@ def named(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
     return [CORE[int(i)] for i in likeness.argmax(-1)]
 
 
-def probe(model: Model, count: int = 48, steps: int = 25, plans: Sequence[str] | None = None) -> list[Score]:
-    """Score no reference and each plan; by default every attention module alone, the family's style, and all."""
+def probe(
+    model: Model,
+    count: int = 48,
+    steps: int = 25,
+    plans: Sequence[str] | None = None,
+    *,
+    without: bool = False,
+    layout: bool = False,
+) -> list[Score]:
+    """Score no reference and each plan; by default every attention module alone, the family's style, and all.
+
+    `without`: also all modules but one, each in turn.  `layout`: also whether the layout follows (`Laid`).
+    """
+    modules = model.family.unet.modules
+    tried = list(plans or (*(f"{module}=1" for module in modules), "style", "all"))
+    if without:
+        tried += [all_but(module) for module in modules]
     questions = cases(count, model.family.size[0])
     bare = draw(model, questions, None, steps=steps)
-    scores = [score(model, "none", questions, bare, bare)]
-    for plan in plans or (*(f"{module}=1" for module in model.family.unet.modules), "style", "all"):
-        print(f"probing {plan}", file=sys.stderr)
-        scores.append(score(model, plan, questions, draw(model, questions, plan, steps=steps), bare))
+    scores: list[Score] = []
+    for plan in ("none", *tried):
+        if plan == "none":
+            answers = bare
+        else:
+            print(f"probing {plan}", file=sys.stderr)
+            answers = draw(model, questions, plan, steps=steps)
+        scored = score(model, plan, questions, answers, bare)
+        scores.append(laid(scored, questions, answers) if layout else scored)
     return scores
+
+
+def all_but(module: str) -> str:
+    """The plan of all modules but one."""
+    return f"all=1,{module}=0"
+
+
+def laid(scored: Score, questions: Sequence[Case], answers: Sequence[Image.Image]) -> Laid:
+    """A score with how far the layout follows: which way contours run where, whatever their colours."""
+    seen, shown = (contours(pixels_of(p)) for p in (answers, [case.reference for case in questions]))
+    alike = _correlations(seen, shown)
+    n = len(questions)
+    beyond = np.diag(alike) - (alike.sum(1) - np.diag(alike)) / max(n - 1, 1)
+    return Laid(**asdict(scored), layout=float(beyond.mean()), layout_error=float(beyond.std() / max(n, 1) ** 0.5))
+
+
+def _correlations(a: Floats, b: Floats) -> Floats:
+    """Of every row of one with every row of the other."""
+    a, b = ((x - x.mean(1, keepdims=True)) / np.maximum(x.std(1, keepdims=True), 1e-6) for x in (a, b))
+    return np.asarray(a @ b.T / a.shape[1])
+
+
+def found(scores: Sequence[Score], modules: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The presets that a probe of every module alone finds.
+
+    Style is at the modules that alone bring the picture at least a third as much nearer to the truth as the best of
+    them does, layout at those that alone bring the reference's contours at least half as far as the best; either only
+    where there is something to find: 5 % nearer, and three standard errors above no reference.
+    """
+    alone = {s.plan.removesuffix("=1"): s for s in scores if s.plan.removesuffix("=1") in modules}
+    presets: dict[str, dict[str, float]] = {}
+    best = max((s.nearer for s in alone.values()), default=0.0)
+    if best >= 0.05:
+        presets["style"] = {name: 1.0 for name, s in alone.items() if s.nearer >= best / 3}
+    bare = next((s.layout for s in scores if isinstance(s, Laid) and s.plan == "none"), 0.0)
+    shifts = {name: s.layout - bare for name, s in alone.items() if isinstance(s, Laid)}
+    sure = {name: by for name, by in shifts.items() if by > 3 * cast("Laid", alone[name]).layout_error}
+    if sure:
+        presets["layout"] = {name: 1.0 for name, by in sure.items() if by >= max(sure.values()) / 2}
+    return presets
+
+
+def write_presets(model: Model, presets: Mapping[str, Mapping[str, float]], source: str) -> Path:
+    """Keep presets as data beside the model, in presets.json of its folder, from where `load` reads them.
+
+    Raises InputError when there are none, or when the model is no folder of one's own.
+    """
+    if not presets:
+        raise InputError("the probe found no module that carries style, so there is nothing to write")
+    if model.found.single is not None:
+        raise InputError(
+            f"presets are kept in a model's folder, and {model.found.spec!r} is a file: nothing is written"
+        )
+    said = {**{name: dict(blocks) for name, blocks in presets.items()}, "source": source}
+    return write_whole(model.found.folder / PRESETS, f"{json.dumps(said, indent=2)}\n".encode())
 
 
 def table(scores: Sequence[Score]) -> str:
@@ -141,9 +237,28 @@ def table(scores: Sequence[Score]) -> str:
     head = "| plan | ground lightness r | ground colour r | nearer to truth | content right | reference's content |"
     rows = [
         f"| {s.plan} | {s.lightness:.2f} | {s.colour:.2f} | {s.nearer:.0%} | {s.content:.0%} | {s.leak:.0%} |"
+        + (f" {s.layout:+.3f} (error {s.layout_error:.3f}) |" if isinstance(s, Laid) else "")
         for s in scores
     ]
-    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+    asked = any(isinstance(s, Laid) for s in scores)
+    more = " layout follows |" if asked else ""
+    return "\n".join([head + more, "|---|---|---|---|---|---|" + ("---|" if asked else ""), *rows])
+
+
+def figure(scores: Sequence[Score]) -> Image.Image:
+    """Bars a plan: does the ground follow, is it nearer to the truth, is the content right, does the layout follow?"""
+    series: list[tuple[str, list[float]]] = [
+        ("ground lightness, r", [s.lightness for s in scores]),
+        ("ground colour, r", [s.colour for s in scores]),
+        ("nearer to the truth, share", [s.nearer for s in scores]),
+        ("content right, share", [s.content for s in scores]),
+    ]
+    if any(isinstance(s, Laid) for s in scores):
+        layouts = [s.layout if isinstance(s, Laid) else float("nan") for s in scores]
+        series.append(("layout follows, correlation beyond other references'", layouts))
+    names = [s.plan.removesuffix("=1") for s in scores]
+    names = [f"no {n.removeprefix('all=1,').removesuffix('=0')}" if n.startswith("all=1,") else n for n in names]
+    return bars("Which blocks carry style, and which layout?", names, series)
 
 
 def _pixels(picture: Image.Image) -> Pixels:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from instantstyle.engine import Engine, Run
+from instantstyle.errors import InputError
 from instantstyle.evaluate.judges import pixels_of
 from instantstyle.evaluate.real import SIDE, TRAINED_SETS, Pixels, Style, picture
 from instantstyle.methods import OPTIONS, STRENGTHS
@@ -20,7 +21,7 @@ from instantstyle.methods.fitting import Fitted, watching
 from instantstyle.model import Model
 from instantstyle.nets.unet import UNet
 from instantstyle.request import Request, StyleReference
-from instantstyle.world.captions import article, look
+from instantstyle.world.captions import SET_WORDS, article, colour_name
 from instantstyle.world.splits import CORE, splits
 from instantstyle.world.treatments import TRAINED_FAMILIES, Treatment, sample
 
@@ -80,7 +81,9 @@ class Way:
     content_weight: float = 0.5
     content: Literal["given", "auto"] = "given"
     """Whose word is taken out: what the reference truly shows, or what the model's own CLIP finds in it."""
-    options: Mapping[str, bool | float | int | str] = field(default_factory=dict[str, bool | float | int | str])
+    options: Mapping[str, bool | float | int | str] = field(
+        default_factory=dict[str, bool | float | int | str], hash=False
+    )
 
     @property
     def name(self) -> str:
@@ -108,15 +111,15 @@ class Answers:
     """Of one core a picture, while so many were drawn together; fits aside, inversions included."""
     evaluations: float
     """Rows that went through the UNet a picture, over all steps, those of reference rows and inversions with them."""
-    fits: float = 0.0
-    """Seconds of one core a picture for fitting to its reference; NaN where the fit was there already."""
+    fits: Sequence[float] = ()
+    """Seconds of one core for the fit to each picture's reference: 0 for methods without, NaN where it was there."""
 
 
 def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> Request:
     """The question as a request.  A model of 128 pixels is shown references of that size."""
     words = article(question.thing)
     if way.styled_words:
-        words += f", {look(question.style.look, question.style.set_name, np.random.default_rng(question.seed))}"
+        words = _short_enough(model, f"{words}, {described(question.style)}")
     given = _reference(question, way.reference, min(model.family.size[0], 2 * SIDE))
     references: list[StyleReference] = []
     if given is not None and way.method != "none":
@@ -137,6 +140,25 @@ def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> R
     )
     knob = STRENGTHS.get(way.method)
     return asked if knob is None else knob.at(asked, 1.0 if way.at is None else way.at)
+
+
+def described(style: Style) -> str:
+    """All that captions could say of how a picture looks, as they say it; of a hand without a name, the rest."""
+    said = " ".join(filter(None, (style.look.family, SET_WORDS.get(style.set_name, ""))))
+    return f"{said} style, on {colour_name(style.look.ground)}"
+
+
+def _short_enough(model: Model, words: str) -> str:
+    """As many of the phrases, from the first on, as the model reads."""
+    while "," in words:
+        try:
+            for tower in model.towers:
+                tower.ids([words])
+        except InputError:
+            words = words.rpartition(",")[0]
+        else:
+            break
+    return words
 
 
 def _reference(question: Question, shown: Shown, side: int) -> Image.Image | None:
@@ -173,7 +195,7 @@ def ask(
 ) -> Answers:
     """Put questions to a model, `BATCH` of them together."""
     drawn: list[Image.Image] = []
-    spent, fits, fitted = 0.0, 0.0, 0
+    spent, fits = 0.0, list[float]()
     with _rows_through() as rows:
         for i in range(0, len(questions), BATCH):
             engine, began = Engine(model), time.process_time()
@@ -184,8 +206,10 @@ def ask(
                 with watching(steps_of_fit.append):
                     runs.append(engine.submit(request(each, way, model, steps)))
                 if steps_of_fit:
-                    fits, fitted = fits + time.process_time() - before, fitted + 1
-                    began += time.process_time() - before
+                    fits.append(time.process_time() - before)
+                    began += fits[-1]
+                else:
+                    fits.append(math.nan if way.method in FITTED else 0.0)
             engine.run()
             drawn += [run.result().images[0] for run in runs]
             spent += time.process_time() - began
@@ -193,8 +217,7 @@ def ask(
                 report(len(drawn), len(questions))
     n = max(len(questions), 1)
     pixels = pixels_of(drawn) if drawn else np.zeros((0, SIDE, SIDE, 3), np.uint8)
-    each_fit = fits / fitted if fitted else math.nan if way.method in FITTED else 0.0
-    return Answers(pixels, spent / n, rows[0] / n, each_fit)
+    return Answers(pixels, spent / n, rows[0] / n, fits)
 
 
 @contextmanager

@@ -3,254 +3,271 @@
 Resumable: pictures are kept by what they were made from, so a second run draws only what is missing.
 """
 
-import csv
-import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from instantstyle.errors import InputError, nearest
+from instantstyle.evaluate import tables
+from instantstyle.evaluate.drawing import Kept, Load, Watch, draw
+from instantstyle.evaluate.entries import BARE, BUDGETS, Spec, Subset, jobs, questions, settled, specs
+from instantstyle.evaluate.figures import Line, Panel, Point, curves
 from instantstyle.evaluate.judges import HELD_OUT
-from instantstyle.evaluate.metrics import Floats, Interval, bootstrap, correlation, towards_truth
-from instantstyle.evaluate.questions import STEPS, Answers, Question, Way, ask
-from instantstyle.evaluate.real import Pixels
-from instantstyle.evaluate.suite import CELLS, Columns, controls, digest, measure, suite
-from instantstyle.methods import METHODS, STRENGTHS
+from instantstyle.evaluate.metrics import Floats
+from instantstyle.evaluate.questions import GUIDANCE, STEPS, Question, Way
+from instantstyle.evaluate.scores import CEILING, COPY, Admission, Entry, admissions, write_scores
+from instantstyle.evaluate.suite import CELLS, block, controls, digest, measure, swap_columns
 from instantstyle.model import Model
 from instantstyle.pictures import grid, png
 from instantstyle.whole import write_whole
 
-BARE, WRONG, BLANK, WORDS = "no reference", "reference of a wrong style", "blank reference", "style named in words"
-CONTROLS = (BARE, WORDS, WRONG, BLANK, "copy of the reference", "palette alone")
-"""What a measure must rank below the truth to be admitted."""
-CEILING = "truth through the VAE"
-MEASURES = (
-    *(f"four-way right, {name}" for name in ("strokes", HELD_OUT, "pixels")),
-    *(f"both right, {name}" for name in ("strokes", HELD_OUT)),
-    *(f"content right, {name}" for name in ("strokes", HELD_OUT)),
-    *(f"style right, {name}" for name in ("strokes", HELD_OUT, "grey", "edge")),
-)
-"""Measures of which more is better, candidates for admission."""
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One method at one strength, or one control: its pictures, what they cost, and what was measured of them."""
-
-    name: str
-    strength: float | None
-    pixels: Pixels
-    seconds: float
-    evaluations: float
-    columns: Columns
-
-
-@dataclass(frozen=True)
-class Admission:
-    """Whether a measure may rank methods: the truth beats every control on it, and copying is not the best of them."""
-
-    measure: str
-    truth: float
-    controls: Mapping[str, float]
-
-    @property
-    def admitted(self) -> bool:
-        """Whether it may."""
-        best = max(self.controls.values())
-        copied = self.controls.get("copy of the reference", -1.0)
-        return self.truth > best and (copied < best or best == 0)
-
-
-def admissions(entries: Mapping[str, Columns], rows: npt.NDArray[np.bool_]) -> list[Admission]:
-    """The admission table, over the questions chosen by `rows`; `entries` are the truth and the controls by name."""
-
-    def mean(name: str, measure: str) -> float:
-        values = entries[name][measure][rows]
-        return float(np.nanmean(values)) if (~np.isnan(values)).any() else float("nan")
-
-    truth = CEILING if CEILING in entries else "truth"
-    there = [name for name in CONTROLS if name in entries]
-    return [Admission(m, mean(truth, m), {name: mean(name, m) for name in there}) for m in MEASURES]
+__all__ = ["BARE", "CEILING", "Admission", "Entry", "admissions", "evaluate"]
+Say = Callable[[str], None]
+Spent = Mapping[str, tuple[Mapping[str, int], float]]
+"""For each name the pictures it was asked for, by what for, and the core seconds they cost."""
 
 
 def evaluate(
     model: Model,
     folder: Path,
     *,
-    small: bool = False,
+    subset: Subset = "all",
+    count: int | None = None,
     methods: Sequence[str] | None = None,
     steps: int = STEPS,
-    say: Report = print,
+    pictures: Path | None = None,
+    workers: int = 1,
+    load: Load | None = None,
+    say: Say = print,
+    watch: Watch | None = None,
 ) -> Path:
     """Measure methods (by default all there are) on the suite, and write the report.  Returns the path of report.md.
 
+    `count`: at most so many questions a cell.  `pictures`: where drawings are kept, by default beside the report.
+    `load` makes the model anew in each of so many `workers`; without it everything is drawn here.
     Raises InputError for a method that does not exist.
     """
-    known = [name for name in METHODS if name != "none"]
-    for name in methods or ():
-        if name not in known:
-            raise InputError(f"there is no method {name!r}: give some of {', '.join(known)}{nearest(name, known)}")
-    asked = suite(small)
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    seen = [q for q in asked if q.cell == CELLS[0]]
-
-    def drawn(way: Way, questions: Sequence[Question]) -> Answers:
-        what = (digest(questions), model.identity, steps, json.dumps(asdict(way), sort_keys=True))
-        file = folder / "pictures" / f"{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.npz"
-        if not file.exists():
-            say(f"drawing {len(questions)} pictures: {way.name}, strength {way.strength}, reference {way.reference}")
-            made = ask(model, questions, way, steps)
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, pixels=made.pixels, cost=[made.seconds, made.evaluations])
-            write_whole(file, buffer.getvalue())
-        with np.load(file) as kept:
-            return Answers(kept["pixels"], float(kept["cost"][0]), float(kept["cost"][1]))
-
-    def entry(name: str, way: Way, questions: Sequence[Question], swap: bool = False) -> Entry:
-        answers = drawn(way, questions)
-        other = drawn(_swapped(way), questions).pixels if swap else None
-        columns = measure(questions, answers.pixels, other)
-        return Entry(name, way.strength, answers.pixels, answers.seconds, answers.evaluations, columns)
-
-    bare = entry(BARE, Way("none"), asked)
-    compared = [bare]
-    compared.append(entry(WORDS, Way("none", styled_words=True), asked))
-    compared.append(entry(WRONG, Way(reference="wrong"), asked))
-    compared.append(entry(BLANK, Way(reference="blank"), asked))
-    for name, pixels in controls(asked, bare.pixels, model).items():
-        compared.append(Entry(name, None, pixels, 0.0, 0.0, measure(asked, pixels)))
-    swept: list[Entry] = []
-    for name in methods or known:
-        compared.append(entry(name, Way(name), asked, swap=True))
-        knob = STRENGTHS.get(name)
-        if knob is None or small:
-            continue
-        # The same number of tries for every method, of its own sweep.
-        tried = [knob.values[int(i)] for i in np.linspace(0, len(knob.values) - 1, 4).round().astype(int)]
-        swept += [entry(name, Way(name, strength=value), seen) for value in tried]
-    return write(folder, asked, compared, swept, model, steps)
+    asked = questions(subset, count)
+    rows = specs(asked, subset, methods)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = Kept(pictures or folder / "pictures", model.identity, steps)
+    todo = jobs(rows, kept.has)
+    if todo:
+        say(
+            f"{sum(len(job.questions) for job in todo)} pictures to draw, the work of "
+            f"{sum(job.cost for job in todo):.0f} plain ones, in {kept.folder}"
+        )
+        taken = draw(kept, todo, model, workers, load, watch)
+        say(f"drawn in {taken / 60:.1f} minutes")
+    say("measuring")
+    bare = kept.get(asked, Way("none")).pixels
+    compared: list[Entry] = []
+    for name, pixels in controls(asked, bare, model).items():
+        nothing = (0.0, 0.0, 0.0)
+        compared.append(Entry(name, "control", None, tuple(asked), pixels, *nothing, measure(asked, pixels)))
+    drawn = [_entry(kept, row, asked) for row in rows]
+    compared = [*(e for e in drawn if e.kind == "control"), *compared, *(e for e in drawn if e.kind == "method")]
+    variants = [each for each in drawn if each.kind == "variant"]
+    return _write(folder, asked, compared, variants, drawn, _spent(kept, rows), model, steps, subset)
 
 
-def _swapped(way: Way) -> Way:
-    return replace(way, reference="other")
+def _entry(kept: Kept, row: Spec, asked: Sequence[Question]) -> Entry:
+    """A row of the report, measured.  Of the variance block nothing is measured here: it is not about truths."""
+    answers = kept.get(row.questions, row.way)
+    columns: dict[str, Floats] = {}
+    if row.kind != "variance":
+        columns |= measure(row.questions, answers.pixels, among=asked)
+    if row.swapped:
+        places = {q: i for i, q in enumerate(row.questions)}
+        chosen = [places[q] for q in row.swapped]
+        swapped = kept.get(row.swapped, replace(row.way, reference="other")).pixels
+        for name, values in swap_columns(row.swapped, answers.pixels[chosen], swapped).items():
+            columns[name] = np.full(len(row.questions), np.nan)
+            columns[name][chosen] = values
+    fits = [fit for fit in answers.fits if not np.isnan(fit)]
+    cost = answers.seconds, answers.evaluations, sum(fits) / len(fits) if fits else float("nan")
+    return Entry(row.name, row.kind, row.way.at, row.questions, answers.pixels, *cost, columns)
 
 
-def write(
-    folder: Path, asked: Sequence[Question], compared: Sequence[Entry], swept: Sequence[Entry], model: Model, steps: int
+def _spent(kept: Kept, rows: Sequence[Spec]) -> Spent:
+    counted: set[Path] = set()
+    spent: dict[str, tuple[dict[str, int], float]] = {}
+    for row in rows:
+        counts, seconds = spent.get(row.name, ({}, 0.0))
+        asked = ((row.kind, row.way, row.questions), ("swap", replace(row.way, reference="other"), row.swapped))
+        for kind, way, given in asked:
+            for path in {kept.path(q, settled(way)) for q in given} - counted:
+                counted.add(path)
+                own, _, fit = kept.cost(path)
+                counts[kind], seconds = counts.get(kind, 0) + 1, seconds + own + (0.0 if np.isnan(fit) else fit)
+        spent[row.name] = counts, seconds
+    return spent
+
+
+def _write(
+    folder: Path,
+    asked: Sequence[Question],
+    compared: Sequence[Entry],
+    variants: Sequence[Entry],
+    drawn: Sequence[Entry],
+    spent: Spent,
+    model: Model,
+    steps: int,
+    subset: Subset,
 ) -> Path:
-    """Write report.md, scores.csv and a sheet of pictures for each cell."""
+    """Write report.md, report.json, the scores, the curve, and a sheet of pictures for each cell."""
     by_name = {each.name: each.columns for each in compared}
-    cells = {cell: np.array([q.cell == cell for q in asked]) for cell in CELLS}
-    admitted = admissions(by_name, cells[CELLS[0]])
+    first = np.array([q.cell == CELLS[0] for q in asked])
+    admitted = admissions(by_name, first)
+    ranked = [a.measure for a in admitted if a.admitted]
+    swept = [each for each in drawn if each.kind == "strength"]
+    blocks = [each for each in drawn if each.kind == "variance"]
+    fitted = BUDGETS[subset].fitted
     text = [
         "# The referee's report",
         "",
         f"{len(asked)} questions, set {digest(asked)[:16]}; model {model.found.spec}, weights {model.identity[:16]}; "
-        f"{steps} steps. The judge `{HELD_OUT}` was never used to tune anything.",
+        f"{steps} steps, guidance {GUIDANCE:g}. The judge `{HELD_OUT}` was never used to tune anything. An interval "
+        "holds 95 of 100 resamplings of whole things and whole styles. The four cells are never pooled.",
         "",
         "## Which measures may rank methods",
         "",
         "A measure is admitted only if the truth (through the VAE) beats every control on it and copying the reference "
-        "does not win it among the controls.",
+        "does not win it among the controls. Decided in the first cell.",
         "",
-        *_admission_table(admitted),
+        *tables.admission(admitted),
+        "",
+        f"## In words: {CELLS[0]}",
+        "",
+        "A difference is told only where the intervals of both judges leave out 0, question by question.",
+        "",
+        *tables.words([*compared, *variants]),
     ]
-    for cell, rows in cells.items():
-        text += ["", f"## {cell}", "", *_table(asked, compared, rows, [a.measure for a in admitted if a.admitted])]
     if swept:
-        text += ["", "## Every method over its one strength", "", *_sweep(asked, swept)]
+        write_whole(folder / "curve.png", png(_curve(compared, swept)))
+        text += [
+            "",
+            "## Every method over its one strength",
+            "",
+            "The same number of tries for every method, in the first cell. Up is better, left leaks less: by how many "
+            "nats the judge finds the reference's content likelier than that of other references.",
+            "",
+            "![Both right against leakage, for every method over its strength](curve.png)",
+            "",
+            *tables.sweep(swept),
+            "",
+            f"At the strength that the judge `strokes` likes most; the figures are those of `{HELD_OUT}`.",
+            "",
+            *tables.best(swept),
+        ]
+    if variants:
+        own = [each for each in compared if each.name in (tables.OURS, tables.THEIRS, BARE, CEILING, "truth")]
+        text += [
+            "",
+            "## What subtraction adds, and other plans",
+            "",
+            f"InstantStyle in the first cell, nothing subtracted in the row `{tables.OURS}`. Content is the true word "
+            "for what the reference shows, or with `auto` the one that the model's own CLIP finds.",
+            "",
+            *tables.right([*own, *variants], CELLS[0], ranked),
+            "",
+            *tables.leaks([*own, *variants], CELLS[0]),
+            *tables.paired([*own, *variants], CELLS[0], ranked),
+        ]
     for number, cell in enumerate(CELLS):
+        there = [each for each in compared if each.of(cell).any()]
+        if not there:
+            continue
         name = f"sheet-{number + 1}.png"
-        write_whole(folder / name, png(_sheet(asked, compared, np.flatnonzero(cells[cell])[:6])))
-        text += ["", f"![{cell}: what each drew]({name})"]
-    write_whole(folder / "scores.csv", _scores(asked, compared, swept).encode())
+        write_whole(folder / name, png(_sheet(compared, cell)))
+        text += ["", f"## {cell}", "", *tables.right(there, cell, ranked), "", *tables.leaks(there, cell)]
+        text += [*tables.paired(there, cell, ranked), "", f"![{cell}: what each drew]({name})"]
+    if blocks:
+        truths = np.stack([q.truth for q in block()])
+        real = Entry("truth", "variance", None, tuple(block()), truths, 0.0, 0.0, 0.0, {})
+        text += [
+            "",
+            "## Whose the variance is",
+            "",
+            f"Shares (eta squared) of a full factorial block in what the judge `{HELD_OUT}` sees. What is where should "
+            "be the words', how it is drawn the style's; the reference's content should have no more than the seed.",
+            "",
+            *tables.variance([real, *blocks]),
+        ]
+    text += [
+        "",
+        "## The budget",
+        "",
+        f"Methods that are fitted to a reference are asked {fitted[0]} questions of the first cell and {fitted[1]} of "
+        "each other, and fits are shared by all strengths. Seconds are of one core, for pictures drawn together.",
+        "",
+        *tables.budget(spent),
+    ]
+    scores = write_scores(folder, [*compared, *(e for e in drawn if e.kind in ("variant", "strength"))])
+    text += ["", f"Every picture's measures: [{scores.name}]({scores.name})."]
+    said = {
+        "set": digest(asked),
+        "questions": len(asked),
+        "model": model.found.spec,
+        "weights": model.identity,
+        "steps": steps,
+        "guidance": GUIDANCE,
+        "subset": subset,
+        "held out": HELD_OUT,
+        "admitted": ranked,
+        "words": tables.words([*compared, *variants]),
+        "entries": tables.figures([*compared, *variants, *swept], ranked),
+        "curve": bool(swept),
+    }
+    write_whole(folder / "report.json", f"{json.dumps(said, indent=1)}\n".encode())
     return write_whole(folder / "report.md", ("\n".join(text) + "\n").encode())
 
 
-def _admission_table(admitted: Sequence[Admission]) -> list[str]:
-    names = list(admitted[0].controls)
-    lines = [f"| measure | truth | {' | '.join(names)} | admitted |", "|---|---|" + "---|" * len(names) + "---|"]
-    for a in admitted:
-        shares = " | ".join(f"{value:.2f}" for value in a.controls.values())
-        lines.append(f"| {a.measure} | {a.truth:.2f} | {shares} | {'yes' if a.admitted else 'no'} |")
-    return lines
+def _curve(compared: Sequence[Entry], swept: Sequence[Entry]) -> Image.Image:
+    """Both right against leakage in the first cell, by two judges."""
+    by_name, cell = {each.name: each for each in compared}, CELLS[0]
+    panels: list[Panel] = []
+    for name in (HELD_OUT, "strokes"):
+
+        def point(each: Entry, label: str, name: str = name) -> Point:
+            return Point(each.interval(f"excess nats, {name}", cell), each.interval(f"both right, {name}", cell), label)
+
+        lines: list[Line] = []
+        for method in dict.fromkeys(each.name for each in swept):
+            tried = [each for each in swept if each.name == method]
+            ends = (tried[0], tried[-1])
+            lines.append(Line(method, [point(e, f"{e.strength:g}" if e in ends else "") for e in tried]))
+        ceiling = by_name[CEILING].mean(f"both right, {name}", cell)
+        panels.append(
+            Panel(
+                f"the judge {name}{', never used for tuning' if name == HELD_OUT else ''}",
+                "leakage: the reference's content above chance, nats",
+                "style and content both right",
+                lines,
+                [point(by_name[BARE], BARE)],
+                [("real pictures", ceiling)],
+            )
+        )
+    return curves(panels)
 
 
-def _mean(asked: Sequence[Question], values: Floats, rows: npt.NDArray[np.bool_]) -> Interval:
-    kept = [q for q, there in zip(asked, rows, strict=True) if there]
-    return bootstrap(values[rows], {"thing": [q.thing for q in kept], "style": [repr(q.style) for q in kept]})
-
-
-def _table(
-    asked: Sequence[Question], compared: Sequence[Entry], rows: npt.NDArray[np.bool_], ranked: Sequence[str]
-) -> list[str]:
-    """Admitted measures with intervals, then what describes: leakage, distance, grounds, cost."""
-    by_name = {each.name: each for each in compared}
-    shown = [m for m in ranked if not np.isnan(by_name["truth"].columns[m][rows]).all()]
-    more = (f"four-way copied, {HELD_OUT}", f"excess hit, {HELD_OUT}", f"swap leak, {HELD_OUT}", "copies")
-    heads = [*shown, *more, "way left to the truth", "ground L r", "ground ab r", "seconds", "UNet rows"]
-    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    for each in compared:
-        cells = [str(_mean(asked, each.columns[m], rows)) for m in shown]
-        cells += [f"{_nanmean(each.columns[m][rows]):.2f}" if m in each.columns else "" for m in more]
-        far = f"distance to truth, {HELD_OUT}"
-        ways = (e.columns[far][rows] for e in (each, by_name.get(CEILING, by_name["truth"]), by_name[BARE]))
-        left = towards_truth(*ways)
-        c = each.columns
-        light = correlation(c["ground L"][rows], c["reference ground L"][rows])
-        tint = correlation(*(np.stack([c[f"{p} {x}"][rows] for x in "ab"]) for p in ("ground", "reference ground")))
-        cells += [f"{left:.2f}", f"{light:.2f}", f"{tint:.2f}", f"{each.seconds:.2f}", f"{each.evaluations:.0f}"]
-        lines.append(f"| {each.name} | {' | '.join(cells)} |")
-    return lines
-
-
-def _nanmean(values: Floats) -> float:
-    return float(np.nanmean(values)) if (~np.isnan(values)).any() else float("nan")
-
-
-def _sweep(asked: Sequence[Question], swept: Sequence[Entry]) -> list[str]:
-    heads = (f"both right, {HELD_OUT}", f"four-way right, {HELD_OUT}", f"four-way copied, {HELD_OUT}", "copies")
-    lines = [f"| method | strength | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
-    for each in swept:
-        values = " | ".join(f"{_nanmean(each.columns[m]):.2f}" for m in heads)
-        lines.append(f"| {each.name} | {each.strength:g} | {values} |")
-    return lines
-
-
-def _sheet(asked: Sequence[Question], compared: Sequence[Entry], rows: npt.NDArray[np.integer]) -> Image.Image:
-    shown = [each for each in compared if each.name != "copy of the reference"]
-    chosen = [int(i) for i in rows]
+def _sheet(compared: Sequence[Entry], cell: str, most: int = 6) -> Image.Image:
+    """A row a question, those first that everybody was asked; reference, truth, controls, methods."""
+    shown = [each for each in compared if each.name not in (COPY, CEILING, "truth")]
+    asked = [q for q in compared[0].questions if q.cell == cell]
+    asked.sort(key=lambda q: -sum(q in each.rows for each in shown))
+    styles = list({repr(q.style): q for q in reversed(asked[: 2 * most])}.values())[::-1]
+    chosen = [*styles, *(q for q in asked if q not in styles)][:most]
     pictures = [
-        [Image.fromarray(asked[i].reference), *(Image.fromarray(each.pixels[i]) for each in shown)] for i in chosen
+        [
+            Image.fromarray(q.reference),
+            Image.fromarray(q.truth),
+            *(Image.fromarray(e.pixels[e.rows[q]]) if q in e.rows else None for e in shown),
+        ]
+        for q in chosen
     ]
-    labels = [f"{asked[i].thing} / {asked[i].shown}" for i in chosen]
-    return grid(pictures, rows=labels, columns=["reference", *(each.name for each in shown)], cell=128)
-
-
-def _scores(asked: Sequence[Question], compared: Sequence[Entry], swept: Sequence[Entry]) -> str:
-    """One row a picture and measure."""
-    buffer = io.StringIO()
-    rows = csv.writer(buffer)
-    rows.writerow(("entry", "strength", "cell", "thing", "shown", "set", "family", "seed", "measure", "value"))
-    for entries, questions in ((compared, asked), (swept, [q for q in asked if q.cell == CELLS[0]])):
-        for each in entries:
-            for i, q in enumerate(questions):
-                what = (
-                    each.name,
-                    each.strength,
-                    q.cell,
-                    q.thing,
-                    q.shown,
-                    q.style.set_name,
-                    q.style.look.family,
-                    q.seed,
-                )
-                rows.writerows((*what, m, f"{values[i]:.5g}") for m, values in each.columns.items())
-    return buffer.getvalue()
+    labels = [f"a {q.thing}\nlike this {q.shown}" for q in chosen]
+    return grid(pictures, rows=labels, columns=["reference", "truth", *(each.name for each in shown)], cell=112)

@@ -69,10 +69,12 @@ def thinned(asked: Sequence[Question], count: int) -> list[Question]:
     kept: set[Question] = set()
     for cell in CELLS:
         left = [q for q in asked if q.cell == cell]
-        taken: list[Question] = []
+        taken = list[Question]()
         while left and len(taken) < count:
-            fresh = list({repr(q.style): q for q in reversed(left)}.values())[::-1]  # the first of each style
-            taken += fresh[: count - len(taken)]
+            firsts: dict[str, Question] = {}
+            for q in left:
+                firsts.setdefault(repr(q.style), q)
+            taken += list(firsts.values())[: count - len(taken)]
             left = [q for q in left if q not in taken]
         kept.update(taken)
     return [q for q in asked if q in kept]

@@ -1,0 +1,231 @@
+"""The comparison as a product: all of it is asked and within its time, nothing is drawn twice, what is written is there
+
+A world drawn on the spot and a small random model: what is measured means nothing here, only how it is gone about.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import factory
+from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.evaluate import drawing, entries, scores
+from instantstyle.evaluate.drawing import Kept, Standing
+from instantstyle.evaluate.entries import Job, jobs, questions, specs
+from instantstyle.evaluate.metrics import excess_nats
+from instantstyle.evaluate.questions import Answers, Question, Way, ask
+from instantstyle.evaluate.report import evaluate
+from instantstyle.evaluate.scores import difference, write_scores
+from instantstyle.evaluate.suite import BLOCK, CELLS, block, suite, thinned
+from instantstyle.methods import METHODS, STRENGTHS
+from instantstyle.model import Model
+
+pytestmark = [
+    pytest.mark.usefixtures("drawn_world"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' Euler scheduler
+]
+MODEL = partial(factory.model, "sdxl")
+"""Its texts may be longer than the small emoji model's, which spells what it does not know."""
+A_PICTURE = 0.7
+"""Seconds of one core that a plain picture of the built-in model takes, drawn with others; `make floors`."""
+
+
+@pytest.fixture(scope="module")
+def written(drawn_world: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole report, of two questions a cell, two methods and two steps."""
+    folder = tmp_path_factory.mktemp("referee")
+    lines: list[str] = []
+    seen: list[Standing] = []
+    evaluate(
+        MODEL(),
+        folder,
+        subset="small",
+        count=2,
+        methods=["instantstyle", "ip-adapter"],
+        steps=2,
+        say=lines.append,
+        watch=seen.append,
+    )
+    assert seen[-1].done == seen[-1].of == len(list((folder / "pictures").glob("*.png")))
+    assert seen[-1].left == 0
+    return folder
+
+
+def _never(model: Model, questions: Sequence[Question], way: Way, steps: int = 0, report: object = None) -> Answers:
+    raise AssertionError("it was drawn already")
+
+
+def test_the_admission_table_comes_first_and_no_cells_are_pooled(written: Path) -> None:
+    text = (written / "report.md").read_text("utf-8")
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
+    assert heads[0] == "## Which measures may rank methods"
+    assert [head.removeprefix("## ") for head in heads if head.removeprefix("## ") in CELLS] == list(CELLS)
+    for name in ("curve.png", "sheet-1.png", "sheet-4.png"):
+        assert f"({name})" in text
+        with Image.open(written / name) as figure:
+            assert min(figure.size) > 200
+    said = json.loads((written / "report.json").read_text("utf-8"))
+    assert said["questions"] == 8
+    rows = {(row["entry"], row["kind"], row["cell"]): row for row in said["entries"]}
+    assert rows["ip-adapter", "method", CELLS[3]]["questions"] == 2
+    assert rows["instantstyle", "method", CELLS[0]]["rows"] == 4, "two steps, with and without words"
+    assert rows["copy of the reference", "control", CELLS[0]]["measures"]["four-way right, conv"][0] == 0
+
+
+def test_a_second_run_draws_nothing_and_says_the_same(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "ask", _never)
+    before = (written / "report.md").read_text("utf-8")
+    again = dict[str, Any](subset="small", count=2, methods=["instantstyle", "ip-adapter"], steps=2)
+    evaluate(MODEL(), written, **again, say=lambda line: None)
+    assert (written / "report.md").read_text("utf-8") == before
+    with pytest.raises(AssertionError, match="drawn already"):  # other steps are other pictures
+        evaluate(MODEL(), written, **{**again, "steps": 3}, say=lambda line: None)
+
+
+def test_scores_are_a_row_a_picture_with_and_without_pyarrow(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tuple(questions("small", 1))
+    columns = {"copies": np.arange(4.0)}
+    one = scores.Entry("x", "method", 1.0, asked, np.zeros((4, 64, 64, 3), np.uint8), 0.1, 50.0, 0.0, columns)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    lines = write_scores(tmp_path, [one]).read_text("utf-8").splitlines()
+    assert len(lines) == 1 + 4
+    assert lines[0].split(",")[:4] == ["entry", "kind", "strength", "cell"]
+    assert [line.split(",")[-1] for line in lines[1:]] == ["0", "1", "2", "3"]
+    monkeypatch.undo()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(written / "scores.parquet")
+    asked_of = {name: table.column("entry").to_pylist().count(name) for name in ("no reference", "instantstyle")}
+    # Two questions in four cells; of the method also three strengths in the first cell.
+    assert asked_of == {"no reference": 8, "instantstyle": 8 + 2 * 3}
+
+
+def test_a_difference_is_taken_question_by_question() -> None:
+    asked = tuple(questions("small", 2))
+    nothing = np.zeros((8, 64, 64, 3), np.uint8)
+    values = np.arange(8.0)
+
+    def entry(kept: Sequence[int], by: float) -> scores.Entry:
+        mine = tuple(asked[i] for i in kept)
+        return scores.Entry("x", "method", 1.0, mine, nothing[: len(mine)], 0, 0, 0, {"m": values[kept] + by})
+
+    whole, part = entry(range(8), 0.0), entry([7, 1, 0], 0.25)
+    found = difference(part, whole, "m", CELLS[0])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25)), "pairs, whatever their order"
+
+
+def test_excess_nats_are_beyond_what_the_others_show() -> None:
+    """Own reference at log p = -1, the two others at -3 and -4 for the first picture: -1 - (-3.5)."""
+    log_p = np.full((3, 6), -9.0)
+    log_p[0, :3] = (-1, -3, -4)
+    shown, target = np.array([0, 1, 2]), np.array([3, 4, 5])
+    found = excess_nats(log_p, shown, target, ["near"] * 3)
+    assert found.tolist() == [2.5, 0, 0]
+    order = [2, 0, 1]
+    assert excess_nats(log_p[order], shown[order], target[order], ["near"] * 3).tolist() == found[order].tolist()
+
+
+def test_the_whole_comparison_fits_its_time() -> None:
+    """Two cores, an hour and five minutes; a third is left for measuring and for cores that are shared."""
+    for subset, minutes in (("all", 60), ("small", 5)):
+        rows = specs(questions(subset), subset)
+        todo = jobs(rows, lambda question, way: False)
+        assert sum(job.cost for job in todo) * A_PICTURE / 2 < minutes * 60 * 0.75, subset
+        assert max(job.cost for job in todo) * A_PICTURE < minutes * 60 * 0.75 / 4, "no job that all wait for"
+        asked = {(job.way, question) for job in todo for question in job.questions}
+        assert len(asked) == sum(len(job.questions) for job in todo), "nothing is drawn twice"
+        assert {row.name for row in rows if row.kind == "method"} == {name for name in METHODS if name != "none"}
+    swept = [row for row in specs(questions("all")) if row.kind == "strength"]
+    tries = {name: sum(row.name == name for row in swept) for name in STRENGTHS}
+    assert len(set(tries.values())) == 1, "every method has as many tries"
+
+
+def test_what_shares_a_fit_comes_after_it_and_what_is_there_is_left_out() -> None:
+    asked = questions("small", 2)
+    rows = specs(asked, "all", ["b-lora", "ip-adapter"])
+    todo = jobs(rows, lambda question, way: way.method == "none")
+    assert not [job for job in todo if job.way.method == "none"]
+    assert [job.cost for job in todo] == sorted((job.cost for job in todo), reverse=True)
+    fitted = [job for job in todo if job.way.method == "b-lora" and job.way.reference == "true"]
+    for question in {q for job in fitted for q in job.questions if q.cell == CELLS[0]}:
+        first = next(job for job in fitted if question in job.questions)
+        assert first.cost >= entries.FIT_COST, "the fit is counted where it is made"
+    with pytest.raises(InputError, match=r"'ip-adaptor'.*ip-adapter"):
+        specs(asked, "all", ["ip-adaptor"])
+
+
+def test_fewer_questions_are_of_as_many_styles_as_there_can_be() -> None:
+    whole = suite()
+    few = thinned(whole, 12)
+    for cell in CELLS:
+        own = [q for q in few if q.cell == cell]
+        assert len(own) == 12
+        assert len({repr(q.style) for q in own}) == len({repr(q.style) for q in whole if q.cell == cell})
+    assert [q for q in whole if q in few] == few, "in the suite's order"
+    assert thinned(whole, 99) == whole
+    assert set(thinned(whole, 3)) < set(few)
+
+
+def test_the_variance_block_is_full_and_in_order() -> None:
+    asked = np.array([f"{q.thing}|{q.style!r}|{q.shown}|{q.seed}" for q in block()]).reshape(BLOCK)
+    for axis in range(4):
+        parts = np.vectorize(lambda text, axis=axis: text.split("|")[axis])(asked)
+        level = np.moveaxis(parts, axis, 0).reshape(BLOCK[axis], -1)
+        assert len(set(level[:, 0])) == BLOCK[axis]
+        assert all(len(set(row)) == 1 for row in level)
+    assert not {q.thing for q in block()} & {q.shown for q in block()}
+
+
+def test_permuting_questions_permutes_pictures() -> None:
+    """Who is asked what is all that counts, not in which row it stands; things change places with their pictures."""
+    asked = questions("small", 1)[:3]
+    model, way, order = MODEL(), Way("ip-adapter"), [2, 0, 1]
+    first = ask(model, asked, way, 2).pixels.astype(int)
+    turned = ask(model, [asked[i] for i in order], way, 2).pixels.astype(int)
+    assert np.abs(turned - first[order]).max() <= 1
+    assert np.abs(turned - first).max() > 1, "the pictures differ, so the order could have been lost"
+    # The targets alone change places: each picture is what its own question, asked alone, gives.
+    mixed = [replace(q, thing=asked[i].thing) for q, i in zip(asked, order, strict=True)]
+    together = ask(model, mixed, way, 2).pixels.astype(int)
+    alone = np.concatenate([ask(model, [q], way, 2).pixels for q in mixed]).astype(int)
+    assert np.abs(together - alone).max() <= 1
+
+
+def test_the_published_strength_is_the_same_picture_whether_it_is_said_or_not(tmp_path: Path) -> None:
+    kept, asked = Kept(tmp_path, "model", 2), questions("small", 1)[0]
+    assert kept.path(asked, Way("swapped")) == kept.path(asked, Way("swapped", strength=1.0))
+    assert kept.path(asked, Way("swapped")) != kept.path(asked, Way("swapped", strength=0.5))
+    assert kept.path(asked, Way("none")) != Kept(tmp_path, "other", 2).path(asked, Way("none"))
+
+
+@pytest.mark.slow
+def test_two_workers_draw_what_one_does_and_a_dead_one_is_a_sentence(tmp_path: Path) -> None:
+    """Processes of their own do not see the world drawn on the spot, so they are asked without references."""
+    from instantstyle.model import load
+
+    model = MODEL()
+    again = partial(load, factory.folder("sdxl"))
+    asked = tuple(questions("small", 2))
+    todo = [Job(Way("none"), asked[:4], 4), Job(Way("none"), asked[4:], 4)]
+    one, two = Kept(tmp_path / "one", model.identity, 2), Kept(tmp_path / "two", model.identity, 2)
+    drawing.draw(one, todo, model)
+    drawing.draw(two, todo, model, workers=2, load=again)
+    assert np.array_equal(one.get(asked, Way("none")).pixels, two.get(asked, Way("none")).pixels)
+    with pytest.raises(InstantStyleError, match="run the same command again"):
+        drawing.draw(Kept(tmp_path / "three", "x", 2), todo, model, workers=2, load=_die)
+
+
+def _die() -> Model:
+    """Ends its process as a full memory would."""
+    import os
+
+    os._exit(9)

@@ -1,0 +1,141 @@
+"""What is true of every method on every family: no strength is no style, any number of steps, and the full size.
+
+Full-size networks are on the meta device: shapes alone, no numbers.  Their encoders are stood in for by the shapes of
+what they say; all else is the way from request to prediction that pictures take.
+"""
+
+import dataclasses
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import factory
+from instantstyle.engine import Engine, Run
+from instantstyle.engine.told import tell
+from instantstyle.families import FAMILIES
+from instantstyle.methods import METHODS, Moment, inject
+from instantstyle.methods.b_lora import blocks
+from instantstyle.methods.fitting import low_rank
+from instantstyle.model import Model, Text
+from instantstyle.nets.projection import ImageProjection
+from instantstyle.nets.unet import UNet
+from instantstyle.request import Request, StyleReference
+from instantstyle.weights.adapter import Adapter
+from instantstyle.weights.lora import Factors
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
+
+STYLED = tuple(name for name in METHODS if name != "none")
+BESIDE = ("style-aligned", "swapped", "stylekeeper")
+NAMES = tuple(FAMILIES)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "b-lora": {"fit-steps": 1, "fit-rank": 1, "fit-rate": 0.01},
+    "style-aligned": {"rows": "renoised"},
+    "swapped": {"calibrate": True},
+}
+"""What makes a method quick, and what it does not do unless told."""
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTANTSTYLE_CACHE", str(tmp_path))
+
+
+def styled(method: str, weight: float = 1.0, **fields: Any) -> Request:
+    given: dict[str, Any] = {"seed": 5, "steps": 1, "options": OPTIONS.get(method, {})} | fields
+    return Request("a cat", method=method, references=[StyleReference(factory.picture(1), weight=weight)], **given)
+
+
+def latents(name: str, request: Request) -> Tensor:
+    run: Run = Engine(factory.model(name)).submit(request)
+    for _ in run:
+        pass
+    return run.latents
+
+
+@cache
+def bare(name: str, steps: int) -> Tensor:
+    return latents(name, Request("a cat", seed=5, steps=steps))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+@pytest.mark.parametrize("method", STYLED)
+def test_1_no_strength_is_no_style(method: str, name: str) -> None:
+    """Weight 0 is the bare model to the bit, and a weight that goes to 0 comes as near as one likes.
+
+    The first holds on the built-in layout too, by the engine's laws.
+    """
+    assert torch.equal(latents(name, styled(method, 0.0)), bare(name, 1))
+    torch.testing.assert_close(latents(name, styled(method, 1e-6)), bare(name, 1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sdxl", 3), ("sd15", 3), ("emoji", 1)])
+@pytest.mark.parametrize("method", [name for name in STYLED if name not in BESIDE])
+def test_any_number_of_steps(method: str, name: str, steps: int) -> None:
+    """Three do not divide 1000, and one is all a run may have; those with reference rows have a test of their own."""
+    out = latents(name, styled(method, steps=steps))
+    assert out.isfinite().all()
+    assert not torch.allclose(out, bare(name, steps), atol=1e-4)
+
+
+class Shapes(Model):
+    """A model at full size without numbers, its encoders the shapes of what they say."""
+
+    def say(self, texts: Any, reading: Any = "plain") -> Text:
+        c = self.family.unet
+        pooled = None if c.pooled_dim is None else torch.empty(len(texts), c.pooled_dim, device="meta")
+        return Text(torch.empty(len(texts), self.family.text_length, c.context_dim, device="meta"), pooled, pooled)
+
+    def see(self, pictures: Any, fit: Any = "squash", adapter: Any = None) -> Tensor:
+        return torch.empty(len(pictures), 1280, device="meta")
+
+    def encode(self, picture: Any) -> Tensor:
+        width, height = picture.size
+        return torch.empty(1, self.family.unet.in_channels, height // self.scale, width // self.scale, device="meta")
+
+
+@cache
+def full_size(name: str) -> Model:
+    family, small = FAMILIES[name], factory.model(name)
+    context = family.unet.context_dim
+    with torch.device("meta"):
+        unet, projection = UNet(family.unet), ImageProjection(1280, context, 4)
+        crossed = [site for site in family.unet.sites if site.kind == "cross"]
+        widths = {site: unet.attention(site).to_q.out_features for site in crossed}
+        keys, values = ({site: torch.empty(widths[site], context) for site in crossed} for _ in range(2))
+    given: dict[str, Any] = {field.name: getattr(small, field.name) for field in dataclasses.fields(Model)}
+    given |= {"family": family, "unet": unet, "adapter": Adapter(projection, keys, values, 1280, 4)}
+    given |= {"style_adapter": None, "speakers": {}, "device": torch.device("meta")}
+    return Shapes(**given)
+
+
+def thin(model: Model, pictures: Any, fitting: Any) -> dict[str, Factors]:
+    """What a fit gives, as it is before its first step."""
+    _, layers = low_rank(model.unet, blocks(model.family), fitting.rank, 0)
+    return {name: Factors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", STYLED)
+def test_full_size_networks_take_every_method(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["instantstyle.methods.b_lora"], "fitted", thin)
+    model, moment = full_size(name), Moment(0, 2, 999.0, 0.1, 0.99)
+    width, height = model.family.size
+    request = styled(method, size=model.family.size)
+    asked = inject(model, request)
+    told = tell(model, request, asked)
+    own = 2 + len(asked.negatives)
+    seen = torch.empty(own, model.family.unet.in_channels, height // 8, width // 8, device="meta")
+    if asked.rows is not None:
+        seen = torch.cat([seen, asked.rows.latents(moment)])
+    time, net = torch.empty(len(seen), device="meta"), asked.unet or model.unet
+    out = net(seen, time, told.text, told.pooled, told.sizes, attend=asked.attend)
+    assert out.shape == (len(seen), model.family.unet.out_channels, height // 8, width // 8)
+    assert len(seen) == {"style-aligned": 4, "swapped": 4, "stylekeeper": 5}.get(method, 2)
+    if asked.expects is not None:
+        assert asked.expects(dataclasses.replace(moment, time=120.0), seen[:1]).shape == seen[:1].shape

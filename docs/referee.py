@@ -21,11 +21,14 @@ def section(root: Path) -> str | None:
     names += list(dict.fromkeys(row["entry"] for row in rows if row["kind"] == "method"))
     by = {(row["entry"], row["cell"]): row for row in rows}
     judge, first = said["held out"], cells[0]
+    heads = {"both right": "right", "four-way right": "nearest to the truth, of four"}
+    not_admitted = [head for m, head in heads.items() if f"{m}, {judge}" not in said["admitted"]]
     lines = [
         f"{said['questions']} questions whose truth was never trained on (set {said['set'][:16]}), {said['steps']} "
         f"steps, guidance {said['guidance']:g}. First {first}; the judge `{judge}` was never used to tune anything, "
         "intervals are 95 %, by whole things and whole styles. A method is right when both the thing and the "
         "treatment are; leakage is by how much likelier than by chance the judge finds the reference's content.",
+        *([f"Not admitted to rank, for a control does as well: {', '.join(not_admitted)}."] if not_admitted else []),
         "",
         "| | questions | right | nearest to the truth, of four | leakage, nats | core seconds | UNet rows | fit, s |",
         "|---|---|---|---|---|---|---|---|",

@@ -91,7 +91,7 @@ def theirs(name: str, request: Request, given: list[tuple[str, Image.Image]], st
     }
     if style:
         pipe.load_ip_adapter(factory.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
-        pipe.set_ip_adapter_scale(STYLE)
+        pipe.set_ip_adapter_scale(1.0 if name == "sd15" else STYLE)
         seen = factory.model(name).see([factory.picture(5)])[:, None]
         arguments["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(seen), seen])]
     last: list[torch.Tensor] = []
@@ -131,6 +131,12 @@ CASES: dict[str, Case] = {
     "no guidance": ("sdxl", [CANNY], [("canny", edges(2))], {"guidance": 1.0}),
     "a window": ("sdxl", [Control("tile", SMALL, 1.0, (0.2, 0.7))], [("tile", SMALL)], {}),
     "sd15": ("sd15", [CANNY], [("canny", edges(2))], {"negative": "a red house"}),
+    "sd15, with a style": (
+        "sd15",
+        [CANNY],
+        [("canny", edges(2))],
+        {"references": [StyleReference(factory.picture(5))], "plan": "all"},
+    ),
     "sd15, two in windows of their own": (
         "sd15",
         [Control("canny", factory.picture(2, 64), 0.5, (0.0, 0.6)), Control("tile", SMALL, 1.0, (0.3, 1.0))],

@@ -87,7 +87,8 @@ def theirs(name: str, request: Request) -> tuple[torch.Tensor, list[Image.Image]
     reference = request.references[0].image.open() if request.references else factory.picture(1)
     with torch.no_grad():
         embeds = pipe.image_encoder(processor(reference, return_tensors="pt").pixel_values).image_embeds[None]
-    pipe.set_ip_adapter_scale(STYLE if request.references else 0.0)
+    scale: Any = 1.0 if name.startswith("sd15") else STYLE
+    pipe.set_ip_adapter_scale(scale if request.references else 0.0)
     inpaint = {}
     if init.mask is not None:
         width, height = init.image.open().size
@@ -126,17 +127,29 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "img2img, unipc": ("sdxl", {"strength": 0.7}, {"sampler": "unipc"}),
     "img2img, no guidance": ("sdxl", {"strength": 0.7}, {"guidance": 1.0}),
     "img2img, sd15": ("sd15", {"strength": 0.5}, {}),
+    "img2img, sd15, a style": ("sd15", {"strength": 0.5}, {"references": True, "plan": "all"}),
+    "img2img, sd15, a style, euler": (
+        "sd15",
+        {"strength": 0.5},
+        {"references": True, "plan": "all", "sampler": "euler"},
+    ),
     "inpaint": ("sdxl", {"strength": 0.7, "mask": mask()}, {}),
     "inpaint, all of it": ("sdxl", {"strength": 1.0, "mask": mask()}, {}),
     "inpaint, a style, two pictures": ("sdxl", {"strength": 0.7, "mask": mask()}, {"count": 2, "references": True}),
     "inpaint, wide": ("sdxl", {"strength": 0.7, "image": photo(96, 32), "mask": mask(96, 32)}, {}),
     "inpaint, dpm++": ("sdxl", {"strength": 0.7, "mask": mask()}, {"sampler": "dpm++"}),
     "inpaint, sd15": ("sd15", {"strength": 0.7, "mask": mask()}, {}),
+    "inpaint, sd15, a style": ("sd15", {"strength": 0.7, "mask": mask()}, {"references": True, "plan": "all"}),
     "inpaint, sd15, all of it": ("sd15", {"strength": 1.0, "mask": mask()}, {}),
     "nine channels": ("sdxl-inpainting", {"strength": 0.7, "mask": mask()}, {}),
     "nine channels, all of it": ("sdxl-inpainting", {"strength": 1.0, "mask": mask()}, {"count": 2}),
     "nine channels, a style": ("sdxl-inpainting", {"strength": 0.7, "mask": mask()}, {"references": True}),
     "nine channels, sd15": ("sd15-inpainting", {"strength": 0.7, "mask": mask()}, {}),
+    "nine channels, sd15, a style": (
+        "sd15-inpainting",
+        {"strength": 0.7, "mask": mask()},
+        {"references": True, "plan": "all"},
+    ),
     "nine channels, sd15, all of it": ("sd15-inpainting", {"strength": 1.0, "mask": mask()}, {"guidance": 1.0}),
 }
 

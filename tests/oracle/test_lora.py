@@ -12,7 +12,7 @@ import torch
 import factory
 from instantstyle.engine import Engine
 from instantstyle.model import load
-from instantstyle.request import Request
+from instantstyle.request import Request, StyleReference
 from oracle.loras import Spelling, random_lora, write
 
 pytestmark = [
@@ -48,13 +48,14 @@ def fresh(name: str) -> Any:
     return pipe
 
 
-def picture(pipe: Any) -> Any:
+def picture(pipe: Any, **more: Any) -> Any:
     return pipe(
         REQUEST.prompt,
         negative_prompt=REQUEST.negative,
         num_inference_steps=REQUEST.steps,
         guidance_scale=REQUEST.guidance,
         generator=torch.Generator("cpu").manual_seed(11),
+        **more,
     ).images[0]
 
 
@@ -89,4 +90,27 @@ def test_a_lora_is_diffusers(case: str, tmp_path: Path) -> None:
         pass
     ours, without = run.result().images[0], plain.result().images[0]
     assert apart(without, expected) > 5
+    assert apart(ours, expected) < 1
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_a_lora_and_a_style_at_once(name: str, tmp_path: Path) -> None:
+    """The LoRA changes the UNet's own keys and values, the adapter's stay as they are."""
+    pipe = fresh(name)
+    file = write(tmp_path / "lora.safetensors", random_lora({"unet": pipe.unet}), "diffusers", towers=2)
+    pipe.load_lora_weights(str(tmp_path), weight_name=file.name)
+    pipe.fuse_lora(components=["unet"], lora_scale=WEIGHT)
+    pipe.unload_lora_weights()
+    folder = factory.folder(name)
+    pipe.load_ip_adapter(folder, subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
+    pipe.set_ip_adapter_scale(1.0)
+    seen = factory.model(name).see([factory.picture(5)])[:, None]
+    expected = picture(pipe, ip_adapter_image_embeds=[torch.cat([torch.zeros_like(seen), seen])])
+
+    styled = REQUEST.model_copy(update={"references": (StyleReference(factory.picture(5)),), "plan": "all"})
+    changed = Engine(load(folder, loras=[(file, WEIGHT)]))
+    with_both, without = changed.submit(styled), changed.submit(REQUEST)
+    changed.run()
+    ours = with_both.result().images[0]
+    assert apart(without.result().images[0], expected) > 5
     assert apart(ours, expected) < 1

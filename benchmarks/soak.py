@@ -11,6 +11,7 @@ a machine that loses power, nor of a disk that forgets what it was told to keep.
 import argparse
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILT_IN = ROOT / "src/instantstyle/assets/emoji"
 BATCH = 4
 STARTING = 5.0
 """Seconds at least between two kills: some are to fall into the start, which takes longer on a busy machine."""
@@ -33,8 +35,12 @@ def pictures(folder: Path) -> Path:
 
 
 def command(data: Path, out: Path, steps: int) -> list[str]:
-    """The training, saving often."""
+    """The training, saving often; of a copy of the model, for the soak is long and the model may be made anew."""
+    model = out.parent / "model"
+    if not model.exists():
+        shutil.copytree(BUILT_IN, model)
     argv = [sys.executable, "-m", "instantstyle", "train", "adapter", "--data", str(data), "--out", str(out)]
+    argv += ["--model", str(model)]
     argv += ["--steps", str(steps), "--batch", str(BATCH), "--save-seconds", "2", "--log-every", "5"]
     return [*argv, "--reference", "same", "--device", "cpu", "--sheet-every", "0"]
 

@@ -1,7 +1,7 @@
 """Every base x adapter x sampler of `proven` draws diffusers' picture: same files, seed, scheduler and picture to see.
 
 Checkpoints in one file go through diffusers' own `from_single_file`.  A style-only file, which diffusers cannot read,
-is held to the whole adapter muted outside of the style blocks.
+is held to the whole adapter muted outside of the style blocks.  Base adapters reach diffusers as we write them.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from instantstyle.families import FAMILIES
 from instantstyle.model import Model, load
 from instantstyle.nets.projection import Resampler
 from instantstyle.request import Request, StyleReference
-from instantstyle.weights.adapter import slim_adapter
+from instantstyle.weights.adapter import load_adapter, save_adapter, slim_adapter
 from instantstyle.weights.vocabulary import clip_vocabulary
 from oracle.proven import ADAPTERS, BASES, OTHERS, PROVEN
 from oracle.twins import random_weights
@@ -68,6 +68,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
         save_file(layers | mapped, here / "plus.safetensors")
         if not base.endswith("-file"):
             unet = factory.model(family).family.unet
+            # diffusers reads the file that we have written of what we have read.
+            save_adapter(here / "written.safetensors", load_adapter(here / "base.safetensors", unet), unet)
             slim_adapter(here / "base.safetensors", here / "slim.safetensors", FAMILIES[family].presets["style"], unet)
         return given, folder, here
 
@@ -123,7 +125,8 @@ def theirs(pipe: Any, family: str, file: Path | None, adapter: str, model: Model
             else [torch.zeros_like(seen.image_embeds), seen.image_embeds]
         )
         arguments["ip_adapter_image_embeds"] = [torch.cat(pair)[:, None]]
-    own, last = pipe.scheduler, []
+    own = pipe.scheduler
+    last: list[torch.Tensor] = []
 
     def keep(pipe: Any, step: int, time: Any, tensors: Any) -> Any:
         last.append(tensors["latents"])
@@ -162,7 +165,8 @@ def test_it_is_diffusers_picture(
     given, folder, adapters = place(base)
     family = base.removesuffix("-file")
     mine = None if adapter == "none" else adapters / f"{adapter.replace('style', 'base')}.safetensors"
-    other = None if mine is None else adapters / ("plus.safetensors" if adapter == "plus" else "base.safetensors")
+    whole = adapters / ("base.safetensors" if base.endswith("-file") else "written.safetensors")
+    other = None if mine is None else adapters / "plus.safetensors" if adapter == "plus" else whole
     fields: dict[str, Any] = (
         {"method": "none"} if mine is None else {"references": [StyleReference(factory.picture(5))]}
     )

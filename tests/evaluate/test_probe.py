@@ -135,7 +135,7 @@ def test_layout_follows_where_contours_do_whatever_their_colours() -> None:
     places = ((4, 4), (36, 8), (8, 36), (38, 38))
     questions = [_case(square(x, y, (200, 30, 30), (240, 240, 240))) for x, y in places]
     there = [square(x, y, (250, 250, 80), (20, 20, 90)) for x, y in places]
-    nothing = Score("x", 0, 0, 0, 0, 0)
+    nothing = Score("x", 0.0, 0.0, 0.0, 0.0, 0.0)
     follows = laid(nothing, questions, there)
     assert follows.layout > 0.5
     assert follows.layout > 10 * follows.layout_error
@@ -145,7 +145,7 @@ def test_layout_follows_where_contours_do_whatever_their_colours() -> None:
 
 def test_what_is_found_is_what_alone_does_it() -> None:
     def one(plan: str, nearer: float, layout: float) -> Laid:
-        return Laid(plan, 0, 0, nearer, 1, 0, layout, 0.01)
+        return Laid(plan, 0.0, 0.0, nearer, 1.0, 0.0, layout, 0.01)
 
     scores = [one("none", 0.0, 0.0), one("down.2.1=1", 0.0, 0.2), one("up.1.1=1", 0.4, 0.02), one("mid=1", 0.01, 0.08)]
     scores += [one("up.1.2=1", 0.2, 0.0), one("style", 0.5, 0.0), one(all_but("mid"), 0.5, 0.3)]

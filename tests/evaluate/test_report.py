@@ -116,7 +116,7 @@ def test_a_difference_is_taken_question_by_question() -> None:
 
     def entry(kept: Sequence[int], by: float) -> scores.Entry:
         mine = tuple(asked[i] for i in kept)
-        return scores.Entry("x", "method", 1.0, mine, nothing[: len(mine)], 0, 0, 0, {"m": values[kept] + by})
+        return scores.Entry("x", "method", 1.0, mine, nothing[: len(mine)], 0.0, 0.0, 0.0, {"m": values[kept] + by})
 
     whole, part = entry(range(8), 0.0), entry([7, 1, 0], 0.25)
     found = difference(part, whole, "m", CELLS[0])

@@ -14,7 +14,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 INK, FAINT = "#222222", "#dddddd"
 _UP = 3
 """How much larger everything is drawn."""
-Xy = tuple[float, float]
+Number = int | float
+Xy = tuple[Number, Number]
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class _Paper:
         self.image = Image.new("RGB", (width * _UP, height * _UP), "white")
         self.pen = ImageDraw.Draw(self.image)
 
-    def line(self, points: Sequence[Xy], colour: str = INK, width: float = 1) -> None:
+    def line(self, points: Sequence[Xy], colour: str = INK, width: Number = 1) -> None:
         self.pen.line([(x * _UP, y * _UP) for x, y in points], colour, max(1, round(width * _UP)), "curve")
 
-    def text(self, at: Xy, said: str, size: float = 12, colour: str = INK, anchor: str = "lm") -> None:
+    def text(self, at: Xy, said: str, size: Number = 12, colour: str = INK, anchor: str = "lm") -> None:
         font = ImageFont.load_default(size * _UP)
         self.pen.text((at[0] * _UP, at[1] * _UP), said, colour, font, anchor=anchor)
 
-    def upright(self, at: Xy, said: str, size: float = 12) -> None:
+    def upright(self, at: Xy, said: str, size: Number = 12) -> None:
         """Text that is read from below, its middle at a place."""
         font = ImageFont.load_default(size * _UP)
         strip = Image.new("RGB", (int(font.getlength(said)) + _UP, round(size * 1.5 * _UP)), "white")
@@ -68,7 +69,7 @@ class _Paper:
         turned = strip.rotate(90, expand=True)
         self.image.paste(turned, (round(at[0] * _UP - turned.width / 2), round(at[1] * _UP - turned.height / 2)))
 
-    def mark(self, at: Xy, number: int, colour: str, radius: float = 4) -> None:
+    def mark(self, at: Xy, number: int, colour: str, radius: Number = 4) -> None:
         """A disc, a square, a diamond or a triangle, by the number, so that nobody needs the colour."""
         x, y, r = at[0] * _UP, at[1] * _UP, radius * _UP
         match number % 4:
@@ -83,7 +84,7 @@ class _Paper:
                 corners = [(x, y - r * 1.2), (x + r * 1.15, y + r * 0.9), (x - r * 1.15, y + r * 0.9)]
                 self.pen.polygon(corners, colour, "white")
 
-    def bar(self, box: tuple[float, float, float, float], colour: str) -> None:
+    def bar(self, box: tuple[Number, Number, Number, Number], colour: str) -> None:
         left, top, right, bottom = (each * _UP for each in box)
         self.pen.rectangle((left, min(top, bottom), right, max(top, bottom)), colour)
 
@@ -91,7 +92,7 @@ class _Paper:
         return self.image.resize((self.image.width // _UP, self.image.height // _UP), Image.Resampling.LANCZOS)
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
+def ticks(low: Number, high: Number, about: int = 5) -> list[float]:
     """Round numbers from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
     span = max(high - low, 1e-9)
     power = 10 ** math.floor(math.log10(span / about))
@@ -100,7 +101,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(values: Sequence[Number]) -> tuple[float, float]:
     known = [value for value in values if not math.isnan(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     room = (high - low) * 0.08 or 0.1
@@ -130,7 +131,7 @@ def _panel(paper: _Paper, panel: Panel, names: Sequence[str], box: tuple[int, in
     levels = [level for _, level in known]
     low_y, high_y = _range([0.0, *levels, *(each for p in points for each in (p.y.low, p.y.high, p.y.mean))])
 
-    def place(x: float, y: float) -> Xy:
+    def place(x: Number, y: Number) -> Xy:
         across, up = (x - low_x) / (high_x - low_x), (y - low_y) / (high_y - low_y)
         return left + across * (right - left), bottom - up * (bottom - top)
 
@@ -192,7 +193,7 @@ def bars(
         low, high = _range([0.0, *values])
         low, high = (0.0 if min([0.0, *values]) >= 0 else low), high
 
-        def place(y: float, low: float = low, high: float = high, top: int = top, bottom: int = bottom) -> float:
+        def place(y: Number, low: Number = low, high: Number = high, top: int = top, bottom: int = bottom) -> float:
             return bottom - (y - low) / (high - low) * (bottom - top)
 
         for y in ticks(low, high, 4):

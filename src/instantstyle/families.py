@@ -104,7 +104,7 @@ EMOJI = Family(
     presets=presets_of({"up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
     presets_source="style: the probe in benchmarks/results/probe.md; layout: SDXL's, of no measured effect here",
     content=BlockPlan({"down.2.1": 1.0}),  # its layout
-    fitting=Fitting(rank=8, steps=200, rate=1e-3, batch=8),
+    fitting=Fitting(rank=8, steps=40, rate=1e-2, batch=8),
     size=(64, 64),
     multiple=32,
     text_length=24,

@@ -24,7 +24,7 @@ from instantstyle.world.drawn import on_white, thing
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "gallery"
 SEEN = DOCS / "seen.json"
-SEED, STEPS = 7, 25
+SEED, STEPS, GUIDANCE = 7, 25, 3.0
 
 References = Sequence[ist.StyleReference]
 
@@ -48,12 +48,21 @@ class Section:
     rows: Sequence[str]
     cells: Sequence[Sequence[Cell]]
     top: Sequence[Image.Image | None] = ()
+    aside: Sequence[Image.Image] = ()
+    """What each row was drawn after, shown left of it."""
 
 
 def _ask(thing: str, references: References = (), **fields: object) -> Cell:
     article = "an" if thing[0] in "aeiou" else "a"
     request = ist.Request.model_validate(
-        {"prompt": f"{article} {thing}", "references": tuple(references), "seed": SEED, "steps": STEPS, **fields}
+        {
+            "prompt": f"{article} {thing}",
+            "references": tuple(references),
+            "seed": SEED,
+            "steps": STEPS,
+            "guidance": GUIDANCE,
+        }
+        | fields
     )
     return Cell(thing, request)
 
@@ -115,16 +124,17 @@ def control_section(model: ist.Model) -> Section | None:
     shapes = {"house": "house", "fish": "fish", "mushroom": "mushroom"}
     names = ("neon", "watercolour", "pixel", "papercut")
     cells: list[list[Cell]] = []
-    for drawn, each in shapes.items():
-        control = ist.Control("canny", Image.fromarray(on_white(thing(drawn))))
+    aside = [Image.fromarray(on_white(thing(each))) for each in shapes]
+    for drawing, each in zip(aside, shapes.values(), strict=True):
+        control = ist.Control("canny", drawing, 1.0)
         cells.append(
             [
                 _ask(each, controls=(control,)),
                 *(_ask(each, [ist.StyleReference(s)], controls=(control,)) for s in names),
             ]
         )
-    said = "Canny edges (50/200, weight 0.6) of three drawings of our own, followed, in four styles."
-    return Section("control", "Control", said, ["no style", *names], list(shapes), cells)
+    said = "Canny edges (50/200, weight 1) of three drawings of our own, followed, in four styles."
+    return Section("control", "Control", said, ["no style", *names], list(shapes), cells, aside=aside)
 
 
 SECTIONS: Sequence[Callable[[ist.Model], Section | None]] = (
@@ -162,7 +172,10 @@ def recognised(model: ist.Model, section: Section, rows: Sequence[Sequence[Image
 
 def _sheet(section: Section, rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     shown: list[Sequence[Image.Image | None]] = [*([section.top] if section.top else []), *rows]
-    return pictures.grid(shown, rows=section.rows, columns=section.columns, cell=80)
+    columns = section.columns
+    if section.aside:
+        shown, columns = [[a, *row] for a, row in zip(section.aside, rows, strict=True)], ["drawing", *columns]
+    return pictures.grid(shown, rows=section.rows, columns=columns, cell=80)
 
 
 def main() -> None:
@@ -173,7 +186,7 @@ def main() -> None:
     parts = [
         "# Gallery\n\nWritten by `python docs/gallery.py` (or `make gallery`); do not edit.  What is said to be seen "
         f"comes from docs/seen.json.\n\nModel {model.found.spec}, weights {model.identity[:12]}, {STEPS} steps, seed "
-        f"{SEED}, guidance 5.  Nothing was picked: one seed for all, fixed beforehand.\n"
+        f"{SEED}, guidance {GUIDANCE:g}.  Nothing was picked: one seed for all, fixed beforehand.\n"
     ]
     for make in SECTIONS:
         section = make(model)

@@ -95,7 +95,7 @@ class _Paper:
 def ticks(low: Number, high: Number, about: int = 5) -> list[float]:
     """Round numbers from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
     span = max(high - low, 1e-9)
-    power = 10 ** math.floor(math.log10(span / about))
+    power = 10.0 ** math.floor(math.log10(span / about))
     step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= about)
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -1,4 +1,4 @@
-"""Folders as diffusers writes them, in half precision, in shards, in both, or as pickles: all load as the same model."""
+"""Folders as diffusers writes them, in half precision, in shards, in both, or as pickles: all load as one model."""
 
 import importlib
 import json

@@ -3,7 +3,7 @@
 """Muon for a network's hidden matrices and AdamW for the rest, as one optimiser.
 
 Muon (Jordan et al., https://kellerjordan.github.io/posts/muon) steps along the orthogonalised momentum.  torch's own
-takes matrices only, so a convolution is given to it as its matrix [out, in x height x width], a view of the same weights.
+takes matrices only, so a convolution is given to it as its matrix [out, in x height x width], a view of its weights.
 """
 
 from collections.abc import Iterable

@@ -174,7 +174,8 @@ def _sheet(section: Section, rows: Sequence[Sequence[Image.Image]]) -> Image.Ima
     shown: list[Sequence[Image.Image | None]] = [*([section.top] if section.top else []), *rows]
     columns = section.columns
     if section.aside:
-        shown, columns = [[a, *row] for a, row in zip(section.aside, rows, strict=True)], ["drawing", *columns]
+        shown = [[a, *row] for a, row in zip(section.aside, rows, strict=True)]
+        columns = ["drawing", *columns]
     return pictures.grid(shown, rows=section.rows, columns=columns, cell=80)
 
 

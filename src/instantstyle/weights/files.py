@@ -123,7 +123,8 @@ def finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     """
     if tensor.ndim and not tensor.is_floating_point():
         raise WeightsError(f"{name} in {path} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point")
-    # A sum is NaN or infinite if any term is, and needs no mask as large as the tensor.
-    if not tensor.sum(dtype=torch.float64).isfinite():
+    # Both ends are finite only if all between are, NaN spreads to them, and nothing as large as the tensor is made.
+    ends = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float()) if tensor.numel() else ()
+    if not all(bool(end.isfinite()) for end in ends):
         raise WeightsError(f"{name} in {path} holds NaN or infinity: the file is damaged, or its training diverged")
     return tensor

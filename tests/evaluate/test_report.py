@@ -4,12 +4,15 @@ A world drawn on the spot and a small random model: what is measured means nothi
 """
 
 import json
+import multiprocessing
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ import factory
 from instantstyle.errors import InputError, InstantStyleError
 from instantstyle.evaluate import drawing, entries, scores
 from instantstyle.evaluate.drawing import Kept, Standing
-from instantstyle.evaluate.entries import Job, jobs, questions, specs
+from instantstyle.evaluate.entries import Job, Subset, jobs, questions, specs
 from instantstyle.evaluate.metrics import excess_nats
 from instantstyle.evaluate.questions import Answers, Question, Way, ask
 from instantstyle.evaluate.report import evaluate
@@ -83,11 +86,12 @@ def test_the_admission_table_comes_first_and_no_cells_are_pooled(written: Path) 
 def test_a_second_run_draws_nothing_and_says_the_same(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "ask", _never)
     before = (written / "report.md").read_text("utf-8")
-    again = dict[str, Any](subset="small", count=2, methods=["instantstyle", "ip-adapter"], steps=2)
+    again: dict[str, Any] = {"subset": "small", "count": 2, "methods": ["instantstyle", "ip-adapter"], "steps": 2}
     evaluate(MODEL(), written, **again, say=lambda line: None)
     assert (written / "report.md").read_text("utf-8") == before
+    again["steps"] = 3
     with pytest.raises(AssertionError, match="drawn already"):  # other steps are other pictures
-        evaluate(MODEL(), written, **{**again, "steps": 3}, say=lambda line: None)
+        evaluate(MODEL(), written, **again, say=lambda line: None)
 
 
 def test_scores_are_a_row_a_picture_with_and_without_pyarrow(
@@ -136,7 +140,8 @@ def test_excess_nats_are_beyond_what_the_others_show() -> None:
 
 def test_the_whole_comparison_fits_its_time() -> None:
     """Two cores, an hour and five minutes; a third is left for measuring and for cores that are shared."""
-    for subset, minutes in (("all", 60), ("small", 5)):
+    allowed: dict[Subset, int] = {"all": 60, "small": 5}
+    for subset, minutes in allowed.items():
         rows = specs(questions(subset), subset)
         todo = jobs(rows, lambda question, way: False)
         assert sum(job.cost for job in todo) * A_PICTURE / 2 < minutes * 60 * 0.75, subset
@@ -176,10 +181,9 @@ def test_fewer_questions_are_of_as_many_styles_as_there_can_be() -> None:
 
 
 def test_the_variance_block_is_full_and_in_order() -> None:
-    asked = np.array([f"{q.thing}|{q.style!r}|{q.shown}|{q.seed}" for q in block()]).reshape(BLOCK)
+    asked = np.array([(q.thing, repr(q.style), q.shown, str(q.seed)) for q in block()]).reshape(*BLOCK, 4)
     for axis in range(4):
-        parts = np.vectorize(lambda text, axis=axis: text.split("|")[axis])(asked)
-        level = np.moveaxis(parts, axis, 0).reshape(BLOCK[axis], -1)
+        level = np.moveaxis(asked[..., axis], axis, 0).reshape(BLOCK[axis], -1)
         assert len(set(level[:, 0])) == BLOCK[axis]
         assert all(len(set(row)) == 1 for row in level)
     assert not {q.thing for q in block()} & {q.shown for q in block()}
@@ -215,7 +219,7 @@ def test_two_workers_draw_what_one_does_and_a_dead_one_is_a_sentence(tmp_path: P
     model = MODEL()
     again = partial(load, factory.folder("sdxl"))
     asked = tuple(questions("small", 2))
-    todo = [Job(Way("none"), asked[:4], 4), Job(Way("none"), asked[4:], 4)]
+    todo = [Job(Way("none"), asked[:4], 4.0), Job(Way("none"), asked[4:], 4.0)]
     one, two = Kept(tmp_path / "one", model.identity, 2), Kept(tmp_path / "two", model.identity, 2)
     drawing.draw(one, todo, model)
     drawing.draw(two, todo, model, workers=2, load=again)
@@ -224,8 +228,43 @@ def test_two_workers_draw_what_one_does_and_a_dead_one_is_a_sentence(tmp_path: P
         drawing.draw(Kept(tmp_path / "three", "x", 2), todo, model, workers=2, load=_die)
 
 
+@pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """A parent that is killed can end nobody, so the workers see to it, in the midst of whatever they do."""
+    todo = [Job(Way("none"), (question,), 1.0) for question in questions("small", 1)[:2]]
+    parent = multiprocessing.get_context("spawn").Process(target=_asks_for_ever, args=(tmp_path, todo))
+    parent.start()
+    _until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    numbers = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert all(map(_lives, numbers))
+    parent.kill()
+    parent.join()
+    _until(lambda: not any(map(_lives, numbers)))
+
+
+def _asks_for_ever(folder: Path, todo: Sequence[Job]) -> None:
+    drawing.draw(Kept(folder, "x", 2), todo, cast("Any", None), workers=2, load=partial(_takes_for_ever, folder))
+
+
+def _takes_for_ever(folder: Path) -> Model:
+    (folder / f"{os.getpid()}.pid").touch()
+    while True:
+        time.sleep(0.1)
+
+
+def _lives(number: int) -> bool:
+    """Whether a process is there and no zombie that nobody asks for."""
+    state = Path(f"/proc/{number}/stat")
+    return state.exists() and ") Z " not in state.read_text("utf-8")
+
+
+def _until(true: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def _die() -> Model:
     """Ends its process as a full memory would."""
-    import os
-
     os._exit(9)

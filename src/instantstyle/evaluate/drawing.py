@@ -6,6 +6,7 @@ workers, two subsets and two sweeps share what they have in common, and whatever
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from hashlib import sha256
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -150,13 +152,14 @@ def _spread(kept: Kept, todo: Sequence[Job], workers: int, load: Load) -> Iterat
             theirs.close()
             lines[ours] = process
             busy[ours] = left.pop()
-            ours.send(busy[ours])
+            with suppress(ConnectionError):  # its death is told where its answer is awaited
+                ours.send(busy[ours])
         while busy:
             for line in wait(list(busy)):
                 assert isinstance(line, Connection)
                 try:
                     failure: BaseException | None = line.recv()
-                except EOFError as died:
+                except (EOFError, ConnectionError) as died:
                     raise InstantStyleError(
                         "a worker that draws pictures died, perhaps of too little memory; what it had drawn is kept: "
                         "run the same command again, with --jobs 1 if it happens again"
@@ -166,7 +169,8 @@ def _spread(kept: Kept, todo: Sequence[Job], workers: int, load: Load) -> Iterat
                 job = busy.pop(line)
                 if left:
                     busy[line] = left.pop()
-                    line.send(busy[line])
+                    with suppress(ConnectionError):
+                        line.send(busy[line])
                 yield job
     finally:
         for line, process in lines.items():
@@ -180,6 +184,7 @@ def _work(line: Connection, kept: Kept, load: Load) -> None:
     """A worker: draws what it is sent until nobody sends, answering None or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started it decides
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # leaving no unfinished file
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         try:
@@ -196,3 +201,11 @@ def _work(line: Connection, kept: Kept, load: Load) -> None:
                 line.send(failure)
                 return
             line.send(None)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end it as SIGTERM does once its parent is gone, however that went; a job may have minutes to go."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

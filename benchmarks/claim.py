@@ -121,7 +121,7 @@ def corpus(model: Model, folder: Path, looks: int) -> Corpus:
     read = Words(texts, packed[:, :-width].unflatten(1, (EMOJI.text_length, -1)), packed[:, -width:].float())
     return Corpus(
         bank,
-        _kept(folder / f"latents-{mark}.pt", lambda: encode_many(cast("Any", model.vae), bank.pictures)),
+        _kept(folder / f"latents-{mark}.pt", lambda: encode_many(model.vae, bank.pictures)),
         read,
         np.array([[number[text] for text in several] for several in said]),
         _kept(folder / f"embeds-{mark}.pt", embeds),

@@ -153,7 +153,11 @@ def test_agreement_in_small(out: Path) -> None:
 
 def test_a_disagreement_is_a_failure(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "NETWORK", {"float32": 1e-4, "bfloat16": 1e-9})
-    monkeypatch.setattr(agreement, "_picture", lambda *_: {"within": True})
+
+    def agreed(*_: object) -> dict[str, bool]:
+        return {"within": True}
+
+    monkeypatch.setattr(agreement, "_picture", agreed)
     with pytest.raises(SystemExit, match="outside their tolerance: UNet, bfloat16"):
         agreement.main(["--dry", "--device", "cpu"])
 

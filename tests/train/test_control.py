@@ -49,7 +49,8 @@ def corpus() -> Corpus:
 
 def encode(pictures: npt.NDArray[np.uint8]) -> torch.Tensor:
     """Latents that follow from the picture: a fixed random mixture of each patch's mean colour."""
-    means = torch.from_numpy(pictures).float().unflatten(1, (8, 8)).unflatten(3, (8, 8)).mean((2, 4)) / 127.5 - 1
+    patches = torch.from_numpy(pictures).float().reshape(-1, 8, 8, 8, 8, 3)
+    means = patches.mean((2, 4)) / 127.5 - 1
     mixture = torch.randn(3, EMOJI.unet.in_channels, generator=torch.Generator().manual_seed(0))
     return (means @ mixture).movedim(-1, 1)
 

@@ -3,7 +3,7 @@
 import csv
 import resource
 import signal
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +93,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         seen.append(model)
         assert model.adapter is not None
         assert model.style_adapter is None
-        return {"heard": float(next(iter(model.adapter.keys.values())).float().norm()), "times": float(len(seen))}
+        return {
+            "heard": float(next(iter(model.adapter.keys.values())).float().square().sum()),
+            "times": float(len(seen)),
+        }
 
     asked = Job(
         data=str(gallery.tars(root / "data")),
@@ -158,8 +161,15 @@ def test_the_referees_small_score_is_taken_in_the_emoji_world(
     from instantstyle.evaluate import probe
 
     cases, draw = probe.cases, probe.draw
-    monkeypatch.setattr(probe, "cases", lambda count, side: cases(4, side))  # pyright: ignore[reportUnknownLambdaType]
-    monkeypatch.setattr(probe, "draw", lambda *given, steps: draw(*given, steps=2))  # pyright: ignore[reportUnknownLambdaType]
+
+    def few(count: int, side: int) -> list[probe.Case]:
+        return cases(min(count, 4), side)
+
+    def soon(model: Model, questions: Sequence[probe.Case], plan: str | None, seed: int = 7, steps: int = 25) -> object:
+        return draw(model, questions, plan, seed, min(steps, 2))
+
+    monkeypatch.setattr(probe, "cases", few)
+    monkeypatch.setattr(probe, "draw", soon)
     argv = ["instantstyle", "train", "adapter", "--data", str(gallery.folder(tmp_path / "pictures")), "--steps", "2"]
     argv += ["--batch", "2", "--sheet-every", "0", "--score-every", "1", "--log-every", "1", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", [*argv, "--out", str(tmp_path / "style.safetensors")])

@@ -13,8 +13,12 @@ Item = tuple[int, list[str]]
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
+
+    def opened() -> Callable[[int], int]:
+        return abs
+
     with pytest.raises(InputError, match=r"pip install 'instantstyle\[ray\]'"):
-        next(spread("local", [1], lambda: lambda item: item))
+        next(spread("local", [1], opened))
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from instantstyle.errors import InputError, InstantStyleError
 
-Item, Answer = TypeVar("Item"), TypeVar("Answer")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 LOCAL = "local"
 """The address that stands for this machine's own cores."""
 _STORE = 128 * 2**20
@@ -62,6 +63,8 @@ def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable
             what = "Ray did not start here" if address == LOCAL else f"there is no Ray cluster at {address!r}"
             raise InputError(f"{what}: {_line(e)}") from e
     try:
+        context: Any = ray.data.DataContext.get_current()
+        context.enable_progress_bars = sys.stderr.isatty() and context.enable_progress_bars
         yield from _answers(items, open_work)
     except ray.exceptions.RayError as e:
         causes = [c for c in (e, e.__cause__, getattr(e, "cause", None)) if c is not None]
@@ -76,8 +79,6 @@ def _answers(items: Sequence[Item], open_work: Callable[[], Callable[[Item], Ans
     import ray
     import ray.data
 
-    context: Any = ray.data.DataContext.get_current()
-    context.enable_progress_bars = sys.stderr.isatty() and context.enable_progress_bars
     resources: Any = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     workers = max(1, min(gpus or int(resources.get("CPU", 1)), len(items)))

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -325,8 +325,12 @@ def packed() -> Mapping[str, tuple[Concept, frozenset[str]]]:
     """
     file = cache_folder() / PACKED
     listed: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
-    made = ((Concept(**{**c["concept"], "tags": tuple(c["concept"]["tags"])}), frozenset(c["sets"])) for c in listed)
-    return {concept.label: (concept, sets) for concept, sets in made}
+    found: dict[str, tuple[Concept, frozenset[str]]] = {}
+    for entry in listed:
+        said: dict[str, Any] = entry["concept"]
+        concept = replace(Concept(**said), tags=tuple(said["tags"]))
+        found[concept.label] = concept, frozenset[str](entry["sets"])
+    return found
 
 
 @cache

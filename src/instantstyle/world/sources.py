@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -328,7 +328,7 @@ def packed() -> Mapping[str, tuple[Concept, frozenset[str]]]:
     found: dict[str, tuple[Concept, frozenset[str]]] = {}
     for entry in listed:
         said: dict[str, Any] = entry["concept"]
-        concept = replace(Concept(**said), tags=tuple(said["tags"]))
+        concept = Concept(**(said | {"tags": tuple[str, ...](said["tags"])}))
         found[concept.label] = concept, frozenset[str](entry["sets"])
     return found
 

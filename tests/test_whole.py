@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +38,28 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.fixture
-def full() -> Iterator[None]:
-    """A system that refuses a file's growth beyond 5,000 bytes, as a full disk would."""
+@contextmanager
+def full() -> Generator[None]:
+    """While entered, the system refuses a file's growth beyond 5,000 bytes, as a full disk would.
+
+    No fixture: pytest's own report may go to a file while a fixture stands.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, ignored)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_leaves_what_was_there(writer: str, full: None, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_what_was_there(writer: str, tmp_path: Path) -> None:
     file = tmp_path / "kept"
     file.write_bytes(b"before")
     with (
+        full(),
         pytest.raises(OutputError, match=r"cannot write .*(no room|not all of it).*nothing half-written"),
         whole(file) as partial,
     ):

@@ -90,7 +90,7 @@ def _folder(nets: dict[str, Any], folder: Path, *, xl: bool) -> None:
     kind(**NOISE, **more).save_pretrained(folder / "scheduler")
     said = folder / "scheduler/scheduler_config.json"
     # The published files say so for whichever sampler is made of them; diffusers' DDIM would clip otherwise.
-    said.write_text(json.dumps(json.loads(said.read_text()) | {"clip_sample": False}))
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"clip_sample": False, "set_alpha_to_one": False}))
     index = json.loads((factory.folder("sdxl" if xl else "sd15") / "model_index.json").read_text())
     index |= {"scheduler": ["diffusers", kind.__name__], "image_encoder": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))

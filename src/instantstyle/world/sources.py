@@ -327,8 +327,8 @@ def packed() -> Mapping[str, tuple[Concept, frozenset[str]]]:
     listed: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
     found: dict[str, tuple[Concept, frozenset[str]]] = {}
     for entry in listed:
-        said: dict[str, Any] = entry["concept"]
-        concept = Concept(**(said | {"tags": tuple[str, ...](said["tags"])}))
+        said: dict[str, Any] = {**entry["concept"], "tags": tuple(entry["concept"]["tags"])}
+        concept = Concept(**said)
         found[concept.label] = concept, frozenset[str](entry["sets"])
     return found
 

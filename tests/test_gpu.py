@@ -17,7 +17,6 @@ import instantstyle as ist
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.train.loop import train as train_loop
 from instantstyle.train.world import bank
-from instantstyle.train.world import unet as stage_unet
 from instantstyle.train.world.begin import begin
 from instantstyle.world.draw import masters
 from instantstyle.world.drawn import THINGS, thing
@@ -181,10 +180,9 @@ def test_an_adapters_step_in_small(out: Path) -> None:
 
 @pytest.fixture
 def alone(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The results of a training: it changes which drawings there are, and how large pictures are said to be."""
+    """The results of a training: it changes which drawings there are."""
     monkeypatch.setattr(kit, "ROOT", tmp_path)
     monkeypatch.setenv("INSTANTSTYLE_CACHE", os.environ.get("INSTANTSTYLE_CACHE", ""))
-    monkeypatch.setattr(stage_unet, "EMOJI", stage_unet.EMOJI)
     yield out
     monkeypatch.undo()
     pack.forget()

@@ -1,4 +1,4 @@
-"""`python -m instantstyle.train.world bank vae text clip unet joint adapter control export`; torchrun shares one."""
+"""`python -m instantstyle.train.world bank vae text clip unet look joint adapter control export`, or by torchrun."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from instantstyle.world.splits import CORE
 
 def main() -> None:
     """Run the named stages in order."""
-    stages = ("bank", "vae", "text", "clip", "unet", "joint", "adapter", "control", "export")
+    stages = ("bank", "vae", "text", "clip", "unet", "look", "joint", "adapter", "control", "export")
     parser = argparse.ArgumentParser(description="Train the built-in model; every stage resumes where it was.")
     parser.add_argument("stages", nargs="+", choices=stages)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")

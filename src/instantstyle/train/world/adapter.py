@@ -53,7 +53,7 @@ def train_adapter(
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             with torch.no_grad():
-                state = first(noised, time.float(), unet.read(context), pooled, sizes(batch))
+                state = first(noised, time.float(), unet.read(context), pooled, sizes(batch, corpus.side))
             return rest(state, unet.read(context), attend=attend)
 
         return diffusion_loss(predict, corpus.latents[rows], rng)

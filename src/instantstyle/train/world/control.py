@@ -75,11 +75,11 @@ def control_loss(
     rows = corpus.rows(batch, rng)
     context, pooled = corpus.captions(rows, _STYLED, _DROPPED, rng)
     pictures = np.stack([moved(np.ascontiguousarray(corpus.bank.pictures[row]), rng) for row in rows])
-    picture, added = edges(pictures), {"text_embeds": pooled, "time_ids": sizes(batch)}
+    picture, added = edges(pictures), {"text_embeds": pooled, "time_ids": sizes(batch, corpus.side)}
 
     def predict(noised: Tensor, time: Tensor) -> Tensor:
         said: Residuals = net(noised, time.float(), context, picture, added_cond_kwargs=added, return_dict=False)
-        return unet(noised, time.float(), unet.read(context), pooled, sizes(batch), residuals=said)
+        return unet(noised, time.float(), unet.read(context), pooled, sizes(batch, corpus.side), residuals=said)
 
     return diffusion_loss(predict, encode(pictures), rng, early=0.6)
 

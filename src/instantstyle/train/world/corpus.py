@@ -44,6 +44,11 @@ class Corpus:
     """[n, CONTENT + STYLED]: the numbers in `words` of each picture's captions."""
     embeds: Float[Tensor, "n embed"] | None = None
 
+    @property
+    def side(self) -> int:
+        """Side of the pictures in pixels."""
+        return int(self.bank.pictures.shape[1])
+
     def rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows drawn at random."""
         return rng.integers(len(self.latents), size=count)

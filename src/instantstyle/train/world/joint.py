@@ -18,6 +18,7 @@ from instantstyle.nets.unet import UNet
 from instantstyle.train.adapter import Trained
 from instantstyle.train.loop import device, train
 from instantstyle.train.world.corpus import Corpus
+from instantstyle.train.world.look import Looks
 from instantstyle.train.world.unet import diffusion_loss, sizes
 
 _REFERENCE, _BLANK = 0.70, 0.08
@@ -32,8 +33,12 @@ class Together(nn.Module):
         self.unet, self.style = unet, Trained(unet, plan)
 
 
+_LOOK, _LOOKED_AT = 0.01, 850
+"""Weight of how wrongly a row with a reference looks, and the time above which a row has no look yet."""
+
+
 def train_joint(
-    folder: Path, net: Together, corpus: Corpus, steps: int, batch: int = 128, lr: float = 6e-4
+    folder: Path, net: Together, corpus: Corpus, looks: Looks, steps: int, batch: int = 128, lr: float = 6e-4
 ) -> dict[str, Tensor]:
     """Train both (resumable, as stage `joint`); returns the averaged weights, by name, of `unet` and of `style`."""
     unet = net.unet
@@ -49,8 +54,12 @@ def train_joint(
         attend = net.style.attend(seen, torch.from_numpy(heard.astype(np.float32)).to(device()))
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
-            return unet(noised, time.float(), unet.read(context), pooled, sizes(batch), attend=attend)
+            return unet(noised, time.float(), unet.read(context), pooled, sizes(batch, corpus.side), attend=attend)
 
-        return diffusion_loss(predict, corpus.latents[rows], rng, early=1.3, cap=10.0)
+        def judge(latents: Tensor, time: Tensor) -> Tensor:
+            looked_at = ((shown > 0) & (time < _LOOKED_AT)).nonzero().flatten()
+            return _LOOK * looks.loss(latents[looked_at], rows[looked_at.cpu().numpy()])
+
+        return diffusion_loss(predict, corpus.latents[rows], rng, cap=10.0, judge=judge)
 
     return train("joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9985, muon=3e-3)

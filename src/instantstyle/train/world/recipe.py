@@ -20,7 +20,6 @@ from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
 from instantstyle.nets.unet import UNet
 from instantstyle.train.world import bank as banks
-from instantstyle.train.world import unet as stage_unet
 from instantstyle.train.world.adapter import train_adapter
 from instantstyle.train.world.bank import SIDE, Bank
 from instantstyle.train.world.begin import began
@@ -29,6 +28,7 @@ from instantstyle.train.world.control import gain, train_control
 from instantstyle.train.world.corpus import Corpus, Words, captions, look_at, read
 from instantstyle.train.world.export import card, export
 from instantstyle.train.world.joint import Together, train_joint
+from instantstyle.train.world.look import train_look
 from instantstyle.train.world.unet import new_unet, train_unet
 from instantstyle.train.world.vae import encode_many, psnr, train_vae
 from instantstyle.weights.adapter import save_adapter
@@ -39,6 +39,7 @@ STEPS: Mapping[str, int] = {
     "text": 500,
     "clip": 3_000,
     "unet": 5_000,
+    "look": 2_500,
     "joint": 8_000,
     "adapter": 1_500,
     "control": 3_000,
@@ -64,8 +65,6 @@ class Recipe:
         named; `processes` draw the banks.  The image encoder sees 64 pixels whatever `side` is."""
         self.folder, self.steps, self.styles = folder, steps, styles
         self.things, self.side, self.batches, self.processes = things, side, batches or {}, processes
-        # What `sizes` tells the network of its pictures.
-        stage_unet.EMOJI = dataclasses.replace(EMOJI, size=(side, side))
 
     @cached_property
     def core(self) -> Bank:
@@ -112,10 +111,16 @@ class Recipe:
         """Train the base UNet on text."""
         train_unet(self.folder, self.corpus.near(), steps=self.steps["unet"], **self._batch("unet"))
 
+    def look(self) -> None:
+        """Train the reader of looks, which judges what `joint` draws."""
+        train_look(self.folder, self.core, self.latents, self.steps["look"], **self._batch("look"))
+
     def joint(self) -> None:
         """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks."""
         net = Together(self._unet(self.averaged("unet")), EMOJI.presets["style"])
-        weights = train_joint(self.folder, net, self.seen.near(), steps=self.steps["joint"], **self._batch("joint"))
+        self._need("look")
+        corpus, looks = self.seen.near(), train_look(self.folder, self.core, self.latents, 0)
+        weights = train_joint(self.folder, net, corpus, looks, steps=self.steps["joint"], **self._batch("joint"))
         net.load_state_dict({**net.state_dict(), **weights})
         net.requires_grad_(False)
         save_adapter(self.folder / "style-adapter.safetensors", net.style.adapter, EMOJI.unet)

@@ -36,10 +36,9 @@ SCHEDULE = {
 """The scheduler the model is trained for and shipped with (DDIM)."""
 
 
-def sizes(rows: int) -> Float[Tensor, "rows 6"]:
-    """SDXL's size conditioning: original size, crop corner, target size, each (height, width)."""
-    side = float(EMOJI.size[0])
-    return torch.tensor([[side, side, 0, 0, side, side]], device=device()).expand(rows, 6)
+def sizes(rows: int, side: int) -> Float[Tensor, "rows 6"]:
+    """SDXL's size conditioning of square pictures: original size, crop corner, target size, each (height, width)."""
+    return torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32, device=device()).expand(rows, 6)
 
 
 def diffusion_loss(
@@ -48,6 +47,7 @@ def diffusion_loss(
     rng: np.random.Generator,
     early: float = 1.0,
     cap: float = 5.0,
+    judge: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean squared error of v, weighted so that no time counts much more than others.
 
@@ -55,20 +55,27 @@ def diffusion_loss(
     Times are spread evenly and raised to the power `early`: below 1, more of them are noisy ones, where a picture's
     broad colours are settled (an even ground shows through noise almost at once, so late times teach nothing of it);
     above 1, more of them are late ones, where texture is.  The network runs in mixed precision.
+
+    `judge` adds a loss of its own to it, of the latents as the network takes them to be, and of the times.
     """
     at = device()
     alphas, latents = _alphas().to(at), latents.to(at).float()
     share = ((np.arange(len(latents)) + rng.random()) / len(latents)) ** early
     time = torch.from_numpy((share * 1000).astype(np.int64)).to(at)
     kept = alphas[time].clamp(0, 1)
-    noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(at)
+    generator = torch.Generator(at).manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn(latents.shape, generator=generator, device=at)
     signal, spread = kept.sqrt()[:, None, None, None], (1 - kept).sqrt()[:, None, None, None]
     target = signal * noise - spread * latents
     with mixed(at):
         predicted = predict(signal * latents + spread * noise, time)
-    error = (predicted.float() - target).square().mean(dim=(1, 2, 3))
+    predicted = predicted.float()
+    error = (predicted - target).square().mean(dim=(1, 2, 3))
     snr = kept / (1 - kept).clamp_min(1e-6)
-    return (error * (snr.clamp(max=cap) + 1) / (snr + 1)).mean()
+    mean = (error * (snr.clamp(max=cap) + 1) / (snr + 1)).mean()
+    if judge is None:
+        return mean
+    return mean + judge(signal * (signal * latents + spread * noise) - spread * predicted, time)
 
 
 @cache
@@ -86,7 +93,7 @@ def train_unet(folder: Path, corpus: Corpus, steps: int, batch: int = 64, lr: fl
         context, pooled = corpus.captions(rows, styled=0.35, dropped=0.1, rng=rng)
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
-            return net(noised, time.float(), net.read(context), pooled, sizes(batch))
+            return net(noised, time.float(), net.read(context), pooled, sizes(batch, corpus.side))
 
         return diffusion_loss(predict, corpus.latents[rows], rng)
 

@@ -94,7 +94,7 @@ def reaches(model: Model, asked: Sequence[Question]) -> dict[str, list[Reach]]:
         torch.cat([model.encode(Image.fromarray(each).resize(model.family.size)) for each in pictures])
         for pictures in ([q.truth for q in asked], [asked[i - 1].reference for i in range(len(asked))])
     )
-    texts = read(model, [f"a {q.thing}" for q in asked] + [""] * n)
+    texts = read(model, [q.words for q in asked] + [""] * n)
     silent = read(model, [""] * 2 * n)
     said, unsaid = model.unet.read(texts.context), model.unet.read(silent.context)
     width, height = model.family.size

@@ -25,19 +25,20 @@ from instantstyle.train.world.bank import broad_labels, things
 from instantstyle.train.world.begin import begin
 from instantstyle.train.world.recipe import Recipe
 
-STAGES = ("bank", "vae", "text", "clip", "unet", "joint", "adapter", "control", "floors")
+STAGES = ("bank", "vae", "text", "clip", "unet", "look", "joint", "adapter", "control", "floors")
 SHIPPED = ROOT / "src/instantstyle/assets/emoji"
 STEPS = {
     "vae": 8_000,
     "text": 3_000,
     "clip": 8_000,
     "unet": 12_000,
+    "look": 5_000,
     "joint": 20_000,
     "adapter": 3_000,
     "control": 6_000,
 }
 """Optimiser steps when none are named: a guess at what half an hour holds, to be set from the first command's speed."""
-BATCHES = {"vae": 128, "text": 512, "unet": 512, "joint": 512, "adapter": 512, "control": 512}
+BATCHES = {"vae": 128, "text": 512, "unet": 512, "look": 512, "joint": 512, "adapter": 512, "control": 512}
 RESERVE = 1.5
 """Minutes of a command that are kept for writing the model."""
 

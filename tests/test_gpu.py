@@ -214,7 +214,7 @@ def test_a_training_begins_in_an_empty_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_stages_from_nothing_in_small(alone: Path, tmp_path: Path) -> None:
-    stages = ["bank", "vae", "text", "clip", "unet", "joint", "adapter", "control", "floors"]
+    stages = ["bank", "vae", "text", "clip", "unet", "look", "joint", "adapter", "control", "floors"]
     train.main([*stages, "--dry", "--device", "cpu", "--side", "64", "--count", "2"])
     assert (alone / "floors.md").exists()
     assert ist.load(kit.join(alone / "emoji.pieces.json", tmp_path / "got")).family.size == (64, 64)

@@ -40,6 +40,7 @@ def drawn_world() -> Generator[None]:
 
     caches = (suite._real, suite._four, nearest._prompted, real.gallery)  # pyright: ignore[reportPrivateUsage]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real, "drawings", dict[tuple[str, str], Rgba])
         patch.setattr(real, "masters", Shapes)
         patch.setattr(real, "_rows", lambda: rows)
         patch.setattr(suite, "concepts", lambda: things)

@@ -1,25 +1,30 @@
 """The referee cannot be fooled: what cheats scores nothing, and what may rank methods is decided by the truth.
 
-Needs the drawings of the emoji world in the cache (`make world`); without them these tests are skipped.
+On the small set, whose drawings travel with the package; what is said of all drawings needs `make world`, or is skipped.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
 
+from instantstyle.evaluate.carried import drawings
 from instantstyle.evaluate.metrics import Pixels
+from instantstyle.evaluate.pack import needed
 from instantstyle.evaluate.questions import Question
 from instantstyle.evaluate.real import Style, picture
 from instantstyle.evaluate.report import BARE, admissions
-from instantstyle.evaluate.suite import CELLS, Columns, controls, digest, measure, palette, suite
-from instantstyle.world.draw import MASTER
-from instantstyle.world.sources import SETS, cache_folder
+from instantstyle.evaluate.suite import CELLS, Columns, controls, digest, made, measure, palette, suite
+from instantstyle.world.draw import MASTER, masters
+from instantstyle.world.sources import SETS, cache_folder, concepts
 from instantstyle.world.splits import splits
 from instantstyle.world.treatments import sample
 
 DRAWN = all((cache_folder() / f"masters-{MASTER}" / f"{name}.npy").exists() for name in SETS)
-pytestmark = pytest.mark.skipif(not DRAWN, reason="the drawings are not here: make world")
+drawn = pytest.mark.skipif(not DRAWN, reason="the drawings are not here: make world")
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +41,37 @@ def entries(asked: list[Question]) -> dict[str, Columns]:
     return {**made, BARE: measure(asked, bare)}
 
 
+def test_the_small_questions_are_fixed_and_are_those_of_the_file() -> None:
+    asked = suite(small=True)
+    assert digest(asked)[:16] == "6cc42dcd53237266"
+    said = files("instantstyle").joinpath("assets/referee/questions.json").read_text("utf-8")
+    assert json.loads(said)["sha256"] == digest(asked)
+    assert [sum(q.cell == cell for q in asked) for cell in CELLS] == [6, 3, 3, 3]
+    _are_fair(asked)
+
+
+def test_the_small_set_carries_every_drawing_it_needs_and_none_that_is_held_out() -> None:
+    assert needed(suite(small=True)) == set(drawings())
+    assert not any(SETS[name].held_out for name, _ in drawings())
+
+
+@drawn
 def test_the_questions_are_fixed() -> None:
-    assert digest(suite(small=True))[:16] == "a775f4d30d3bb550"
     asked = suite()
     assert digest(asked)[:16] == "29f091feea32a7cf"
     assert digest([replace(asked[0], seed=1), *asked[1:]]) != digest(asked)
+    _are_fair(asked)
+
+
+@drawn
+def test_what_is_carried_is_what_would_be_made_here() -> None:
+    assert made(small=True) == suite(small=True)
+    rows = {concept.label: row for row, concept in enumerate(concepts())}
+    for (name, thing), carried in drawings().items():
+        assert np.array_equal(carried, masters(name)[rows[thing]]), (name, thing)
+
+
+def _are_fair(asked: Sequence[Question]) -> None:
     assert all(len({q.thing, q.shown, q.other}) == 3 for q in asked), "a reference never shows what is asked for"
     for q in asked:
         assert (q.thing in splits().concepts) == q.cell.startswith("unseen")

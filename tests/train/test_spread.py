@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from instantstyle.errors import InputError, OutputError
+from instantstyle.errors import InputError, InstantStyleError, OutputError
+from instantstyle.train.cluster import joined
 from instantstyle.train.spread import spread
 
 Item = tuple[int, list[str]]
@@ -24,7 +25,7 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_values_come_back_as_they_are_and_errors_as_our_own() -> None:
-    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray")
 
     # Inside, so that workers are sent them and need not find this file.
     def opened() -> Callable[[Item], dict[str, object]]:
@@ -32,15 +33,18 @@ def test_values_come_back_as_they_are_and_errors_as_our_own() -> None:
             number, words = item
             if number == 7:
                 raise OutputError("the seventh cannot be written")
+            if number == 8:
+                raise KeyError("eight")
             return {"sum": 10 + number, "words": (*words, None)}
 
         return done
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    try:
+    with joined("local", cores=1) as ray:
         found = sorted(spread("local", [(n, ["a", "b"] * n) for n in range(4)], opened), key=lambda x: str(x["sum"]))
         assert found == [{"sum": 10 + n, "words": (*["a", "b"] * n, None)} for n in range(4)]
         with pytest.raises(OutputError, match="the seventh"):
             list(spread("local", [(7, ["a"])], opened))
-    finally:
-        ray.shutdown()
+        with pytest.raises(InstantStyleError, match=r"a worker on .* failed: KeyError: 'eight'"):
+            list(spread("local", [(8, ["a"])], opened))
+        assert ray.is_initialized(), "what was connected before is left so"
+    assert not ray.is_initialized()

@@ -32,6 +32,7 @@ from instantstyle.model import Model
 from instantstyle.parts import PRESETS
 from instantstyle.request import Request, StyleReference
 from instantstyle.whole import write_whole
+from instantstyle.world.captions import article
 from instantstyle.world.draw import masters
 from instantstyle.world.sources import concepts
 from instantstyle.world.splits import CORE, splits
@@ -106,7 +107,7 @@ def draw(
     runs = [
         engine.submit(
             Request(
-                prompt=f"a {case.thing}",
+                prompt=article(case.thing),
                 references=[StyleReference(case.reference)] if plan else [],
                 plan=plan or "style",
                 seed=seed + number,
@@ -140,7 +141,7 @@ def score(
 
 def named(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
     """For each picture the core label whose text is nearest to it in the model's own CLIP."""
-    texts = model.say([f"a {label}" for label in CORE]).embeds
+    texts = model.say([article(label) for label in CORE]).embeds
     assert texts is not None
     likeness = F.normalize(model.see(list(pictures)), dim=-1) @ F.normalize(texts, dim=-1).T
     return [CORE[int(i)] for i in likeness.argmax(-1)]

@@ -55,6 +55,11 @@ class Question:
     """How near the reference's content is to what is asked for."""
 
     @property
+    def words(self) -> str:
+        """What is asked for, as captions say it: `an umbrella`."""
+        return article(self.thing)
+
+    @property
     def truth(self) -> Pixels:
         """The right answer, [64, 64, 3]."""
         return picture(self.thing, self.style)
@@ -117,7 +122,7 @@ class Answers:
 
 def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> Request:
     """The question as a request.  A model of 128 pixels is shown references of that size."""
-    words = article(question.thing)
+    words = question.words
     if way.styled_words:
         words = _short_enough(model, f"{words}, {described(question.style)}")
     given = _reference(question, way.reference, min(model.family.size[0], 2 * SIDE))

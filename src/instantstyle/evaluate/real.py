@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from instantstyle.evaluate.carried import drawings
 from instantstyle.whole import whole
 from instantstyle.world.draw import masters
 from instantstyle.world.sources import SETS, cache_folder, concepts
@@ -38,7 +39,8 @@ class Style:
 
 def picture(label: str, style: Style, side: int = SIDE) -> Pixels:
     """The thing in this style, [side, side, 3] uint8: the truth where that is the question."""
-    drawn = apply(style.look, np.asarray(masters(style.set_name)[_rows()[label]]))
+    carried = drawings().get((style.set_name, label))
+    drawn = apply(style.look, np.asarray(masters(style.set_name)[_rows()[label]]) if carried is None else carried)
     return cv2.resize(drawn, (side, side), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 

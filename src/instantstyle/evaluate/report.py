@@ -269,5 +269,5 @@ def _sheet(compared: Sequence[Entry], cell: str, most: int = 6) -> Image.Image:
         ]
         for q in chosen
     ]
-    labels = [f"a {q.thing}\nlike this {q.shown}" for q in chosen]
+    labels = [f"{q.words}\nlike this {q.shown}" for q in chosen]
     return grid(pictures, rows=labels, columns=["reference", "truth", *(each.name for each in shown)], cell=112)

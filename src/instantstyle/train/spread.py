@@ -16,27 +16,34 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.train.cluster import joined, last_line
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-LOCAL = "local"
-"""The address that stands for this machine's own cores."""
-_STORE = 128 * 2**20
-"""Bytes that a cluster of this machine alone keeps for what is sent, of which there is little."""
 
 
 class _Worker(Generic[Item, Answer]):
-    """What a Ray worker holds."""
+    """What a Ray worker holds.  What goes wrong in it is an answer too: Ray would try again, and tell it as its own."""
 
     def __init__(self, open_work: Callable[[], Callable[[Item], Answer]], home: Path) -> None:
-        try:
-            os.chdir(home)  # paths are as they were given
-        except OSError as e:
-            raise InputError(f"{platform.node()} does not see the folder {home}: all machines are to see it") from e
-        self._do = open_work()
+        self._open, self._home = open_work, home
+        self._do: Callable[[Item], Answer] | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": pickle.dumps(self._do(pickle.loads(row["item"])))}
+        return {"answer": pickle.dumps(self._answer(pickle.loads(row["item"])))}
+
+    def _answer(self, item: Item) -> Answer | InstantStyleError:
+        try:
+            if self._do is None:
+                os.chdir(self._home)  # paths are as they were given
+                self._do = self._open()
+            return self._do(item)
+        except InstantStyleError as e:
+            return e
+        except Exception as e:
+            if not self._home.is_dir():
+                return InputError(f"{platform.node()} does not see the folder {self._home}: all machines are to see it")
+            return InstantStyleError(f"a worker on {platform.node()} failed: {type(e).__name__}: {last_line(e)}")
 
 
 def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable[[Item], Answer]]) -> Iterator[Answer]:
@@ -46,39 +53,16 @@ def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable
     GPUs, else as cores, and never more than items.  Raises InputError when Ray is not installed or the cluster not
     there, and of a worker's own errors those of this library as they are.
     """
-    try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unless it is asked for
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes its time
-        import ray
-        import ray.data
-        import ray.exceptions
-    except ImportError as e:
-        raise InputError("--ray needs Ray, which is not installed: pip install 'instantstyle[ray]'") from e
-    ours = not ray.is_initialized()
-    if ours:
-        small: dict[str, Any] = {"object_store_memory": _STORE, "include_dashboard": False} if address == LOCAL else {}
+    with joined(address) as ray:
         try:
-            ray.init(address=address, log_to_driver=False, **small)
-        except Exception as e:  # of many kinds, plain ones among them
-            what = "Ray did not start here" if address == LOCAL else f"there is no Ray cluster at {address!r}"
-            raise InputError(f"{what}: {_line(e)}") from e
-    try:
-        context: Any = ray.data.DataContext.get_current()
-        context.enable_progress_bars = sys.stderr.isatty() and context.enable_progress_bars
-        yield from _answers(items, open_work)
-    except ray.exceptions.RayError as e:
-        causes = [c for c in (e, e.__cause__, getattr(e, "cause", None)) if c is not None]
-        known = next((c for c in causes if isinstance(c, InstantStyleError)), None)
-        raise known or InstantStyleError(f"a Ray worker failed: {_line(e)}") from e
-    finally:
-        if ours:
-            ray.shutdown()
+            context: Any = ray.data.DataContext.get_current()
+            context.enable_progress_bars = sys.stderr.isatty() and context.enable_progress_bars
+            yield from _answers(ray, items, open_work)
+        except ray.exceptions.RayError as e:
+            raise InstantStyleError(f"Ray failed: {last_line(e)}") from e
 
 
-def _answers(items: Sequence[Item], open_work: Callable[[], Callable[[Item], Answer]]) -> Iterator[Answer]:
-    import ray
-    import ray.data
-
+def _answers(ray: Any, items: Sequence[Item], open_work: Callable[[], Callable[[Item], Answer]]) -> Iterator[Answer]:
     resources: Any = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     workers = max(1, min(gpus or int(resources.get("CPU", 1)), len(items)))
@@ -92,8 +76,7 @@ def _answers(items: Sequence[Item], open_work: Callable[[], Callable[[Item], Ans
         num_gpus=1 if gpus else 0,
     )
     for row in made.iter_rows():
-        yield pickle.loads(row["answer"])
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+        answer: Answer | InstantStyleError = pickle.loads(row["answer"])
+        if isinstance(answer, InstantStyleError):
+            raise answer
+        yield answer

@@ -122,7 +122,7 @@ def colour_name(colour: Colour) -> str:
 
 
 def article(noun: str) -> str:
-    """`a cat`, `an apple`."""
+    """`a cat`, `an apple`; by the letter alone, so `an unicorn`: as the built-in model was taught, and is asked."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

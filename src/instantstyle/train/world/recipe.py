@@ -28,7 +28,7 @@ from instantstyle.train.world.control import gain, train_control
 from instantstyle.train.world.corpus import Corpus, Words, captions, look_at, read
 from instantstyle.train.world.export import card, export
 from instantstyle.train.world.joint import Together, train_joint
-from instantstyle.train.world.look import train_look
+from instantstyle.train.world.look import Looks, train_look
 from instantstyle.train.world.unet import new_unet, train_unet
 from instantstyle.train.world.vae import encode_many, psnr, train_vae
 from instantstyle.weights.adapter import save_adapter
@@ -113,13 +113,18 @@ class Recipe:
 
     def look(self) -> None:
         """Train the reader of looks, which judges what `joint` draws."""
-        train_look(self.folder, self.core, self.latents, self.steps["look"], **self._batch("look"))
+        self._looks()
+
+    def _looks(self) -> Looks:
+        return train_look(self.folder, self.core, self.latents, self.steps["look"], **self._batch("look"))
 
     def joint(self) -> None:
-        """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks."""
+        """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks.
+
+        The reader of looks is trained first, as far as it is not.
+        """
         net = Together(self._unet(self.averaged("unet")), EMOJI.presets["style"])
-        self._need("look")
-        corpus, looks = self.seen.near(), train_look(self.folder, self.core, self.latents, 0)
+        corpus, looks = self.seen.near(), self._looks()
         weights = train_joint(self.folder, net, corpus, looks, steps=self.steps["joint"], **self._batch("joint"))
         net.load_state_dict({**net.state_dict(), **weights})
         net.requires_grad_(False)

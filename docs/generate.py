@@ -32,6 +32,7 @@ PLAIN = {
     ".ci/run": "what CI runs",
     "src/instantstyle/assets/emoji/": "the built-in model: weights in diffusers' layout, and its card",
     "src/instantstyle/assets/clip/": "CLIP's vocabulary, for checkpoints in one file",
+    "src/instantstyle/assets/referee/": "the small set's questions and drawings: make referee-small",
     "src/instantstyle/assets/styles/": "style cards of our own drawing: make styles",
     "src/instantstyle/world/splits.json": "what is held out",
     "src/instantstyle/py.typed": "the types are public",

@@ -1,6 +1,6 @@
 """The referee cannot be fooled: what cheats scores nothing, and what may rank methods is decided by the truth.
 
-On the small set, whose drawings travel with the package; what is said of all drawings needs `make world`, or is skipped.
+On the small set, whose drawings travel with the package; what is said of all drawings needs `make world`.
 """
 
 import json

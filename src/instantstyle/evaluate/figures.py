@@ -1,8 +1,8 @@
-"""Figures without a plotting library: curves with error bars, and bars, drawn large and made smaller so that they are
-smooth."""
+"""Figures without a plotting library: curves with error bars, bars, and intervals, drawn large and made smaller so that
+they are smooth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
@@ -209,6 +209,34 @@ def bars(
         paper.text((left, top - 14), name, 12, colour)
     for i, row in enumerate(rows):
         paper.text((64 + step * (i + 0.5), 44 + (height + 38) * len(series) + 6), row, 10.5, anchor="mm")
+    return paper.done()
+
+
+def intervals(rows: Sequence[str], plots: Mapping[str, Sequence[Interval]], across: int = 3) -> Image.Image:
+    """Small plots, `across` in a line: of each row's interval a bar that lies, its mean a mark; NaN draws none."""
+    step, width, names = 24, 250, 90
+    height = 74 + step * len(rows)
+    paper = _Paper(names + width * min(across, len(plots)) + 12, height * math.ceil(len(plots) / across))
+    for number, (title, found) in enumerate(plots.items()):
+        left, top = names + width * (number % across) + 8, height * (number // across) + 40
+        right, bottom = left + width - 24, top + step * len(rows)
+        low, high = _range([each for i in found for each in (i.low, i.high, i.mean)])
+
+        def place(x: Number, low: float = low, high: float = high, left: int = left, right: int = right) -> float:
+            return left + (x - low) / (high - low) * (right - left)
+
+        paper.text(((left + right) / 2, top - 18), title, 13, anchor="mm")
+        for x in ticks(low, high, 4):
+            paper.line([(place(x), top), (place(x), bottom)], FAINT, 0.7)
+            paper.text((place(x), bottom + 12), f"{x:g}", 11, anchor="mm")
+        paper.line([(left, bottom), (right, bottom)], INK, 1)
+        for row, each in enumerate(found):
+            y, colour = top + step * (row + 0.5), COLOURS[row % len(COLOURS)]
+            if number % across == 0:
+                paper.text((left - 10, y), rows[row], 12, anchor="rm")
+            if not math.isnan(each.mean):
+                paper.line([(place(each.low), y), (place(each.high), y)], colour, 2)
+                paper.mark((place(each.mean), y), row, colour)
     return paper.done()
 
 

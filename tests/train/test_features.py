@@ -2,17 +2,16 @@
 
 """Features are what the model makes of each picture, once, in shards that survive a kill, a full disk and bad data."""
 
+import http.server
 import io
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 
-from factory import folder as model_folder
 from factory import model as made
 from instantstyle.errors import InputError, OutputError
 from instantstyle.model import Model
@@ -154,67 +152,6 @@ def test_two_processes_share_the_work(model: Model, whole: Path, tmp_path: Path)
     assert files(tmp_path) == files(whole)
 
 
-def by_ray(data: Path | str, out: Path) -> subprocess.Popen[bytes]:
-    """`train features --ray local` in a process group of its own."""
-    argv = ["train", "features", "--data", str(data), "--out", str(out), "--model", str(model_folder("sdxl"))]
-    code = [sys.executable, "-m", "instantstyle", *argv, "--device", "cpu", "--ray", "local"]
-    # One worker computes as this process does; the machine may be busy.
-    waits = {"RAY_raylet_start_wait_time_s": "600", "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
-    return subprocess.Popen(code, env={**os.environ, **waits}, stderr=subprocess.PIPE, start_new_session=True)
-
-
-@pytest.mark.slow
-def test_ray_makes_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    done = by_ray(whole.parent / "tars", tmp_path)
-    _, said = done.communicate()
-    assert done.returncode == 0, said.decode()
-    assert "features 2/2" in said.decode()
-    assert files(tmp_path) == files(whole)
-    theirs, ours = (json.loads((folder / "manifest.json").read_text())["sha256"] for folder in (tmp_path, whole))
-    assert theirs == ours
-    assert damaged(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_ray_goes_on_by_shard_after_a_kill(model: Model, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    tars = [gallery.tars(tmp_path / f"{n}") / "data-000.tar" for n in range(6)]
-    for number, each in enumerate(tars):
-        each.rename(tmp_path / f"{number}.tar")
-    data = f"pipe:sleep 2; cat {tmp_path}/{{0..5}}.tar"
-    alone = tmp_path / "alone"
-    shards = find_shards(data)
-    run(model, shards, alone)
-    killed = tmp_path / "killed"
-    first = by_ray(data, killed)
-    deadline = time.monotonic() + 600
-    while not list(killed.glob("*.json")) and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in killed.glob("*.json")}
-    assert 1 <= len(kept) < 6, "it was killed on the way"
-    again = by_ray(data, killed)
-    _, said = again.communicate()
-    assert again.returncode == 0, said.decode()
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was whole is not made again"
-    assert files(killed) == files(alone)
-    assert not list(killed.glob(".*.part"))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_what_a_worker_of_the_cluster_cannot_do_is_its_own_sentence(whole: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    (tmp_path / "00001.tar").mkdir()
-    failed = by_ray(whole.parent / "tars", tmp_path)
-    _, said = failed.communicate()
-    assert failed.returncode == 1
-    assert "cannot write" in said.decode()
-    assert "of 2 shards are whole and kept" in said.decode()
-
-
 def test_a_change_of_model_or_data_makes_them_anew(model: Model, whole: Path) -> None:
     shards = find_shards(whole.parent / "tars")
     with pytest.raises(InputError, match="2 of 2"):
@@ -266,22 +203,98 @@ def test_nothing_good_at_all_is_a_sentence(model: Model, tmp_path: Path) -> None
         run(model, find_shards(tmp_path), tmp_path / "features")
 
 
-def test_a_full_disk_keeps_what_is_whole(model: Model, whole: Path, tmp_path: Path) -> None:
-    """The system itself refuses a file's growth, as a full disk would."""
-    shards = find_shards(whole.parent / "tars")
-    compute(model, shards[:1], tmp_path, OPTIONS)
+@contextmanager
+def full(room: int) -> Generator[None]:
+    """While entered the system itself refuses a file's growth over so many bytes, as a full disk would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
-        with pytest.raises(OutputError, match=r"no room left.*1 of 2 shards are whole and kept"):
-            compute(model, shards, tmp_path, OPTIONS)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_keeps_what_is_whole(model: Model, whole: Path, tmp_path: Path) -> None:
+    shards = find_shards(whole.parent / "tars")
+    compute(model, shards[:1], tmp_path, OPTIONS)
+    with full(5000), pytest.raises(OutputError, match=r"no room left.*1 of 2 shards are whole and kept"):
+        compute(model, shards, tmp_path, OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.json", "00000.tar"]
     run(model, shards, tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+def test_a_set_with_every_damage_adds_up(model: Model, tmp_path: Path) -> None:
+    """Corrupt tars, wrong sizes, missing captions and a full disk together: every record is kept, or told by name."""
+    data, out = tmp_path / "data", tmp_path / "features"
+    for name in ("cut", "spoilt", "whole"):
+        gallery.tars(data / name)
+        (data / name / "data-000.tar").rename(data / f"{name}.tar")
+    content = (data / "cut.tar").read_bytes()
+    starts = [i for i in range(0, len(content), 512) if content[i + 257 : i + 262] == b"ustar"]
+    (data / "cut.tar").write_bytes(content[: starts[2] + 700])
+    (data / "spoilt.tar").write_bytes(content[: starts[4] + 100] + b"xxxx" + content[starts[4] + 104 :])
+    odd: dict[str, bytes] = {}
+    sides = {"thin": (8, 64), "long": (1200, 32), "mute": (64, 64), "good": (64, 64), "gone": (64, 64)}
+    for name, side in sides.items():
+        odd |= gallery.members(f"{name}.png", Image.new("RGB", side, "red"), f"a {name} one", "ink")
+    odd["mute.json"], odd["gone.png"] = b"{}", odd["gone.png"][:60]
+    gallery.tar(data / "odd.tar", odd)
+    (data / "odd.tar").rename(data / "a-odd.tar")
+    (data / "no.tar").write_bytes(b"no tar at all")
+    shards = find_shards(data)
+    assert [Path(shard.name).stem for shard in shards] == ["a-odd", "cut", "no", "spoilt", "whole"]
+    with full(60_000), pytest.raises(OutputError, match=r"no room left.*\d of 5 shards are whole and kept"):
+        compute(model, shards, out, OPTIONS)
+    before = files(out)
+    assert 0 < len(before) < 5
+    manifest = run(model, shards, out)
+    assert files(out).items() >= before.items()
+    assert manifest["counts"] | {"bytes": 0, "styles": 0} == {
+        "read": 5 + 2 + 0 + 2 + 3,
+        "kept": 1 + 1 + 0 + 2 + 3,
+        "bad": 4 + 1,
+        "captions cut": 0,
+        "shards": 5,
+        "broken shards": 3,
+        "styles": 0,
+        "bytes": 0,
+    }
+    here = [caption for _, _, caption, _ in gallery.PICTURES[:3]]
+    assert list(Features(out).captions(np.arange(7))) == ["a good one", here[0], *here[:2], *here]
+    told = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [Path(line["shard"]).stem for line in told] == ["a-odd"] * 4 + ["cut"] * 2 + ["no", "spoilt"]
+    for name, why in {"thin": "at least 16", "long": "cut off", "mute": "no caption", "gone": "damaged"}.items():
+        assert any(name in line["where"] and why in line["why"] for line in told[:4]), name
+    assert damaged(out) == []
+
+
+def test_a_shard_whose_server_hung_up_is_read_again(model: Model, whole: Path, tmp_path: Path) -> None:
+    """It may be whole the next time; one that is broken on disk stays as it is."""
+    content = (whole.parent / "tars/data-000.tar").read_bytes()
+    sent = [len(content) // 2]
+
+    class Tired(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: sent[-1]])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tired) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        shards = find_shards(f"http://127.0.0.1:{server.server_port}/data.tar")
+        assert run(model, shards, tmp_path)["counts"]["broken shards"] == 1
+        half = files(tmp_path)["00000.tar"]
+        sent.append(len(content))
+        assert run(model, shards, tmp_path)["counts"]["broken shards"] == 0
+        server.shutdown()
+    assert files(tmp_path)["00000.tar"] == files(whole)["00000.tar"] != half
 
 
 def test_long_captions_are_cut_by_words(model: Model) -> None:

@@ -4,14 +4,13 @@
 """A Ray cluster to work on: one that is there, or one of this machine alone, which a busy machine has time to start.
 
 Ray starts half a dozen processes that each load Python and Ray itself, and gives up on them after limits made for idle
-machines.  Those limits that have a name are raised here; the one that has none is gone round by choosing ports.
+machines.  Those limits that have a name are raised here; the one that has none is gone round.
 """
 
 import os
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from instantstyle.errors import InputError
@@ -29,7 +28,9 @@ _PATIENCE = {
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_health_check_timeout_ms": "60000",
 }
-"""How long Ray's processes wait for one another; a limit that somebody has set stays as it is."""
+"""How long Ray's processes wait for one another here; a limit that somebody has set stays as it is."""
+_HELPERS = ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN")
+"""Whose ports a node waits for."""
 
 
 @contextmanager
@@ -39,8 +40,8 @@ def joined(address: str, *, cores: int | None = None) -> Generator[Any, None, No
     `address` is a cluster's, "auto" for the one that this machine is part of, or "local", for which `cores` says how
     many of this machine's there are to be.  Raises InputError when Ray is not installed or the cluster not there.
     """
-    # Nothing is told to anybody unless it is asked for.
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **_PATIENCE}.items():
+    # Nothing is told to anybody unless it is asked for.  A cluster elsewhere is there at once, or its address is wrong.
+    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **(_PATIENCE if address == LOCAL else {})}.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -54,8 +55,8 @@ def joined(address: str, *, cores: int | None = None) -> Generator[Any, None, No
     try:
         if address == LOCAL:
             few: dict[str, Any] = {"object_store_memory": _STORE, "include_dashboard": False, "num_cpus": cores}
-            with _ports_chosen() as metrics:
-                ray.init(address=LOCAL, log_to_driver=False, _metrics_export_port=metrics, **few)
+            with _patient():
+                ray.init(address=LOCAL, log_to_driver=False, **few)
         else:
             ray.init(address=address, log_to_driver=False)
     except Exception as e:  # of many kinds, plain ones among them
@@ -73,35 +74,42 @@ def last_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _ports_chosen() -> Generator[int, None, None]:
-    """Ports of Ray's helpers are chosen here while it starts, and helpers that serve nobody are left out; the port left
-    to give is that of its metrics.
+def _patient() -> Generator[None, None, None]:
+    """Nodes that are started meanwhile wait for none of their helpers, and leave out those that serve nobody.
 
-    A port that a helper chooses itself its node waits for, 15 seconds and no more, and dies
-    (github.com/ray-project/ray/issues/65983).  `ray start` takes all of them as options, `ray.init` only the last: the
-    parameters that it makes are completed here.  Where another Ray keeps them elsewhere it starts as it likes.
+    A node waits 15 seconds for the ports that its helpers choose, and then dies, however busy the machine is
+    (github.com/ray-project/ray/issues/65983).  Here they are written down before it starts, as not in use; a helper
+    that comes late corrects it.  Where another Ray keeps these things elsewhere, it starts as it likes.
     """
-    names = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-    *chosen, metrics = _free_ports(len(names) + 1)
     try:
-        from ray._private import parameter
+        from ray import _raylet
+        from ray._private import node
 
-        plain: Callable[..., Any] = parameter.RayParams
+        plain: Any = node.Node
+        names = [getattr(_raylet, f"{what}_PORT_NAME") for what in _HELPERS]
+        write: Callable[..., None] = _raylet.persist_port
     except (ImportError, AttributeError):
-        yield metrics
+        yield
         return
-    ports: dict[str, Any] = dict(zip(names, chosen, strict=True))
-    parameter.RayParams = partial(plain, include_log_monitor=False, no_monitor=True, **ports)
+
+    class Patient(plain):
+        def __init__(self, ray_params: Any, **how: Any) -> None:
+            ray_params.update_if_absent(runtime_env_agent_port=_free_port())
+            ray_params.include_log_monitor, ray_params.no_monitor = False, True
+            super().__init__(ray_params, **how)
+
+        def start_raylet(self, *given: Any, **named: Any) -> None:
+            for name in names:
+                write(self._session_dir, self._node_id, name, -1)
+            super().start_raylet(*given, **named)
+
+    node.Node = Patient
     try:
-        yield metrics
+        yield
     finally:
-        parameter.RayParams = plain
+        node.Node = plain
 
 
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in held]
-    finally:
-        for each in held:
-            each.close()
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as held:
+        return held.getsockname()[1]

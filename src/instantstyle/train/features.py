@@ -86,7 +86,7 @@ def compute(
     options = options.settled(model)
     key = _key(model, options)
     numbers = range(place[0], len(shards), place[1])
-    todo = [number for number in numbers if _note(folder, number, shards[number], key) is None]
+    todo = [number for number in numbers if _wanted(_note(folder, number, shards[number], key), shards[number])]
     done = len(numbers) - len(todo)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
@@ -219,9 +219,14 @@ def _note(folder: Path, number: int, shard: Shard, key: str) -> Note | None:
     try:
         note: Note = json.loads(file.with_suffix(".json").read_text("utf-8"))
         same = (note["shard"], note["stamp"], note["key"]) == (shard.name, shard.stamp(), key)
-        return note if same and file.stat().st_size == note["bytes"] and not (note["broken"] and shard.remote) else None
+        return note if same and file.stat().st_size == note["bytes"] else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _wanted(note: Note | None, shard: Shard) -> bool:
+    """Whether a shard is to be computed: never so far, or its source, which is elsewhere, broke off the last time."""
+    return note is None or (bool(note["broken"]) and shard.remote)
 
 
 def _told_apart(items: Iterable[Record | Bad], bad: list[Bad]) -> Iterator[Record]:

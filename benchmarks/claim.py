@@ -11,8 +11,9 @@ In the emoji world, on the frozen shipped UNet, with the same pictures, steps an
     paired   the style blocks from scratch, the reference another thing in the same look
 
 `loud` is the whole adapter with no block muted, `without` no reference at all.  Each is scored on held-out cells by the
-referee's judges.  The two processes of `--processes` train side by side; run again, it goes on where it was.  FOLDER
-holds the bank (drawn when it is not there), what the shipped model makes of it, and the adapters.
+referee's judges.  The two processes of `--processes` train side by side; stopped or killed and run again, it goes on
+where it was.  FOLDER holds the bank (drawn when it is not there), what the shipped model makes of it, the pace at which
+it learns here, by which the steps are chosen, and the adapters; what was made by another model is left alone.
 
 Same steps are not the same time: `mute` also pays for the whole graph.  Seeds change which rows are seen, their
 captions, times and noise; the projection begins alike.  The UNet has learned together with an adapter of its own at the
@@ -20,15 +21,22 @@ style blocks: the question is what *these* trainings find there, not whether sty
 """
 
 import argparse
+import json
+import multiprocessing
+import os
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -37,12 +45,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from instantstyle.evaluate.figures import intervals
 from instantstyle.evaluate.judges import HELD_OUT
 from instantstyle.evaluate.metrics import Interval, bootstrap
 from instantstyle.evaluate.questions import STEPS, Question, Way, ask, held_out_cells
 from instantstyle.evaluate.suite import measure
-from instantstyle.families import EMOJI
 from instantstyle.model import Model, load
+from instantstyle.pictures import write_png
 from instantstyle.train.features import fitted
 from instantstyle.train.follow import with_adapter
 from instantstyle.train.world.adapter import train_adapter
@@ -50,7 +59,7 @@ from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.bank import core as drawn_bank
 from instantstyle.train.world.corpus import Corpus, Words, captions
 from instantstyle.train.world.vae import encode_many
-from instantstyle.whole import whole, write_whole
+from instantstyle.whole import sweep, whole, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks/results/claim.md"
@@ -75,8 +84,8 @@ MEASURES = {
 """What is compared, by the judges' names and the page's.  The last three are better when smaller."""
 
 _EACH, _PIECE = 48, 256
-_SPEED = {"mute": 90.0, "style": 130.0, "paired": 130.0}
-"""Samples a second of one core, for the estimate alone."""
+_SPEED: Mapping[str, float] = {"all": 90.0, "style": 130.0}
+"""Rows a second of one core by the blocks that learn: a guess until `speed` has measured them."""
 _PREPARED, _DRAWN = 0.015, 0.35
 """Core seconds a picture, for the estimate: read by the encoders; drawn in `STEPS` steps and judged."""
 
@@ -99,9 +108,9 @@ def first_looks(bank: Bank, looks: int) -> Bank:
     return replace(bank, pictures=bank.pictures[:rows], concept=bank.concept[:rows], style=bank.style[:rows])
 
 
-def corpus(model: Model, folder: Path, looks: int) -> Corpus:
+def corpus(model: Model, folder: Path, looks: int, processes: int = 1) -> Corpus:
     """The pictures as the shipped model reads them: computed once, kept in the folder."""
-    bank = first_looks(drawn_bank(folder / "bank", looks), looks)
+    bank = first_looks(drawn_bank(folder / "bank", looks, processes=processes), looks)
     said = captions(bank, seed=9)
     texts = ("", *sorted({text for several in said for text in several}))
     number = {text: i for i, text in enumerate(texts)}
@@ -117,8 +126,8 @@ def corpus(model: Model, folder: Path, looks: int) -> Corpus:
         return torch.cat([model.see([Image.fromarray(np.asarray(x)) for x in each]).float() for each in shown])
 
     packed = _kept(folder / f"words-{mark}.pt", words)
-    width = EMOJI.unet.pooled_dim or 0
-    read = Words(texts, packed[:, :-width].unflatten(1, (EMOJI.text_length, -1)), packed[:, -width:].float())
+    width = model.family.unet.pooled_dim or 0
+    read = Words(texts, packed[:, :-width].unflatten(1, (model.family.text_length, -1)), packed[:, -width:].float())
     return Corpus(
         bank,
         _kept(folder / f"latents-{mark}.pt", lambda: encode_many(model.vae, bank.pictures)),
@@ -137,26 +146,107 @@ def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
     return torch.load(file, weights_only=True, mmap=True)
 
 
-def trial(folder: Path, looks: int, steps: int, batch: int, asked: Sequence[Question], drawn: int, run: str) -> str:
+def speed(model: Model, read: Corpus, folder: Path, batch: int) -> Mapping[str, float]:
+    """Rows a second of one core by the blocks that learn: measured once, and kept with the model it was measured of."""
+    file = folder / f"speed-{model.identity[:12]}-{batch}.json"
+    if not file.exists():
+        torch.set_num_threads(1)
+        found: dict[str, float] = {}
+        for blocks in _SPEED:
+            with tempfile.TemporaryDirectory() as there:
+                began = time.process_time()
+                plan = model.family.presets[blocks]
+                train_adapter(Path(there), blocks, model.unet, plan, "same", read, steps=12, batch=batch)
+                found[blocks] = 12 * batch / (time.process_time() - began)
+        write_whole(file, json.dumps(found).encode())
+    return json.loads(file.read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and asked."""
+
+    looks: int
+    steps: int
+    batch: int
+    drawn: int
+    count: int
+
+    def file(self, folder: Path, model: Model, run: str) -> Path:
+        """Where a run's measures are kept: by all that they depend on."""
+        trained = "" if run == "without" else f"-{self.looks}-{self.steps}-{self.batch}"
+        return folder / f"{run}-{model.identity[:12]}{trained}-{self.drawn}-{self.count}.npz"
+
+
+def trial(folder: Path, size: Size, asked: Sequence[Question], run: str) -> str:
     """Train one arm with one seed, draw and measure; kept by its name, and returned when all is there."""
     name, number = run.split("-")
     plans = {name: "style", "loud": "all"} if name == "mute" else {name: "style"}
-    files = {each: _file(folder, f"{each}-{number}", steps, batch, drawn, len(asked)) for each in plans}
-    if all(file.exists() for file in files.values()):
-        return run
     torch.set_num_threads(1)
     model = load("emoji", device="cpu", dtype="float32")
-    read = corpus(model, folder, looks)
+    files = {each: size.file(folder, model, f"{each}-{number}") for each in plans}
+    if all(file.exists() for file in files.values()):
+        return run
+    read = corpus(model, folder, size.looks)
     seeded = Seeded(read.bank, read.latents, read.words, read.choices, read.embeds, int(number))
     blocks, reference = ARMS[name]
-    plan = EMOJI.presets[blocks]
-    state = f"{run}-{steps}-{batch}"
-    began = time.process_time()
-    adapter = train_adapter(folder, state, model.unet, plan, reference, seeded, steps=steps, batch=batch, lr=1e-3)
-    print(f"{run} trained, {time.process_time() - began:.0f} core seconds", flush=True)
+    plan = model.family.presets[blocks]
+    state = f"{run}-{model.identity[:12]}-{size.looks}-{size.steps}-{size.batch}"
+    adapter = train_adapter(
+        folder, state, model.unet, plan, reference, seeded, steps=size.steps, batch=size.batch, lr=1e-3
+    )
     for each, file in files.items():
-        _judge(with_adapter(model, adapter), Way(plan=plans[each]), asked, drawn, file)
+        print(f"{each}-{number} draws {size.count} pictures", flush=True)
+        _judge(with_adapter(model, adapter), Way(plan=plans[each]), asked, size.drawn, file)
     return run
+
+
+def _worker() -> None:
+    """A process of the pool ends with the one that started it: trainings save first, as SIGTERM asks them to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=follow, daemon=True).start()
+
+
+def _ending(work: Callable[[str], str], run: str) -> str:
+    """In a worker: a run that was stopped, and has saved, is to be this worker's last."""
+    try:
+        return work(run)
+    except KeyboardInterrupt:
+        os._exit(1)
+
+
+def side_by_side(work: Callable[[str], str], runs: Sequence[str], processes: int) -> None:
+    """Do all runs, so many at once; stopped by SIGINT or SIGTERM, no other is begun and trainings are saved."""
+    if processes == 1:
+        for run in runs:
+            print(f"{work(run)} done", file=sys.stderr, flush=True)
+        return
+
+    def stop(*_: object) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise KeyboardInterrupt
+
+    began, before = time.monotonic(), signal.signal(signal.SIGTERM, stop)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_worker)
+    try:
+        waiting = [pool.submit(_ending, work, run) for run in runs]
+        for done, each in enumerate(as_completed(waiting), start=1):
+            minutes = (time.monotonic() - began) / 60
+            left = minutes / done * (len(runs) - done)
+            said = f"{each.result()} done: {done} of {len(runs)} runs, {minutes:.0f} minutes, about {left:.0f} to go"
+            print(said, file=sys.stderr, flush=True)
+    except (KeyboardInterrupt, BrokenProcessPool) as ended:
+        raise SystemExit(f"stopped ({type(ended).__name__}): the same command goes on where it was") from ended
+    finally:
+        pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _judge(model: Model, way: Way, asked: Sequence[Question], steps: int, file: Path) -> None:
@@ -175,15 +265,13 @@ def compared(columns: Mapping[str, npt.NDArray[Any]]) -> Columns:
     return {name: np.asarray(every[name], np.float64) for name in MEASURES}
 
 
-def _file(folder: Path, run: str, steps: int, batch: int, drawn: int, count: int) -> Path:
-    return folder / f"{run}-{steps}-{batch}-{drawn}-{count}.npz"
-
-
-def seconds(looks: int, steps: int, batch: int, seeds: int, count: int, processes: int) -> Iterator[tuple[str, float]]:
-    """What it will cost by the speeds noted above: core seconds a part, and minutes in all when cores are free."""
+def seconds(
+    speeds: Mapping[str, float], looks: int, steps: int, batch: int, seeds: int, count: int, processes: int
+) -> Iterator[tuple[str, float]]:
+    """What it will cost: core seconds a part, and minutes in all when cores are free."""
     parts = {
         "reading the pictures": looks * _EACH * _PREPARED,
-        **{f"training {arm}": seeds * steps * batch / speed for arm, speed in _SPEED.items()},
+        **{f"training {arm}": seeds * steps * batch / speeds[blocks] for arm, (blocks, _) in ARMS.items()},
         "drawing and judging": (seeds * (len(ARMS) + 1) + 1) * count * _DRAWN,
     }
     yield from parts.items()
@@ -191,11 +279,13 @@ def seconds(looks: int, steps: int, batch: int, seeds: int, count: int, processe
     yield "minutes", (alone + sum(parts.values()) / processes) / 60
 
 
-def fitting(minutes: float, looks: int, batch: int, seeds: int, count: int, processes: int) -> int:
+def fitting(
+    minutes: float, speeds: Mapping[str, float], looks: int, batch: int, seeds: int, count: int, processes: int
+) -> int:
     """The steps that fit the minutes; at least 20."""
 
     def lasts(steps: int) -> float:
-        return dict(seconds(looks, steps, batch, seeds, count, processes))["minutes"]
+        return dict(seconds(speeds, looks, steps, batch, seeds, count, processes))["minutes"]
 
     none, each = lasts(0), lasts(1000) - lasts(0)
     return max(20, int((minutes - none) / each * 1000))
@@ -213,12 +303,21 @@ def interval(of: Sequence[Floats], asked: Sequence[Question]) -> Interval:
     return bootstrap(np.concatenate(of), clusters)
 
 
+def means(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Question]) -> Mapping[str, Mapping[str, Interval]]:
+    """Each arm's measures with their intervals."""
+    return {arm: {m: interval([each[m] for each in found], asked) for m in MEASURES} for arm, found in scores.items()}
+
+
+def figure(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Question]) -> Image.Image:
+    """The same as a picture: a small plot a measure, a line an arm."""
+    found = means(scores, asked)
+    return intervals(list(found), {MEASURES[m]: [each[m] for each in found.values()] for m in MEASURES})
+
+
 def page(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Question], said: Sequence[str]) -> str:
     """The tables: each arm with its interval, its seeds one by one, and by how much it is apart from `mute`."""
     heads = ["", *MEASURES.values()]
-    rows = [
-        [arm, *(str(interval([each[m] for each in found], asked)) for m in MEASURES)] for arm, found in scores.items()
-    ]
+    rows = [[arm, *map(str, each.values())] for arm, each in means(scores, asked).items()]
     single = [
         [f"{arm} {seed}", *(f"{np.nanmean(each[m]):.2f}" for m in MEASURES)]
         for arm, found in scores.items()
@@ -289,51 +388,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--estimate", action="store_true", help="only say what it will cost")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(argv)
-    size = (given.batch, given.seeds, given.count, given.processes)
-    steps = given.steps or fitting(given.minutes, given.looks, *size)
-    for part, cost in seconds(given.looks, steps, *size):
-        print(f"{part}: {cost:.0f}{' in all, by estimate' if part == 'minutes' else ' core seconds'}", file=sys.stderr)
-    if given.estimate:
-        print(steps)
-        return
     folder: Path = given.folder
+    rest = (given.looks, given.batch, given.seeds, given.count, given.processes)
+
+    def told(speeds: Mapping[str, float]) -> int:
+        steps: int = given.steps or fitting(given.minutes, speeds, *rest)
+        looks, *others = rest
+        for part, cost in seconds(speeds, looks, steps, *others):
+            said = " in all, by estimate" if part == "minutes" else " core seconds"
+            print(f"{part}: {cost:.0f}{said}", file=sys.stderr, flush=True)
+        return steps
+
+    if given.estimate:
+        print(told(_SPEED))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     asked = held_out_cells(given.count)
     model = load("emoji", device="cpu", dtype="float32")
-    corpus(model, folder, given.looks)  # before the others need it
+    read = corpus(model, folder, given.looks, given.processes)  # before the others need it
+    speeds = speed(model, read, folder, given.batch)
+    steps = told(speeds)
+    size = Size(given.looks, steps, given.batch, given.drawn, given.count)
     runs = [f"{arm}-{seed}" for seed in range(given.seeds) for arm in ARMS]
-    work = partial(trial, folder, given.looks, steps, given.batch, asked, given.drawn)
-    without = _file(folder, "without-0", 0, 0, given.drawn, given.count)
-    if given.processes > 1:
-        with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-            waiting = [pool.submit(work, run) for run in runs]
-            for done in waiting:
-                print(done.result(), file=sys.stderr, flush=True)
-    else:
-        for run in runs:
-            print(work(run), file=sys.stderr, flush=True)
+    side_by_side(partial(trial, folder, size, asked), runs, given.processes)
+    without = size.file(folder, model, "without")
     _judge(model, Way("none"), asked, given.drawn, without)
 
-    def kept(name: str, count: int) -> list[Columns]:
-        found: list[Columns] = []
-        for seed in range(count):
-            with np.load(_file(folder, f"{name}-{seed}", steps, given.batch, given.drawn, given.count)) as file:
-                found.append({m: file[m] for m in MEASURES})
-        return found
+    def kept(file: Path) -> Columns:
+        with np.load(file) as columns:
+            return {m: columns[m] for m in MEASURES}
 
-    scores: dict[str, Sequence[Columns]] = {arm: kept(arm, given.seeds) for arm in (*ARMS, "loud")}
-    with np.load(without) as file:
-        scores["without"] = [{m: file[m] for m in MEASURES}]
+    scores: dict[str, Sequence[Columns]] = {
+        arm: [kept(size.file(folder, model, f"{arm}-{seed}")) for seed in range(given.seeds)] for arm in (*ARMS, "loud")
+    }
+    scores["without"] = [kept(without)]
     scores["the truth"] = [compared(measure(asked, np.stack([q.truth for q in asked])))]
-    rows = f"{steps} steps of {given.batch} rows, {given.looks} looks of at most {_EACH} things, {given.seeds} seeds"
+    drawing = given.out.with_suffix(".png")
+    pace = ", ".join(f"{rows:.0f} with {blocks}" for blocks, rows in speeds.items())
     said = [
-        f"`python benchmarks/claim.py --steps {steps} --batch {given.batch} --seeds {given.seeds} "
-        f"--looks {given.looks} --count {given.count}` on {date.today()}: {rows}; {given.count} questions about unseen "
-        f"cells, {given.drawn} steps each. The frozen UNet is the shipped one (`{model.identity[:12]}`).",
+        f"`python benchmarks/claim.py --folder FOLDER --steps {steps} --batch {given.batch} --seeds {given.seeds} "
+        f"--looks {given.looks} --count {given.count}` on {date.today()}: {steps} steps of {given.batch} rows, "
+        f"{given.looks} looks of at most {_EACH} things, {given.seeds} seeds; {given.count} questions about unseen "
+        f"cells, {given.drawn} steps each. The frozen UNet is the shipped one (`{model.identity[:12]}`); its style "
+        f"blocks are {', '.join(model.family.presets['style'].weights)}. A core trained on this many rows a second "
+        f"by the blocks that learn: {pace}.",
         "",
         "`mute`: all blocks trained, each picture its own reference, all but the style blocks muted afterwards. "
         "`style`: the style blocks alone, the same. `paired`: the style blocks alone, the reference another thing in "
         "the same look. `loud`: as `mute`, and nothing muted.",
+        "",
+        f"![each arm's measures with their intervals]({drawing.name})",
     ]
+    write_png(figure(scores, asked), drawing)
     write_whole(given.out, page(scores, asked, said).encode())
     print(given.out.read_text("utf-8"))
 

@@ -114,7 +114,7 @@ class Run:
                 if self.step() > after:
                     break
             if runs and kind == "training":
-                runs = waited(rng.random())
+                runs = waited(rng.random() * 0.2)
             while kind == "saving" and runs and not self.parts():
                 runs = waited(0.001)
         if not runs:
@@ -148,7 +148,7 @@ def shot(run: Run, kills: int, steps: int, rng: random.Random) -> list[Kill]:
     asked = [KINDS[number % len(KINDS)] for number in range(kills)]
     rng.shuffle(asked)
     done: list[Kill] = []
-    for kind, after in zip(asked, sorted(rng.randrange(steps * 9 // 10) for _ in asked), strict=True):
+    for kind, after in zip(asked, sorted(rng.randrange(steps * 8 // 10) for _ in asked), strict=True):
         while True:
             kill = run.killed(kind, after, rng)
             if kill is None:

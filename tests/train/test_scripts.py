@@ -1,11 +1,11 @@
 """The scripts about training run in small: what they write has the rows it is to have."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from instantstyle.world.sources import cache_folder
 
@@ -23,20 +23,23 @@ def test_what_a_step_costs_is_written(script: Callable[[str], ModuleType], tmp_p
     assert float(style[3]) < float(everything[3]), "the style blocks alone keep fewer activations"
 
 
-def test_a_training_killed_once_is_the_one_that_was_not(
+def test_a_training_killed_thrice_is_the_one_that_was_not(
     script: Callable[[str], ModuleType],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    argv = ["soak.py", "--steps", "10", "--kills", "1", "--folder", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", argv)
+    out = tmp_path / "soak.md"
     with pytest.raises(SystemExit) as done:
-        script("benchmarks/soak.py").main()
+        script("benchmarks/soak.py").main(
+            ["--steps", "300", "--kills", "3", "--folder", str(tmp_path), "--out", str(out)]
+        )
     said = capsys.readouterr().out
     assert not done.value.code, said
-    assert "10 steps, 1 kills" in said
     assert said.strip().endswith("the same")
+    page = out.read_text("utf-8")
+    assert "the same to the bit" in page
+    for kind in ("training", "saving", "starting"):
+        assert f"| {kind} |" in page
 
 
 @pytest.mark.skipif(not (cache_folder() / "masters-128").is_dir(), reason="the drawings are not here: make world")
@@ -50,4 +53,10 @@ def test_the_claim_is_compared_arm_by_arm(script: Callable[[str], ModuleType], t
         assert f"\n| {arm} | " in page
     truth = next(line for line in page.splitlines() if line.startswith("| the truth"))
     assert truth.count("0.00 (0.00 to 0.00)") == 2, "the truth's ground is the reference's"
-    assert claim.fitting(25, 200, 32, 3, 96, 2) > claim.fitting(25, 200, 32, 3, 96, 1) > 100
+    with Image.open(tmp_path / "claim.png") as figure:
+        assert min(figure.size) > 200
+    speeds = {"all": 90.0, "style": 130.0}
+    assert claim.fitting(25, speeds, 200, 32, 3, 96, 2) > claim.fitting(25, speeds, 200, 32, 3, 96, 1) > 100
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
+    claim.main([*argv, "--seeds", "1", "--processes", "1", "--out", str(out)])
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")} == made, "what is there is not made again"

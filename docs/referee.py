@@ -43,6 +43,7 @@ def section(root: Path) -> str | None:
         drawn = bool(row["rows"])
         cost = [_number(row["seconds"]), f"{row['rows']:.0f}", _number(row["fit"], 1)] if drawn else ["", "", ""]
         lines.append(f"| {' | '.join([name, str(row['questions']), *measured, *cost])} |")
+    lines += _pairs(said, first, judge)
     lines += [
         "",
         f"Nearest to the truth, of four pictures (by chance .25), by `{judge}`, in the four cells, never pooled:",
@@ -59,6 +60,32 @@ def section(root: Path) -> str | None:
         lines += ["", f"![Both right against leakage, for every method over its strength]({HERE}/curve.png)"]
     lines += ["", f"Which measures may rank, every strength, pairs, costs, pictures: [the report]({HERE}/report.md)."]
     return "\n".join(lines) + "\n"
+
+
+def _pairs(said: dict[str, Any], first: str, judge: str) -> list[str]:
+    """InstantStyle less each other, in the first cell; nothing for a report that was made without."""
+    rows: list[dict[str, Any]] = [each for each in said.get("pairs", []) if each["cell"] == first]
+    if not rows:
+        return []
+    lines = [
+        "",
+        f"InstantStyle less each other, {first}, question by question by `{judge}`; bold where the interval leaves out "
+        "0. The last column says who is nearer to the truth where a second judge's interval leaves out 0 as well.",
+        "",
+        "| InstantStyle less | nearest to the truth, of four | right | leakage, nats | InstantStyle is |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shown = (_signed(row["measures"].get(f"{m}, {judge}")) for m in ("four-way right", "both right", "excess nats"))
+        lines.append(f"| {' | '.join([row['other'], *shown, row['verdict']])} |")
+    return lines
+
+
+def _signed(values: list[float] | None) -> str:
+    if values is None:
+        return ""
+    bold = "**" if values[1] > 0 or values[2] < 0 else ""
+    return f"{bold}{values[0]:+.2f}{bold} ({values[1]:+.2f} to {values[2]:+.2f})"
 
 
 def _spread(values: list[float] | None) -> str:

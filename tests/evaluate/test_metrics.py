@@ -151,6 +151,30 @@ def test_clusters_widen_the_interval() -> None:
     assert np.isnan(bootstrap(np.array([np.nan]), {"a": [1]}).mean)
 
 
+def test_chance_that_two_kinds_of_cluster_share_is_counted_once() -> None:
+    """Every picture of its own thing and its own style is as if of neither: the width is that of plain resampling."""
+    values, own = np.random.default_rng(3).normal(size=40), list(range(40))
+    crossed, alone = bootstrap(values, {"thing": own, "style": own}), bootstrap(values, {"question": own})
+    assert crossed.high - crossed.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    # Student's t with 39 degrees of freedom, 2.023, times the standard error: the interval of textbooks.
+    textbook = 2 * 2.0227 * values.std(ddof=1) / 40**0.5
+    assert alone.high - alone.low == pytest.approx(textbook, rel=0.1)
+
+
+@pytest.mark.parametrize("effects", [(1.0, 1.0, 1.0), (0.0, 1.0, 0.5), (0.0, 0.0, 1.0)])
+def test_intervals_hold_the_truth_about_as_often_as_they_say(effects: tuple[float, float, float]) -> None:
+    """A world of 35 things and 12 styles whose chance is known: of 100 studies some 95 are to hold its mean, 0."""
+    held = 0
+    for study in range(100):
+        rng = np.random.default_rng((study, 5))
+        styles, things = np.repeat(np.arange(12), 3), rng.integers(0, 35, 36)
+        parts = (rng.normal(size=35)[things], rng.normal(size=12)[styles], rng.normal(size=36))
+        values = sum(size * part for size, part in zip(effects, parts, strict=True))
+        found = bootstrap(np.asarray(values), {"thing": things.tolist(), "style": styles.tolist()}, resamples=300)
+        held += found.low <= 0 <= found.high
+    assert held >= 90
+
+
 def test_wilson_is_the_published_interval() -> None:
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)

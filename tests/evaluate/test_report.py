@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -20,9 +21,9 @@ from PIL import Image
 
 import factory
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.evaluate import drawing, entries, scores
+from instantstyle.evaluate import drawing, entries, scores, tables
 from instantstyle.evaluate.drawing import Kept, Standing
-from instantstyle.evaluate.entries import Job, Subset, jobs, questions, specs
+from instantstyle.evaluate.entries import Job, Kind, Subset, jobs, questions, specs
 from instantstyle.evaluate.metrics import excess_nats
 from instantstyle.evaluate.questions import Answers, Question, Way, ask
 from instantstyle.evaluate.report import evaluate
@@ -77,6 +78,8 @@ def test_the_admission_table_comes_first_and_no_cells_are_pooled(written: Path) 
             assert min(figure.size) > 200
     said = json.loads((written / "report.json").read_text("utf-8"))
     assert said["questions"] == 8
+    assert {(row["other"], row["cell"]) for row in said["pairs"]} >= {("ip-adapter", cell) for cell in CELLS}
+    assert all(f"| {name} |" in text.partition("Not admitted")[2] for name in ("ip-adapter", "palette alone", "truth"))
     rows = {(row["entry"], row["kind"], row["cell"]): row for row in said["entries"]}
     assert rows["ip-adapter", "method", CELLS[3]]["questions"] == 2
     assert rows["instantstyle", "method", CELLS[0]]["rows"] == 4, "two steps, with and without words"
@@ -125,6 +128,38 @@ def test_a_difference_is_taken_question_by_question() -> None:
     whole, part = entry(range(8), 0.0), entry([7, 1, 0], 0.25)
     found = difference(part, whole, "m", CELLS[0])
     assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25)), "pairs, whatever their order"
+
+
+def _entry(name: str, kind: Kind, nearest: float, judges: Sequence[str] = ("conv", "strokes")) -> scores.Entry:
+    """Somebody asked all small questions, as near to the truth as is said, question by question the same."""
+    asked = tuple(questions("small"))
+    columns = {f"four-way right, {judge}": np.full(len(asked), nearest) for judge in judges}
+    return scores.Entry(name, kind, 1.0, asked, np.zeros((len(asked), 64, 64, 3), np.uint8), 0.1, 50.0, 0.0, columns)
+
+
+def test_who_is_told_apart_is_said_with_intervals(tmp_path: Path, script: Callable[[str], ModuleType]) -> None:
+    """InstantStyle a half above no reference for certain, level with IP-Adapter, below words by one judge alone."""
+    admitted = ["four-way right, conv", "four-way right, strokes"]
+    compared = [
+        _entry(scores.BARE, "control", 0.25),
+        _entry("instantstyle", "method", 0.75),
+        _entry("ip-adapter", "method", 0.75),
+        replace(_entry(scores.WORDS, "control", 1.0), columns=_entry("", "control", 1.0, ["conv"]).columns),
+    ]
+    lines = tables.words(compared, admitted)
+    assert "higher than no reference" in lines[0]
+    assert "not told apart from ip-adapter" in lines[0]
+    assert "four-way right higher: **+0.50** (+0.50 to +0.50) by conv" in "\n".join(lines)
+    table = "\n".join(tables.paired(compared, CELLS[0], admitted))
+    assert "| instantstyle less | four-way right, conv | four-way right, strokes |" in table
+    assert "| ip-adapter | +0.00 (+0.00 to +0.00) | +0.00 (+0.00 to +0.00) |" in table
+    said = tables.pairs(compared)
+    assert {(row["other"], row["cell"]) for row in said} >= {("ip-adapter", cell) for cell in CELLS}
+    first = {row["other"]: row for row in said if row["cell"] == CELLS[0]}
+    assert first["no reference"]["verdict"] == "higher"
+    shown = script("docs/referee.py")._pairs({"pairs": json.loads(json.dumps(said))}, CELLS[0], "conv")
+    assert "| no reference | **+0.50** (+0.50 to +0.50) |  |  | higher |" in shown
+    assert "| ip-adapter | +0.00 (+0.00 to +0.00) |  |  | not told apart |" in shown
 
 
 def test_excess_nats_are_beyond_what_the_others_show() -> None:

@@ -28,7 +28,16 @@ def evaluate(
         Path | None, typer.Option(help="Where drawings are kept.", show_default="in the report's folder")
     ] = None,
 ) -> None:
-    """Measure every method against the truth; resumable: what is drawn is kept."""
+    """Measure every method against the truth, and write report.md, scores and figures.
+
+    Every picture is kept once it is drawn, so whatever stops the command, the same command goes on where it was. All
+    needs the drawings of the emoji world (make world); the small set has its own with it.
+
+    \b
+    instantstyle evaluate --subset small --out out/small
+    instantstyle evaluate --jobs 2 --count 12
+    instantstyle evaluate --methods instantstyle --methods ip-adapter
+    """
     from functools import partial
 
     from instantstyle.cli.progress import hush, standing
@@ -74,7 +83,12 @@ def probe(
         bool, typer.Option("--write", help="Keep the presets that are found in the model's folder, as presets.json.")
     ] = False,
 ) -> None:
-    """Find which blocks carry style: one attention module at a time, as a table and a figure."""
+    """Find which blocks carry style: one attention module at a time, as a table and a figure.
+
+    \b
+    instantstyle probe --out probe.png
+    instantstyle probe --plan style --plan up.0.1=1 --count 24
+    """
     from instantstyle.cli.progress import hush
     from instantstyle.pictures import write_png
     from instantstyle.whole import check_writable
@@ -109,7 +123,12 @@ def compare(
     seed: Annotated[int, typer.Option(help="The number chance begins from.")] = 0,
     steps: Annotated[int, typer.Option(help="Steps of denoising.")] = 30,
 ) -> None:
-    """Draw one prompt by every method, in one labelled grid."""
+    """Draw one prompt by every method, in one labelled grid.
+
+    \b
+    instantstyle compare "a cat" --style reference.png --out grid.png
+    instantstyle compare "a cat" --style one.png --style two.png --seed 7 --out grid.png
+    """
     from instantstyle.cli.progress import hush
     from instantstyle.pictures import grid, read, write_png
     from instantstyle.request import Request, StyleReference

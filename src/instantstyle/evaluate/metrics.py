@@ -7,6 +7,7 @@ the counterfactual swap is the interventional reading of leakage (IRS, arXiv 181
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, cast
 
 import cv2
@@ -183,24 +184,52 @@ def bootstrap(
     """The mean of values [n] and its 95 % interval, resampled by whole clusters, crossed where there are several kinds.
 
     Ten pictures in one style are one style, not ten: each kind (concept, style) is drawn anew with replacement, and a
-    value counts as often as all of its clusters were drawn (the pigeonhole bootstrap, Owen 2007).  NaNs are left out.
+    value counts as often as all of its clusters were drawn (the pigeonhole bootstrap, Owen 2007).  Where kinds hardly
+    overlap that counts the same chance up to three times, so the resampled means give the interval's shape, and its
+    width is that of the two-way variance (Cameron, Gelbach and Miller 2011), by Student's t for few clusters.  A mean
+    lies between the least and the greatest value, and so does its interval.  NaNs are left out.
     """
     there = ~np.isnan(values)
     values = values[there]
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
-    weights = np.ones((resamples, len(values)))
+    weights, kinds = np.ones((resamples, len(values))), list[Ints]()
     for names in clusters.values():
         kept = [name for name, is_there in zip(names, there, strict=True) if is_there]
         numbers = {name: i for i, name in enumerate(dict.fromkeys(kept))}
-        rows = np.array([numbers[name] for name in kept])
+        kinds.append(np.array([numbers[name] for name in kept]))
         drawn = rng.multinomial(len(numbers), [1 / len(numbers)] * len(numbers), size=resamples)
-        weights *= drawn[:, rows]
+        weights *= drawn[:, kinds[-1]]
     total = weights.sum(1)
     means = (weights @ values)[total > 0] / total[total > 0]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
+    mean, few = float(values.mean()), min(int(rows.max()) + 1 for rows in kinds)
+    spread = float(means.std())
+    wanted = _student(few - 1) / 1.96 * _standard_error(values, kinds) if few > 1 else 1e9  # one cluster tells nothing
+    stretch = wanted / spread if spread > 1e-12 else 0.0
+    low, high = (mean + stretch * (float(each) - mean) for each in np.percentile(means, [2.5, 97.5]))
+    return Interval(mean, max(low, float(values.min())), min(high, float(values.max())))
+
+
+def _standard_error(values: Floats, kinds: Sequence[Ints]) -> float:
+    """Of a mean whose errors are alike within the clusters of each kind: kinds added, what they share taken off."""
+    each: dict[int, list[float]] = {}
+    for size in range(1, len(kinds) + 1):
+        for some in combinations(kinds, size):
+            rows = np.unique(np.stack(some), axis=1, return_inverse=True)[1].ravel()
+            count = int(rows.max()) + 1
+            sums = np.bincount(rows, values - values.mean())
+            each.setdefault(size, []).append(float((sums**2).sum()) / len(values) ** 2 * count / max(count - 1, 1))
+    whole = sum((-1) ** (size + 1) * sum(some) for size, some in each.items())
+    return max(whole, *each[1], 0.0) ** 0.5
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % point of Student's t, by its expansion about the normal (Abramowitz and Stegun 26.7.5)."""
+    z, n = 1.959964, float(freedom)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:

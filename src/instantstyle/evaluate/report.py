@@ -126,6 +126,7 @@ def _write(
     swept = [each for each in drawn if each.kind == "strength"]
     blocks = [each for each in drawn if each.kind == "variance"]
     fitted = BUDGETS[subset].fitted
+    said_in_words = tables.words([*compared, *variants], ranked)
     text = [
         "# The referee's report",
         "",
@@ -142,9 +143,10 @@ def _write(
         "",
         f"## In words: {CELLS[0]}",
         "",
-        "A difference is told only where the intervals of both judges leave out 0, question by question.",
+        "Differences question by question, with their intervals; one is told only where those of both judges leave out "
+        "0. Nothing is corrected for how many are compared.",
         "",
-        *tables.words([*compared, *variants]),
+        *said_in_words,
     ]
     if swept:
         write_whole(folder / "curve.png", png(_curve(compared, swept)))
@@ -183,7 +185,8 @@ def _write(
             continue
         name = f"sheet-{number + 1}.png"
         write_whole(folder / name, png(_sheet(compared, cell)))
-        text += ["", f"## {cell}", "", *tables.right(there, cell, ranked), "", *tables.leaks(there, cell)]
+        text += ["", f"## {cell}", "", *tables.right(there, cell, ranked), "", *tables.beside(there, cell, ranked)]
+        text += ["", *tables.leaks(there, cell)]
         text += [*tables.paired(there, cell, ranked), "", f"![{cell}: what each drew]({name})"]
     if blocks:
         truths = np.stack([q.truth for q in block()])
@@ -218,7 +221,8 @@ def _write(
         "subset": subset,
         "held out": HELD_OUT,
         "admitted": ranked,
-        "words": tables.words([*compared, *variants]),
+        "words": said_in_words,
+        "pairs": tables.pairs(compared),
         "entries": tables.figures([*compared, *variants, *swept], ranked),
         "curve": bool(swept),
     }

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from instantstyle.evaluate.entries import BARE
+from instantstyle.evaluate.entries import BARE, WORDS
 from instantstyle.evaluate.judges import HELD_OUT, judge, shipped
 from instantstyle.evaluate.metrics import Interval, correlation, towards_truth, variance_shares
-from instantstyle.evaluate.scores import CEILING, LEAKS, Admission, Entry, difference
+from instantstyle.evaluate.scores import CEILING, LEAKS, MEASURES, Admission, Entry, difference
 from instantstyle.evaluate.suite import BLOCK, CELLS, FACTORS
 
 OURS, THEIRS = "instantstyle", "ip-adapter"
@@ -53,6 +53,14 @@ def right(compared: Sequence[Entry], cell: str, ranked: Sequence[str]) -> list[s
     return table(["", "questions", *shown], rows)
 
 
+def beside(compared: Sequence[Entry], cell: str, ranked: Sequence[str]) -> list[str]:
+    """What may not rank, for whoever wants to see it: thing, style and both right by the judges and their twins."""
+    rest = [m for m in MEASURES if m not in ranked]
+    if not rest:
+        return []
+    return ["Not admitted, so for looking at and not for ranking:", "", *right(compared, cell, rest)]
+
+
 def leaks(compared: Sequence[Entry], cell: str) -> list[str]:
     """What comes along, how far the truth is, whether grounds follow, and what a picture costs."""
     by_name = {each.name: each for each in compared}
@@ -94,21 +102,30 @@ def _grounds(each: Entry, cell: str) -> tuple[float, float]:
     return light, tint
 
 
+PAIRED = (BOTH, FOUR, "both right, strokes", "four-way right, strokes", "four-way right, pixels")
+"""Of which differences are taken, where they are admitted; leakage always."""
+
+
 def paired(compared: Sequence[Entry], cell: str, ranked: Sequence[str]) -> list[str]:
-    """Differences to IP-Adapter and to no reference, question by question."""
+    """Differences question by question: InstantStyle to each other, and each to IP-Adapter and to no reference."""
     by_name = {each.name: each for each in compared}
-    methods = [each for each in compared if each.kind in ("method", "variant") and each.of(cell).any()]
-    measures = [m for m in (BOTH, FOUR, "four-way right, strokes", "four-way right, pixels") if m in ranked]
-    measures = [m for m in (*measures, NATS) if any(not math.isnan(each.mean(m, cell)) for each in methods)]
+    there = [each for each in compared if each.of(cell).any()]
+    methods = [each for each in there if each.kind in ("method", "variant")]
+    measures = [*(m for m in PAIRED if m in ranked), NATS]
+    measures = [m for m in measures if any(not math.isnan(each.mean(m, cell)) for each in methods)]
     lines: list[str] = []
+
+    def rows(pairs: Sequence[tuple[str, Entry, Entry]]) -> list[list[str]]:
+        return [[name, *(spread(difference(a, b, m, cell), sign=True) for m in measures)] for name, a, b in pairs]
+
+    if OURS in by_name and by_name[OURS].of(cell).any():
+        ours = by_name[OURS]
+        others = [each for each in there if each is not ours and (each in methods or each.name in (BARE, WORDS))]
+        lines += ["", *table([f"{OURS} less", *measures], rows([(each.name, ours, each) for each in others]))]
     for to in (THEIRS, BARE):
         if to in by_name:
-            rows = [
-                [e.name, *(spread(difference(e, by_name[to], m, cell), sign=True) for m in measures)]
-                for e in methods
-                if e.name != to
-            ]
-            lines += ["", *table([f"less {to}", *measures], rows)]
+            pairs = [(each.name, each, by_name[to]) for each in methods if each.name != to]
+            lines += ["", *table([f"less {to}", *measures], rows(pairs))]
     return lines
 
 
@@ -151,30 +168,66 @@ def budget(spent: Mapping[str, tuple[Mapping[str, int], float]]) -> list[str]:
     return table(["", *kinds, "pictures", "core seconds, fits included"], rows)
 
 
-def words(compared: Sequence[Entry]) -> list[str]:
+def words(compared: Sequence[Entry], ranked: Sequence[str]) -> list[str]:
     """What may be said of InstantStyle in the first cell: a difference counts when both judges' intervals agree."""
     by_name = {each.name: each for each in compared}
     if OURS not in by_name:
         return []
-    ours, lines = by_name[OURS], list[str]()
+    ours, lines, told = by_name[OURS], list[str](), dict[str, list[str]]()
     for each in compared:
-        if each is ours or (each.kind == "control" and each.name != BARE):
+        if each is ours or (each.kind == "control" and each.name not in (BARE, WORDS)):
             continue
         one, other = (each, ours) if each.kind == "variant" else (ours, each)
-        said = [_told(one, other, what) for what in ("both right", "four-way right", "excess nats")]
+        said = [_told(one, other, what, ranked) for what in ("four-way right", "both right", "excess nats")]
         lines.append(f"- {one.name} against {other.name}: {'; '.join(said)}.")
-    return lines
+        if each.kind != "variant":
+            told.setdefault(_verdict(ours, each, "four-way right"), []).append(each.name)
+    joined = {APART: "from", "not measured": "against"}
+    short = [f"{verdict} {joined.get(verdict, 'than')} {', '.join(names)}" for verdict, names in told.items()]
+    return [f"- Nearest to the truth of four, {OURS} is {'; '.join(short)}.", *lines] if told else lines
 
 
-def _told(one: Entry, other: Entry, what: str) -> str:
-    """One difference in words.  `one` and `other` on the questions that both were asked."""
+APART = "not told apart"
+
+
+def _verdict(one: Entry, other: Entry, what: str) -> str:
+    """Whether one is above the other by both judges, on the questions that both were asked."""
     both = [difference(one, other, f"{what}, {name}", CELLS[0]) for name in (HELD_OUT, "strokes")]
-    name = {"excess nats": "leakage"}.get(what, what)
     if any(math.isnan(each.mean) for each in both):
-        return f"{name} not measured"
-    above, below = all(each.low > 0 for each in both), all(each.high < 0 for each in both)
-    verdict = "higher" if above else "lower" if below else "cannot be told apart"
-    return f"{name} {verdict} ({', '.join(f'{each.mean:+.2f}' for each in both)} by {HELD_OUT} and strokes)"
+        return "not measured"
+    return "higher" if all(e.low > 0 for e in both) else "lower" if all(e.high < 0 for e in both) else APART
+
+
+def _told(one: Entry, other: Entry, what: str, ranked: Sequence[str]) -> str:
+    """One difference in words and numbers.  `one` and `other` on the questions that both were asked."""
+    judges = (HELD_OUT, "strokes")
+    name = {"excess nats": "leakage"}.get(what, what)
+    if what != "excess nats" and any(f"{what}, {judge}" not in ranked for judge in judges):
+        name += " (which may not rank)"
+    verdict = _verdict(one, other, what)
+    if verdict == "not measured":
+        return f"{name} {verdict}"
+    by = (f"{spread(difference(one, other, f'{what}, {judge}', CELLS[0]), sign=True)} by {judge}" for judge in judges)
+    return f"{name} {verdict}: {', '.join(by)}"
+
+
+def pairs(compared: Sequence[Entry]) -> list[dict[str, object]]:
+    """InstantStyle less each method, no reference and words, for a program: an object an entry and cell."""
+    by_name, said = {each.name: each for each in compared}, list[dict[str, object]]()
+    if OURS not in by_name:
+        return []
+    ours = by_name[OURS]
+    for each in compared:
+        if each is ours or not (each.kind == "method" or each.name in (BARE, WORDS)):
+            continue
+        for cell in CELLS:
+            if each.of(cell).any() and ours.of(cell).any():
+                measures = {m: _plain(difference(ours, each, m, cell)) for m in (*PAIRED, NATS)}
+                row: dict[str, object] = {"one": OURS, "other": each.name, "cell": cell, "measures": measures}
+                if cell == CELLS[0]:
+                    row["verdict"] = _verdict(ours, each, "four-way right")
+                said.append(row)
+    return said
 
 
 def figures(entries: Sequence[Entry], ranked: Sequence[str]) -> list[dict[str, object]]:

@@ -40,23 +40,20 @@ def _lightning(steps: int) -> Preset:
     return Preset(steps=steps, guidance=0.0, sampler="euler-trailing", lora={"sdxl": file}, source=source)
 
 
-def _hyper(steps: int) -> Preset:
-    source = (
-        "huggingface.co/ByteDance/Hyper-SD, '2-Steps, 4-Steps, 8-steps LoRA': DDIMScheduler, timestep_spacing "
-        "trailing, guidance_scale 0, fuse_lora() whole"
+def _hyper(steps: int, *, guided: bool = False) -> Preset:
+    card = (
+        "News of 2024-04-30 and 2024-05-13 and discussion 32: guidance from 5 to 8; the card shows no scheduler of "
+        "their own for these, so the one of its other LoRAs"
+        if guided
+        else "'2-Steps, 4-Steps, 8-steps LoRA': DDIMScheduler, timestep_spacing trailing, guidance_scale 0, "
+        "fuse_lora() whole"
     )
     return Preset(
-        steps=steps, guidance=0.0, sampler="ddim-trailing", lora=_hyper_files(f"{steps}steps-lora"), source=source
-    )
-
-
-def _hyper_guided(steps: int) -> Preset:
-    source = (
-        "huggingface.co/ByteDance/Hyper-SD, News of 2024-04-30 and 2024-05-13 and discussion 32: guidance from 5 to 8; "
-        "the card shows no scheduler of their own for these, so the one of its other LoRAs"
-    )
-    return Preset(
-        steps=steps, guidance=5.0, sampler="ddim-trailing", lora=_hyper_files(f"{steps}steps-CFG-lora"), source=source
+        steps=steps,
+        guidance=5.0 if guided else 0.0,
+        sampler="ddim-trailing",
+        lora=_hyper_files(f"{steps}steps-{'CFG-' * guided}lora"),
+        source=f"huggingface.co/ByteDance/Hyper-SD, {card}",
     )
 
 
@@ -67,7 +64,7 @@ def _hyper_files(name: str) -> Mapping[str, str]:
 PRESETS: Mapping[str, Preset] = {
     **{f"lightning-{steps}": _lightning(steps) for steps in (2, 4, 8)},
     **{f"hyper-{steps}": _hyper(steps) for steps in (2, 4, 8)},
-    **{f"hyper-{steps}-cfg": _hyper_guided(steps) for steps in (8, 12)},
+    **{f"hyper-{steps}-cfg": _hyper(steps, guided=True) for steps in (8, 12)},
     "hyper-tcd": Preset(
         steps=4,
         guidance=0.0,

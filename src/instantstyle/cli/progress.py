@@ -16,32 +16,47 @@ def hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+_Move = Callable[[int, int, str], None]
+"""Called with what is done, what there is in all, and words for behind the bar."""
+
+
 @contextmanager
-def bar(what: str) -> Generator[Tick]:
-    """A bar while steps are taken where stderr is a terminal, and one line with seconds a step at the end anywhere."""
+def _shown(what: str, *, left: bool, visible: bool = True) -> Generator[tuple[_Move, Callable[[str], None], bool]]:
+    """What moves a bar on stderr, what says a line there, and whether that is a terminal; elsewhere no bar is seen."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False, markup=False)
-    columns = (
+    columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    began, done = time.perf_counter(), 0
+        TextColumn("{task.fields[said]}", markup=False),
+        *([TimeRemainingColumn()] if left else []),
+    ]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None, pace="")
+        task = progress.add_task(what, total=None, said="", visible=visible)
+
+        def move(done: int, of: int, said: str) -> None:
+            progress.update(task, completed=done, total=of, said=said, visible=True)
+
+        yield move, lambda line: console.print(line, soft_wrap=True), console.is_terminal
+
+
+@contextmanager
+def bar(what: str) -> Generator[Tick]:
+    """A bar while steps are taken where stderr is a terminal, and one line with seconds a step at the end anywhere."""
+    began, done = time.perf_counter(), 0
+    with _shown(what, left=True) as (move, say, _):
 
         def tick(step: int, total: int) -> None:
             nonlocal done
             done = step
-            progress.update(task, completed=step, total=total, pace=_pace(time.perf_counter() - began, step))
+            move(step, total, _pace(time.perf_counter() - began, step))
 
         yield tick
     if done:
-        console.print(f"{what}: {done} steps, {_pace(time.perf_counter() - began, done)}", soft_wrap=True)
+        say(f"{what}: {done} steps, {_pace(time.perf_counter() - began, done)}")
 
 
 def _pace(seconds: float, steps: int) -> str:
@@ -57,26 +72,15 @@ EVERY = 30.0
 @contextmanager
 def standing(what: str) -> Generator[Standing]:
     """A bar with the time that is left where stderr is a terminal, elsewhere a line now and then."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}", markup=False),
-    )
     said = -EVERY
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None, left="", visible=False)
+    with _shown(what, left=False, visible=False) as (move, say, terminal):
 
         def tick(done: int, of: int, seconds: float, left: float) -> None:
             nonlocal said
             when = f"{_minutes(seconds)} gone, about {_minutes(left)} left"
-            progress.update(task, completed=done, total=of, left=when, visible=True)
-            if not console.is_terminal and (seconds - said >= EVERY or done == of):
-                console.print(f"{what}: {done} of {of}, {when}", soft_wrap=True)
+            move(done, of, when)
+            if not terminal and (seconds - said >= EVERY or done == of):
+                say(f"{what}: {done} of {of}, {when}")
                 said = seconds
 
         yield tick

@@ -1,12 +1,15 @@
 """Following a run: rows a step, scores and sheets at their intervals, and a full disk that stops nothing."""
 
 import csv
+import importlib
 import resource
 import signal
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,20 +52,58 @@ def table(file: Path) -> list[list[str]]:
         return list(csv.reader(read))
 
 
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard itself reads: steps and values by name."""
+    reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    read = reader.EventAccumulator(str(folder / "tensorboard"))
+    read.Reload()
+    return {name: [(event.step, event.value) for event in read.Scalars(name)] for name in read.Tags()["scalars"]}
+
+
 def test_a_full_disk_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = threading.enumerate()
     log = Log(tmp_path, 0)
-    log.board = None  # its file is written by a thread of its own
     log.take(at(1, 2))
+    (board,) = (tmp_path / "tensorboard").iterdir()
+    begun = board.read_bytes()
     with full((tmp_path / "losses.csv").stat().st_size + 10):
         log.take(at(3, 4))
         log.take(at(5))
         assert [row["step"] for row in rows(tmp_path / "losses.csv")] == ["1", "2"]
         assert (tmp_path / "losses.csv").read_bytes().endswith(b"\n"), "no half of a row stays"
-    assert capsys.readouterr().err.count("waits for room") == 1
+        assert board.read_bytes() == begun
+        assert threading.enumerate() == threads, "none that could fail by itself, with a traceback"
+    assert capsys.readouterr().err.count("waits for room") == 2, "once for each of the two files"
     log.take(at(6))
     log.close()
     assert [row["step"] for row in rows(tmp_path / "losses.csv")] == list("123456")
     assert [float(row["loss"]) for row in rows(tmp_path / "losses.csv")] == [1 / step for step in range(1, 7)]
+    assert scalars(tmp_path)["loss"] == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
+
+
+def test_a_disk_that_is_full_from_the_first_loses_nothing_for_tensorboard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Log(tmp_path, 0).close()
+    with full((tmp_path / "losses.csv").stat().st_size):
+        log = Log(tmp_path, 0)
+    assert capsys.readouterr().err.count("waits for room") == 1
+    log.take(at(1, 2))
+    log.scores(2, {"nearer": 0.5})
+    log.close()
+    assert set(scalars(tmp_path)) == {"loss", "norm", "lr", "samples a second", "scores/nearer"}
+
+
+def test_tensorboard_forgets_the_steps_after_the_one_that_is_resumed(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0)
+    log.take(at(1, 2, 3, 4))
+    log.close()
+    (first,) = (tmp_path / "tensorboard").iterdir()
+    first.rename(first.with_name("events.out.tfevents.0000000001.before"))  # as an earlier run's is named
+    again = Log(tmp_path, 2)
+    again.take(at(3))
+    again.close()
+    assert [step for step, _ in scalars(tmp_path)["loss"]] == [1, 2, 3]
 
 
 def test_scores_after_the_step_that_is_resumed_are_written_anew(tmp_path: Path) -> None:

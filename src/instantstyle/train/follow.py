@@ -8,14 +8,15 @@ Sheets matter most: the loss of an adapter hardly falls, while what it draws cha
 import copy
 import csv
 import dataclasses
+import importlib
 import importlib.util
 import io
 import os
+import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,14 @@ _FIELDS: Sequence[str] = ("step", "loss", "norm", "lr")
 
 
 class Log:
-    """`losses.csv`, and TensorBoard's file beside it where that is installed; rows after `first` are written anew.
+    """`losses.csv`, and a file for TensorBoard where that is installed; rows after `first` are written anew.
 
     A full disk stops no training: what cannot be written is kept, and written as soon as there is room again.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
         self.file, self._scores = folder / "losses.csv", folder / "scores.csv"
-        self._held: dict[Path, list[Sequence[object]]] = {}
+        self._held: dict[Path, bytes] = {}
         with whole(self.file) as partial, partial.open("w", newline="") as out:
             writer = csv.writer(out)
             writer.writerow(_FIELDS)
@@ -55,52 +56,43 @@ class Log:
             with whole(self._scores) as partial, partial.open("w", newline="") as out:
                 there = [row for row in kept if len(row) == len(heads) and int(row[0]) <= first]
                 csv.writer(out).writerows([heads, *there])
-        self.board: Any = None
+        self._board: Path | None = None
         if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+            named = f"events.out.tfevents.{int(time.time()):010}.{platform.node()}.{os.getpid()}"
+            self._board = folder / "tensorboard" / named
+            self._append(self._board, _begun(first + 1))
 
     def take(self, at: Progress) -> None:
         """Write the newest steps, each with what floats need to be read back as they are."""
-        self._append(self.file, [(row.step, repr(row.loss), repr(row.norm), repr(row.lr)) for row in at.rows])
-        if self.board is None:
-            return
-        with self._room():
-            for row in at.rows:
-                for name in ("loss", "norm", "lr"):
-                    self.board.add_scalar(name, getattr(row, name), row.step)
-            self.board.add_scalar("samples a second", at.speed, at.step)
-            self.board.flush()
+        self._append(self.file, _lines([(row.step, repr(row.loss), repr(row.norm), repr(row.lr)) for row in at.rows]))
+        if self._board is not None:
+            of_steps = [
+                _scalars(row.step, {name: getattr(row, name) for name in ("loss", "norm", "lr")}) for row in at.rows
+            ]
+            self._append(self._board, b"".join([*of_steps, _scalars(at.step, {"samples a second": at.speed})]))
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write what the referee says."""
         new = not self._scores.exists() and self._scores not in self._held
         said = [step, *(f"{value:.4f}" for value in scores.values())]
-        self._append(self._scores, [["step", *scores], said] if new else [said])
-        if self.board is not None:
-            with self._room():
-                for name, value in scores.items():
-                    self.board.add_scalar(f"scores/{name}", value, step)
+        self._append(self._scores, _lines([["step", *scores], said] if new else [said]))
+        if self._board is not None:
+            self._append(self._board, _scalars(step, {f"scores/{name}": value for name, value in scores.items()}))
 
     def close(self) -> None:
         """No more is to come."""
         for file in list(self._held):
-            self._append(file, [])
-        if self.board is not None:
-            with self._room():
-                self.board.close()
+            self._append(file, b"")
 
-    def _append(self, file: Path, new: Sequence[Sequence[object]]) -> None:
-        held = [*self._held.get(file, []), *new]
+    def _append(self, file: Path, new: bytes) -> None:
+        held = self._held.get(file, b"") + new
         if not held:
             return
         size = file.stat().st_size if file.exists() else 0
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows(held)
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("ab") as out:
-                out.write(text.getvalue().encode())
+                out.write(held)
         except OSError as refused:
             if file not in self._held:
                 print(f"warning: {file} waits for room: {refused.strerror}", file=sys.stderr, flush=True)
@@ -110,14 +102,36 @@ class Log:
         else:
             self._held.pop(file, None)
 
-    @contextmanager
-    def _room(self) -> Generator[None]:
-        """While entered, TensorBoard may find the disk full; it is then left alone."""
-        try:
-            yield
-        except OSError as refused:
-            print(f"warning: no more is written for TensorBoard: {refused.strerror}", file=sys.stderr, flush=True)
-            self.board = None
+
+def _lines(new: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(new)
+    return text.getvalue().encode()
+
+
+def _begun(step: int) -> bytes:
+    """The head of a TensorBoard file: what earlier files say of this step and those after it holds no longer."""
+    log: Any = importlib.import_module("tensorboard.compat.proto.event_pb2").SessionLog
+    return _record(file_version="brain.Event:2") + _record(step=step, session_log=log(status=log.START))
+
+
+def _scalars(step: int, values: Mapping[str, float]) -> bytes:
+    """Values at a step, as TensorBoard reads them."""
+    summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
+    each = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    return _record(step=step, summary=summary(value=each))
+
+
+def _record(**fields: Any) -> bytes:
+    """An event as a TFRecord.
+
+    torch's `SummaryWriter` writes from a thread of its own, which on a full disk ends with a traceback on stderr.
+    """
+    event: Any = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
+    writer: Any = importlib.import_module("tensorboard.summary.writer.record_writer").RecordWriter
+    out = io.BytesIO()
+    writer(out).write(event(wall_time=time.time(), **fields).SerializeToString())
+    return out.getvalue()
 
 
 def rows(file: Path) -> list[dict[str, str]]:

@@ -21,7 +21,8 @@ from instantstyle.errors import OutputError, WeightsError
 from instantstyle.world import draw, sources
 from instantstyle.world.__main__ import main
 from instantstyle.world.draw import MASTER, build, masters, render
-from instantstyle.world.sources import Concept, DrawingSet, Package, art, concepts, fetch, has
+from instantstyle.world.sets import DrawingSet, Package
+from instantstyle.world.sources import Concept, art, concepts, fetch, has
 from instantstyle.world.splits import splits
 from instantstyle.world.treatments import HELD_OUT_FAMILIES, HELD_OUT_HUES
 

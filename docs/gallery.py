@@ -17,6 +17,7 @@ from PIL import Image
 import instantstyle as ist
 from instantstyle import pictures
 from instantstyle.card import known_cards
+from instantstyle.families import EMOJI
 from instantstyle.features import nearest_text
 from instantstyle.whole import write_whole
 from instantstyle.world.drawn import on_white, thing
@@ -24,7 +25,7 @@ from instantstyle.world.drawn import on_white, thing
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "gallery"
 SEEN = DOCS / "seen.json"
-SEED, STEPS, GUIDANCE = 7, 25, 3.0
+SEED, STEPS = 7, 25
 
 References = Sequence[ist.StyleReference]
 
@@ -60,7 +61,6 @@ def _ask(thing: str, references: References = (), **fields: object) -> Cell:
             "references": tuple(references),
             "seed": SEED,
             "steps": STEPS,
-            "guidance": GUIDANCE,
         }
         | fields
     )
@@ -187,7 +187,7 @@ def main() -> None:
     parts = [
         "# Gallery\n\nWritten by `python docs/gallery.py` (or `make gallery`); do not edit.  What is said to be seen "
         f"comes from docs/seen.json.\n\nModel {model.found.spec}, weights {model.identity[:12]}, {STEPS} steps, seed "
-        f"{SEED}, guidance {GUIDANCE:g}.  Nothing was picked: one seed for all, fixed beforehand.\n"
+        f"{SEED}, guidance {EMOJI.guidance:g}.  Nothing was picked: one seed for all, fixed beforehand.\n"
     ]
     for make in SECTIONS:
         section = make(model)

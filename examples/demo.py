@@ -7,7 +7,6 @@ from instantstyle import pictures
 
 HERE = Path(__file__).parent
 PROMPTS = ("a cat", "a house", "a rocket", "a guitar", "a rose", "an umbrella")
-GUIDANCE = 3.0  # the usual 5 paints this small model's colours too loudly
 OUT = Path("out/demo.png")
 
 if __name__ == "__main__":
@@ -21,7 +20,7 @@ if __name__ == "__main__":
     for prompt in PROMPTS:
         for reference in references:
             given = [reference] if reference else []
-            engine.submit(ist.Request(prompt, references=given, guidance=GUIDANCE, seed=7))
+            engine.submit(ist.Request(prompt, references=given, seed=7))
         rows.append([result.images[0] for result in engine.run()])  # a whole row in one batch
         print(f"drew {prompt}")
     OUT.parent.mkdir(exist_ok=True)

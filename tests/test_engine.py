@@ -55,6 +55,19 @@ def test_a_result_remembers_what_was_not_said() -> None:
     assert np.array_equal(np.asarray(again.images[0]), np.asarray(result.images[0]))
 
 
+@pytest.mark.parametrize(("name", "guidance"), [("emoji", 3.0), ("sdxl", 5.0), ("sd15", 5.0)])
+def test_a_guidance_that_is_not_named_is_the_familys(name: str, guidance: float) -> None:
+    """Taken, remembered, and no other picture than where it is named; one that is named, 0 too, stays."""
+    unnamed, named = Request("a cat", seed=1, steps=1), Request("a cat", seed=1, steps=1, guidance=guidance)
+    engine = Engine(factory.model(name))
+    runs = [engine.submit(each) for each in (unnamed, named, unnamed.model_copy(update={"guidance": 0.0}))]
+    assert [run.request.guidance for run in runs] == [guidance, guidance, 0.0]
+    result, same, other = (np.asarray(each.images[0]) for each in engine.run())
+    assert np.array_equal(result, same)
+    assert not np.array_equal(result, other)
+    assert f"CFG scale: {guidance:g}," in runs[0].result().memory().parameters()
+
+
 def test_without_a_seed_two_pictures_differ() -> None:
     seeds = {Engine(factory.model("emoji")).submit(Request("a cat", steps=1)).request.seed for _ in range(3)}
     assert len(seeds) == 3

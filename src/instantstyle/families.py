@@ -8,6 +8,10 @@ from instantstyle.blocks import BlockPlan, UNetConfig
 _ALL = BlockPlan({"all": 1.0})
 
 
+SAID = ("style", "layout")
+"""The plans that are found by looking, in an architecture or in one checkpoint; the others follow from them."""
+
+
 def presets_of(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping[str, BlockPlan]:
     """The named plans that follow from where style and where layout live."""
     return {
@@ -43,6 +47,8 @@ class Family:
     """Where the presets come from, for people who ask."""
     size: tuple[int, int]
     """Native (width, height) in pixels."""
+    guidance: float = 5.0
+    """How strongly a prompt is followed where a request does not say; InstantStyle's own code has 5."""
     multiple: int
     """Widths and heights must be multiples of this many pixels."""
     text_length: int
@@ -106,6 +112,7 @@ EMOJI = Family(
     content=BlockPlan({"down.2.1": 1.0}),  # its layout
     fitting=Fitting(rank=8, steps=40, rate=1e-2, batch=8),
     size=(64, 64),
+    guidance=3.0,  # 5 paints this small model's colours too loudly: benchmarks/LOG.md
     multiple=32,
     text_length=24,
     clip_skip=2,

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from torch import Tensor
 from instantstyle.blocks import parse_plan
 from instantstyle.encoders import Eyes
 from instantstyle.errors import PlanError, WeightsError
-from instantstyle.families import Family, presets_of
+from instantstyle.families import SAID, Family, presets_of
 from instantstyle.nets.unet import UNet
 from instantstyle.weights.adapter import Adapter, load_adapter
 from instantstyle.weights.find import Found
@@ -71,25 +72,24 @@ def with_index(family: Family, found: Found) -> Family:
     changes: dict[str, Any] = {"zero_empty": bool(index.get("force_zeros_for_empty_prompt", family.zero_empty))}
     if isinstance(side, int):
         changes["size"] = (side * 2 ** (levels - 1),) * 2
-    return dataclasses.replace(family, **changes, **_own_presets(family, found))
+    family = dataclasses.replace(family, **changes)
+    if found.single is not None or not found.has(PRESETS):
+        return family
+    return with_presets(family, found.config(PRESETS), str(found.folder / PRESETS))
 
 
-def _own_presets(family: Family, found: Found) -> dict[str, Any]:
-    """What presets.json says of where style and layout live in this checkpoint; what it leaves out is the family's.
+def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
+    """The family with what presets.json says of where style and layout live; what it leaves out is the family's.
 
     Raises WeightsError when it names blocks that the UNet does not have.
     """
-    if found.single is not None or not found.has(PRESETS):
-        return {}
-    said = found.config(PRESETS)
-    blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in ("style", "layout")}
+    blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in SAID}
     try:
         for plan in blocks.values():
             parse_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.unet, {})
     except (AttributeError, PlanError) as wrong:
-        raise WeightsError(f"{found.folder / PRESETS} is not understood: {wrong}") from wrong
-    source = said.get("source", str(found.folder / PRESETS))
-    return {"presets": presets_of(**blocks), "presets_source": source}
+        raise WeightsError(f"{where} is not understood: {wrong}") from wrong
+    return dataclasses.replace(family, presets=presets_of(**blocks), presets_source=said.get("source", where))
 
 
 def read_vocabulary(found: Found) -> tuple[str, ...]:

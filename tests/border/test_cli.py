@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,17 @@ def test_each_of_several_pictures_is_made_again(draw: Command, command: Command)
     assert not Path("cat.png").exists()
     assert not np.array_equal(pixels("cat-1.png"), pixels("cat-3.png"))
     assert command("again", "cat-3.png").code == 0
+
+
+def test_a_picture_is_made_again_after_the_models_presets_changed(command: Command, small: Path) -> None:
+    shutil.copytree(small, "own")
+    ask = ("generate", "a cat", "--model", "own", "--style", "ref.png", "--steps", "2", "--seed", "7", "--out")
+    assert command(*ask, "cat.png").code == 0
+    Path("own/presets.json").write_text(json.dumps({"style": {"mid": 5.0, "down": 5.0}}))
+    assert command(*ask, "other.png").code == 0
+    assert not np.array_equal(pixels("cat.png"), pixels("other.png")), "they would be told apart"
+    assert command("again", "cat.png").code == 0
+    assert command("again", "other.png").code == 0
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # diffusers' Euler

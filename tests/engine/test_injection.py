@@ -167,7 +167,7 @@ def test_runs_of_one_unet_go_together(asked: dict[str, Injection]) -> None:
 def test_a_step_is_the_unet_of_all_rows_and_the_scheduler(asked: dict[str, Injection]) -> None:
     """By hand: own rows twice, references behind; their predictions dropped; guidance; one step of DDIM."""
     asked["one"] = Injection(looking(), rows=rows(), unet=OTHER)
-    run = Engine(MODEL).submit(request("one"))
+    run = Engine(MODEL).submit(request("one", guidance=3.5))
     noise, time = run.latents, run.times[0]
     said = MODEL.say(["", "a cat", "a dog", "a red house"])
     sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(4, 1)
@@ -177,7 +177,7 @@ def test_a_step_is_the_unet_of_all_rows_and_the_scheduler(asked: dict[str, Injec
     without, given = out[:1], out[1:2]
     fresh = run.scheduler.from_config(run.scheduler.config)
     fresh.set_timesteps(2)
-    expected = fresh.step(without + 5.0 * (given - without), time, noise).prev_sample
+    expected = fresh.step(without + 3.5 * (given - without), time, noise).prev_sample
     run.engine.step()
     torch.testing.assert_close(run.latents, expected, atol=1e-5, rtol=0)
 

@@ -126,7 +126,7 @@ def test_full_size_networks_take_every_method(method: str, name: str, monkeypatc
     monkeypatch.setattr(sys.modules["instantstyle.methods.b_lora"], "fitted", thin)
     model, moment = full_size(name), Moment(0, 2, 999.0, 0.1, 0.99)
     width, height = model.family.size
-    request = styled(method, size=model.family.size)
+    request = styled(method, size=model.family.size, guidance=5.0)
     asked = inject(model, request)
     told = tell(model, request, asked)
     own = 2 + len(asked.negatives)

@@ -53,7 +53,7 @@ def ours(attend: Any, *tensors: Tensor) -> Tensor:
 
 
 def index() -> Tensor:
-    return looked(Request("a cat", count=COUNT), 1, torch.device("cpu"))
+    return looked(Request("a cat", guidance=5, count=COUNT), 1, torch.device("cpu"))
 
 
 def published_style_aligned(q: Tensor, k: Tensor, v: Tensor, *, adain: bool, scale: float, shift: float) -> Tensor:
@@ -158,7 +158,7 @@ def test_several_references_count_by_their_weights() -> None:
 
 
 def test_rows_look_at_their_own_branch_and_references_at_themselves() -> None:
-    rows = looked(Request("a cat", count=2), 2, torch.device("cpu"), negatives=1)
+    rows = looked(Request("a cat", guidance=5, count=2), 2, torch.device("cpu"), negatives=1)
     assert rows.tolist() == [[6, 8]] * 2 + [[7, 9]] * 4 + [[6, 6], [7, 7], [8, 8], [9, 9]]
 
 

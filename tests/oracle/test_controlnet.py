@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_picture_is_diffusers(case: str) -> None:
     name, controls, given, fields = CASES[case]
-    request = Request("a cat in the house", seed=11, steps=5, controls=controls, **fields)
+    request = Request("a cat in the house", seed=11, steps=5, controls=controls, **({"guidance": 5.0} | fields))
     expected, expected_pictures = theirs(name, request, given, "references" in fields)
     latents, pictures = ours(name, request)
 
@@ -163,7 +163,7 @@ def test_the_picture_is_diffusers(case: str) -> None:
 
 def test_one_that_pools_speaks_to_the_conditional_rows_alone() -> None:
     given = load(factory.folder("sd15"), controls={"shuffle": pooled("sd15")})
-    request = Request("a cat", seed=3, steps=3, controls=[Control("shuffle", SMALL, 1.0)])
+    request = Request("a cat", seed=3, steps=3, guidance=5.0, controls=[Control("shuffle", SMALL, 1.0)])
     expected, _ = theirs("sd15", request, [("pooled", SMALL)], False)
     run = Engine(given).submit(request)
     while not run.done:

@@ -159,7 +159,7 @@ def test_a_picture_from_a_picture_is_diffusers(case: str) -> None:
     name, init, fields = CASES[case]
     if fields.pop("references", False):
         fields["references"] = [StyleReference(factory.picture(1))]
-    defaults: dict[str, Any] = {"prompt": "a cat", "steps": 6, "seed": 11}
+    defaults: dict[str, Any] = {"prompt": "a cat", "steps": 6, "guidance": 5.0, "seed": 11}
     image = init.get("image", photo())
     given: dict[str, Any] = {"init": Init(**({"image": image} | init)), "size": image.size}
     request = Request(**(defaults | given | fields))
@@ -175,7 +175,7 @@ def test_a_picture_from_a_picture_is_diffusers(case: str) -> None:
 
 def test_the_picture_and_the_mask_are_no_small_matter_here() -> None:
     """The cases above could not fail if a random network made the same of everything."""
-    request = Request("a cat", steps=6, seed=11, init=Init(photo(), 0.7, mask()))
+    request = Request("a cat", steps=6, guidance=5.0, seed=11, init=Init(photo(), 0.7, mask()))
     bare, _ = theirs("sdxl-inpainting", request)
     for other in (Init(factory.picture(4, 64), 0.7, mask()), Init(photo(), 0.7, mask().rotate(180))):
         changed, _ = theirs("sdxl-inpainting", request.model_copy(update={"init": other}))

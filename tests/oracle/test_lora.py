@@ -33,7 +33,7 @@ CASES: dict[str, tuple[str, Spelling, bool]] = {
 }
 """The model, the spelling, and whether the text encoders change too."""
 WEIGHT = 0.7
-REQUEST = Request("a cat in the house", negative="red", steps=2, seed=11)
+REQUEST = Request("a cat in the house", negative="red", steps=2, guidance=5.0, seed=11)
 
 
 def parts(pipe: Any) -> dict[str, Any]:

@@ -110,8 +110,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, list[int], str | None, str | No
 def test_the_whole_picture_is_diffusers(case: str) -> None:
     name, fields, scale, seeds, content, kind = CASES[case]
     references = [StyleReference(factory.picture(seed), content=content) for seed in seeds]
-    defaults: dict[str, Any] = {"prompt": "a cat in the house", "steps": 6, "seed": 11, "references": references}
-    request = Request(**(defaults | fields))
+    defaults: dict[str, Any] = {"prompt": "a cat in the house", "steps": 6, "guidance": 5.0, "seed": 11}
+    request = Request(references=references, **(defaults | fields))
     expected, expected_pictures = theirs(name, request, scale, seeds, content, kind)
 
     run = Engine(factory.model(name)).submit(request)
@@ -128,8 +128,8 @@ def test_the_whole_picture_is_diffusers(case: str) -> None:
 
 def test_a_style_is_no_small_matter_here() -> None:
     """The cases above could not fail if a random adapter changed nothing."""
-    bare, _ = theirs("sdxl", Request("a cat", steps=4, seed=1), 0.0, [], None, None)
-    styled, _ = theirs("sdxl", Request("a cat", steps=4, seed=1), STYLE, [1], None, None)
-    subtracted, _ = theirs("sdxl", Request("a cat", steps=4, seed=1), STYLE, [1], "dog", None)
+    bare, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, seed=1), 0.0, [], None, None)
+    styled, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, seed=1), STYLE, [1], None, None)
+    subtracted, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, seed=1), STYLE, [1], "dog", None)
     assert float((styled - bare).abs().max()) > 100 * TOLERANCE * float(bare.abs().max())
     assert float((styled - subtracted).abs().max()) > 10 * TOLERANCE * float(bare.abs().max())

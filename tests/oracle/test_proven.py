@@ -174,7 +174,7 @@ def test_it_is_diffusers_picture(
         {"method": "none"} if mine is None else {"references": [StyleReference(factory.picture(5))]}
     )
     plan = "style" if adapter in ("style", "slim") else "all"
-    request = Request("a cat", steps=3, seed=11, size=(64, 64), sampler=sampler, plan=plan, **fields)
+    request = Request("a cat", steps=3, guidance=5.0, seed=11, size=(64, 64), sampler=sampler, plan=plan, **fields)
     model = ours(given, mine)
     expected, images = theirs(pipeline(base, given, folder), family, other, adapter, model, request)
     run = Engine(model).submit(request)

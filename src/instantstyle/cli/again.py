@@ -1,5 +1,6 @@
 """`instantstyle again`: a picture made again from its own metadata, and whether it is the same to the pixel."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ def again(
     hush()
     from instantstyle.generate import generate as make
     from instantstyle.model import load
+    from instantstyle.parts import with_presets
 
     loaded = load(
         model or memory.model or "emoji",
@@ -54,6 +56,9 @@ def again(
         dtype=dtype or memory.dtype,
     )
     notes = _notes(memory.identity, loaded.identity, memory.version)
+    if model is None and memory.presets is not None:
+        family = with_presets(loaded.family, memory.presets, f"what {picture} remembers of its plans")
+        loaded = dataclasses.replace(loaded, family=family)
     with bar(picture.name) as tick:
         result = make(loaded, memory.request, progress=lambda at: tick(at.step, at.steps))
     after = result.images[memory.index]

@@ -19,6 +19,7 @@ from instantstyle.cli.flags import (
     references_of,
     with_own,
 )
+from instantstyle.families import FAMILIES
 from instantstyle.presets import preset as find_preset
 
 
@@ -138,7 +139,11 @@ def generate(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of denoising.", show_default="30")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="How strongly the prompt is followed; at 1 nothing is added.", show_default="5")
+        float | None,
+        typer.Option(
+            help="How strongly the prompt is followed; at 1 nothing is added.",
+            show_default=", ".join(f"{family.name} {family.guidance:g}" for family in FAMILIES.values()),
+        ),
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="The scheduler.", show_default="the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="The number chance begins from.", show_default="by chance")] = None,

@@ -18,6 +18,7 @@ from instantstyle.engine.stack import Told, Turn
 from instantstyle.engine.start import begin, cautions, settled_size
 from instantstyle.engine.told import tell
 from instantstyle.errors import Cancelled, InputError, InstantStyleError
+from instantstyle.families import SAID
 from instantstyle.methods import Injection, Moment, ReferenceRows, inject
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, TextKeysValues
@@ -58,15 +59,16 @@ class Run:
 
     def __init__(self, engine: Steps, request: Request) -> None:
         self.engine, model = engine, engine.model
-        self.guided = request.guidance > 1
         self.scheduler = scheduler(model, request.sampler)
         set_steps(self.scheduler, request.sampler, request.steps, model.device)
         settled = {
             "size": settled_size(model, request),
             "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
+            "guidance": model.family.guidance if request.guidance is None else request.guidance,
             "sampler": request.sampler or sampler_name(self.scheduler),
         }
         self.request = request.model_copy(update=settled)
+        self.guided = self.request.guided
         self.injection = inject(model, self.request)
         self.request = self.request.model_copy(update=dict(self.injection.settled))
         self.controls = steer(model, self.request)
@@ -210,6 +212,7 @@ class Run:
             controls={kind: net.spec for kind, net in model.controls.items() if net.spec is not None},
             depth=None if model.depth is None else model.depth.spec,
             identity=model.identity,
+            presets={name: model.family.presets[name].weights for name in SAID},
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             seconds=self._seconds,
@@ -256,6 +259,7 @@ class Run:
         parts = list(cast("Tensor", prediction.unflatten(0, (-1, self.request.count))))
         without = parts.pop(0) if self.guided else None
         given, *negatives = parts
+        assert self.request.guidance is not None
         combined = given if without is None else without + self.request.guidance * (given - without)
         for negative, against in zip(self.asked.negatives, negatives, strict=True):
             combined = combined + negative.weight * (given - against)

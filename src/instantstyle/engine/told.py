@@ -13,12 +13,12 @@ from instantstyle.text import fill
 
 
 def tell(model: Model, request: Request, injection: Injection) -> Told:
-    """A row for each of the run's while the injection holds; `request.size` is settled.
+    """A row for each of the run's while the injection holds; `request.size` and its guidance are settled.
 
     Raises InputError when a text is too long for the encoders or reference rows do not fit the model.
     """
     said = ["prompt", *(negative.reads for negative in injection.negatives)]
-    if request.guidance > 1:
+    if request.guided:
         said.insert(0, injection.unconditional)
     typed = [request.prompt if each == "prompt" else request.negative for each in said]
     if request.reading == "plain":

@@ -150,7 +150,7 @@ def damped(parts: Decomposed, keep: int, damping: float) -> Float[Tensor, "1 hea
 def _rows(parts: Decomposed, whole: Heads, request: Request, keep: int, damping: float, against: float) -> Heads:
     """The rows of `whole`, [unconditional, conditional] x count, cleaned."""
     clean = damped(parts, keep, damping).to(whole).expand(request.count, -1, -1, -1)
-    if request.guidance <= 1:
+    if not request.guided:
         return clean
     other = damped(parts, 0, against).to(whole).expand_as(clean) if against else whole[: request.count]
     return torch.cat([other, clean])

@@ -116,7 +116,7 @@ def _voices(model: Model, request: Request, references: Sequence[StyleReference]
     voices: list[Voice] = []
     for (name, own), group in together.items():
         spoken = plan if own is None else parse_plan(own, model.family.unet, model.family.presets)
-        if spoken.negative and request.guidance <= 1:
+        if spoken.negative and not request.guided:
             raise InputError(
                 f"the plan {own or request.plan!r} puts the reference where guidance pushes away from, which guidance "
                 f"{request.guidance:g} does not do: give a guidance above 1"
@@ -149,7 +149,7 @@ def _spoken(model: Model, request: Request, voice: Voice, inner: Attend, way: Wa
         way = partial(image_prompt, where=where)
     tokens, weights = _tokens(model, adapter, request, voice.references)
     seen, unseen = tokens[:1], tokens[1:]
-    rows = torch.cat([unseen, seen]) if request.guidance > 1 else seen
+    rows = torch.cat([unseen, seen]) if request.guided else seen
     attend = _attend(model, adapter, plan.weights, rows, rows, weights, request.count, inner, way)
     if plan.negative:
         # The reference stands in the unconditional row, and in the conditional one nothing does (no value speaks).

@@ -73,6 +73,7 @@ def alongside(model: Model, request: Request, caption: str) -> Trajectory:
     Nothing that looks at it changes it, so that drawn before and drawn beside the run are the same.
     """
     assert request.size is not None
+    assert request.guidance is not None
     width, height = request.size
     like = torch.empty(
         1, model.unet.config.in_channels, height // model.scale, width // model.scale, dtype=model.dtype
@@ -87,11 +88,11 @@ def rows(
 ) -> ReferenceRows:
     """The rows of these references, in their order and for each [unconditional, conditional] as the run has them.
 
-    `request.size` and `request.seed` are settled.  Raises InputError when a caption is missing, or too long.
+    The request's size, seed and guidance are settled.  Raises InputError when a caption is missing, or too long.
     """
     how, said = knobs["rows"], str(knobs["caption"])
     captions = [said or ", ".join(each.contents) for each in references] or [said]
-    branches = 2 if request.guidance > 1 else 1
+    branches = 2 if request.guided else 1
     texts = [text for caption in captions for text in ([request.negative] * (branches - 1) + [caption])]
     if how == "alongside":
         if references:
@@ -124,7 +125,7 @@ def looked(request: Request, references: int, device: torch.device, negatives: i
 
     [rows, references]; a row looks at the references' rows of its own branch, and reference rows at themselves.
     """
-    branches = 2 if request.guidance > 1 else 1
+    branches = 2 if request.guided else 1
     own = (branches + negatives) * request.count
     beside = [min(row // request.count, branches - 1) for row in range(own)]
     there = [[own + each * branches + branch for each in range(references)] for branch in beside]

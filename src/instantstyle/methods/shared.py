@@ -186,7 +186,7 @@ def stylekeeper(model: Model, request: Request) -> Injection:
     push = Negative(float(knobs["leak"]) * min(1.0, strength(weights) if weights else 1.0))
 
     def attend(plan: BlockPlan, looked: Looked, weights: Sequence[float]) -> Attend:
-        branches = 2 if request.guidance > 1 else 1
+        branches = 2 if request.guided else 1
         own = torch.arange(len(looked), device=looked.device)
         leaks = (own >= branches * request.count) & (own < (branches + 1) * request.count)
         asks = torch.where(leaks, looked[:, 0], own)

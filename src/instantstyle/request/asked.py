@@ -146,7 +146,8 @@ class Init(Noun):
 class Request(Noun):
     """All that decides a picture, besides the model.
 
-    None means: the model's own (size, sampler), or drawn by chance (seed).  A result's request has both filled in.
+    None means: the model's own (size, guidance, sampler), or drawn by chance (seed).  A result's request has all of
+    them filled in.
     """
 
     prompt: Words
@@ -162,7 +163,8 @@ class Request(Noun):
     size: tuple[Side, Side] | None = None
     """(width, height) in pixels."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
-    guidance: Annotated[float, Field(ge=0, le=50)] = 5.0
+    guidance: Annotated[float, Field(ge=0, le=50)] | None = None
+    """How strongly the prompt is followed; at 1 and below no unconditional row is predicted."""
     sampler: Annotated[str, Field(max_length=100)] | None = None
     seed: Seed | None = None
     count: Annotated[int, Field(ge=1, le=64)] = 1
@@ -192,7 +194,7 @@ class Request(Noun):
             init: Init | None = None,
             size: tuple[int, int] | None = None,
             steps: int = 30,
-            guidance: float = 5.0,
+            guidance: float | None = None,
             sampler: str | None = None,
             seed: int | None = None,
             count: int = 1,
@@ -202,3 +204,9 @@ class Request(Noun):
             reading: Literal["plain", "long", "weighted"] = "plain",
             options: Mapping[str, float | int | str | bool] = {},
         ) -> None: ...
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional row to push away from; `guidance` is settled."""
+        assert self.guidance is not None
+        return self.guidance > 1

@@ -48,6 +48,8 @@ class Memory(Noun):
     content_encoder: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     """LoRA files and how much of each."""
+    presets: Mapping[str, Mapping[str, float]] | None = None
+    """What the plans `style` and `layout` meant, strengths by block: a model's folder may come to say otherwise."""
 
     if TYPE_CHECKING:
 
@@ -66,13 +68,15 @@ class Memory(Noun):
             image_encoder: str | None = None,
             content_encoder: str | None = None,
             loras: Sequence[tuple[str, float]] = (),
+            presets: Mapping[str, Mapping[str, float]] | None = None,
         ) -> None: ...
 
     def parameters(self) -> str:
         """The line that A1111 began and others read: prompt, negative prompt, then names and values."""
         r = self.request
         negative = [f"Negative prompt: {r.negative}"] if r.negative else []
-        values: dict[str, object] = {"Steps": r.steps, "Sampler": r.sampler, "CFG scale": f"{r.guidance:g}"}
+        values: dict[str, object] = {"Steps": r.steps, "Sampler": r.sampler}
+        values |= {"CFG scale": None if r.guidance is None else f"{r.guidance:g}"}
         values |= {"Seed": r.seed, "Size": f"{r.size[0]}x{r.size[1]}" if r.size else None}
         values |= {"Model hash": self.identity[:10], "Model": self.model.replace(",", " ")}
         for number, control in enumerate(r.controls):
@@ -105,7 +109,7 @@ class Result(Noun):
 
     images: tuple[RemadeImage, ...]
     request: Request
-    """With every default filled in: seed, size and sampler are those that were used."""
+    """With every default filled in: seed, size, guidance and sampler are those that were used."""
     model: str = ""
     adapter: str | Mapping[str, str] | None = None
     identity: str = ""
@@ -121,6 +125,8 @@ class Result(Noun):
     content_encoder: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     """LoRA files and how much of each."""
+    presets: Mapping[str, Mapping[str, float]] | None = None
+    """What the plans `style` and `layout` meant, strengths by block: a model's folder may come to say otherwise."""
 
     if TYPE_CHECKING:
 
@@ -141,6 +147,7 @@ class Result(Noun):
             image_encoder: str | None = None,
             content_encoder: str | None = None,
             loras: Sequence[tuple[str, float]] = (),
+            presets: Mapping[str, Mapping[str, float]] | None = None,
         ) -> None: ...
 
     def memory(self, index: int = 0) -> Memory:

@@ -53,8 +53,9 @@ def suite(small: bool = False) -> list[Question]:
 
 
 def _from(said: Mapping[str, Any]) -> Question:
-    look = {name: tuple(v) if isinstance(v, list) else v for name, v in said["style"]["look"].items()}
-    return Question(**{**said, "style": Style(said["style"]["set_name"], Treatment(**look))})
+    style: Mapping[str, Any] = said["style"]
+    read: dict[str, Any] = {**said, "style": Style(style["set_name"], Treatment.from_dict(style["look"]))}
+    return Question(**read)
 
 
 def made(small: bool = False) -> list[Question]:

@@ -42,6 +42,12 @@ class Treatment:
         """Plain data for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Treatment":
+        """What `to_dict` gave, colours read back from lists."""
+        colours: dict[str, Any] = {key: tuple(data[key]) for key in ("ground", "ink", "second")}
+        return cls(**{**data, **colours})
+
 
 def sample(rng: np.random.Generator, families: Sequence[str] | None = None, held_out_hue: bool = False) -> Treatment:
     """Draw a look at random.  `held_out_hue` draws the ground inside the held-out hue band, else outside it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from instantstyle.errors import InstantStyleError
 from instantstyle.names import FILE, key
+from instantstyle.whole import write_whole
 from instantstyle.world.captions import COLOUR_NAMES, OTHER_WORDS, SET_WORDS
 from instantstyle.world.sources import EMOJIBASE, entries, shortcodes, things
 from instantstyle.world.splits import group
@@ -71,8 +72,7 @@ def write(path: Path = TARGET) -> Path:
     content = table()
     lines = [f"    {_json(label)}: {_json(each)}" for label, each in content.pop("things").items()]
     head = "".join(f"  {_json(name)}: {_json(value)},\n" for name, value in content.items())
-    path.write_text("{\n" + head + '  "things": {\n' + ",\n".join(lines) + "\n  }\n}\n", encoding="utf-8")
-    return path
+    return write_whole(path, ("{\n" + head + '  "things": {\n' + ",\n".join(lines) + "\n  }\n}\n").encode())
 
 
 def _json(value: object) -> str:

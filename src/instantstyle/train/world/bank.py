@@ -6,7 +6,6 @@ reference of *another* concept in the same style is at hand for every picture.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instantstyle.errors import InputError
+from instantstyle.whole import whole, write_whole
 from instantstyle.world.captions import caption
 from instantstyle.world.draw import masters
 from instantstyle.world.sources import SETS, concepts, has
@@ -109,8 +109,7 @@ def _draw(
     processes: int,
 ) -> None:
     jobs, concept, style = _plan(labels, styles, each, seed)
-    unfinished = pictures_file.with_suffix(f".{os.getpid()}.npy")
-    try:
+    with whole(pictures_file) as unfinished:
         np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(concept), side, side, 3)).flush()
         chunks = [jobs[i : i + 100] for i in range(0, styles, 100)]
         draw = partial(_draw_styles, unfinished, side)
@@ -119,9 +118,6 @@ def _draw(
                 _count(pool.map(draw, chunks), index_file.stem, styles)
         else:
             _count(map(draw, chunks), index_file.stem, styles)
-        unfinished.replace(pictures_file)
-    finally:
-        unfinished.unlink(missing_ok=True)
     index = {
         "labels": labels,
         "treatments": [treatment.to_dict() for _, treatment, _, _ in jobs],
@@ -129,7 +125,7 @@ def _draw(
         "concept": concept,
         "style": style,
     }
-    index_file.write_text(json.dumps(index, ensure_ascii=False), "utf-8")
+    write_whole(index_file, json.dumps(index, ensure_ascii=False).encode())
 
 
 def _plan(labels: tuple[str, ...], styles: int, each: int, seed: int) -> tuple[list[_Job], list[int], list[int]]:

@@ -25,8 +25,9 @@ from instantstyle.train.muon import MuonAdamW
 from instantstyle.train.world.clip import Clip
 from instantstyle.train.world.joint import Together
 from instantstyle.train.world.unet import new_unet
-from instantstyle.train.world.vae import _Decode, new_vae
+from instantstyle.train.world.vae import Decode, new_vae
 from instantstyle.weights.adapter import load_adapter
+from instantstyle.whole import whole, write_whole
 
 _NOTE = "began.txt"
 
@@ -34,7 +35,8 @@ _NOTE = "began.txt"
 def begin(folder: Path, model: Path, labels: int) -> None:
     """Write the checkpoints of every stage whose weights a model's folder holds; `labels` are known to the encoders.
 
-    Raises WeightsError when the training folder has checkpoints already, or the model is of another layout.
+    Raises WeightsError when the training folder has checkpoints already, or the model is of another layout, and
+    OutputError when the disk is full.
     """
     if there := sorted(file.name for file in folder.glob("*.pt")):
         raise WeightsError(f"{folder} has {', '.join(there)} already: a training begins in an empty folder")
@@ -46,7 +48,7 @@ def begin(folder: Path, model: Path, labels: int) -> None:
     except (OSError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{model} is no model of the built-in layout to begin from: {error}") from error
     weights = hashlib.sha256((model / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-    (folder / _NOTE).write_text(f"an earlier model (UNet {weights[:16]})", "utf-8")
+    write_whole(folder / _NOTE, f"an earlier model (UNet {weights[:16]})".encode())
 
 
 def began(folder: Path) -> str:
@@ -75,8 +77,9 @@ def _encoders(folder: Path, model: Path, labels: int) -> None:
 def _decoder(folder: Path, model: Path) -> None:
     vae = new_vae()
     vae.load_state_dict(cast("Any", AutoencoderKL).from_pretrained(model / "vae").float().state_dict())
-    torch.save(vae.state_dict(), folder / "vae-linear.pt")
-    _put(folder / "vae.pt", _Decode(vae))
+    with whole(folder / "vae-linear.pt") as partial:
+        torch.save(vae.state_dict(), partial)
+    _put(folder / "vae.pt", Decode(vae))
 
 
 def _drawing(folder: Path, model: Path) -> None:
@@ -110,6 +113,5 @@ def _put(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
         "step": 0,
         "seconds": 0.0,
     }
-    partial = file.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(file)
+    with whole(file) as partial:
+        torch.save(state, partial)

@@ -140,7 +140,9 @@ def encode_many(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8], batch: int 
     return torch.cat([(part + offset[:, None, None]).half() for part in parts])
 
 
-class _Decode(nn.Module):
+class Decode(nn.Module):
+    """What the stage `vae` trains, as its checkpoint holds it: the decoder alone."""
+
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.decoder = vae.decoder
@@ -158,7 +160,7 @@ def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, 
         torch.save(vae.state_dict(), start)
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    net = _Decode(vae)
+    net = Decode(vae)
     vae.encoder.to(device())
 
     def loss(step: int) -> Tensor:

@@ -110,7 +110,7 @@ def first_looks(bank: Bank, looks: int) -> Bank:
 
 def corpus(model: Model, folder: Path, looks: int, processes: int = 1) -> Corpus:
     """The pictures as the shipped model reads them: computed once, kept in the folder."""
-    bank = first_looks(drawn_bank(folder / "bank", looks, processes=processes), looks)
+    bank = first_looks(drawn_bank(folder / f"bank-{looks}", looks, processes=processes), looks)
     said = captions(bank, seed=9)
     texts = ("", *sorted({text for several in said for text in several}))
     number = {text: i for i, text in enumerate(texts)}

@@ -145,7 +145,7 @@ class Run:
 
 def shot(run: Run, kills: int, steps: int, rng: random.Random) -> list[Kill]:
     """Kill it so often at random steps, and let it end; fewer when it ended before."""
-    asked = [KINDS[number % len(KINDS)] for number in range(kills)]
+    asked: list[Kind] = [KINDS[number % len(KINDS)] for number in range(kills)]
     rng.shuffle(asked)
     done: list[Kill] = []
     for kind, after in zip(asked, sorted(rng.randrange(steps * 8 // 10) for _ in asked), strict=True):

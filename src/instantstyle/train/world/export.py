@@ -157,8 +157,8 @@ Trained by `python -m instantstyle.train.world bank vae text clip unet look join
 the concepts, cells, sets, looks and hues in `src/instantstyle/world/splits.json` ({splits().sha256[:16]}).
 
 What it reaches on cells it never saw, each figure beside what real pictures score: `benchmarks/results/floors.md`
-(`make floors`).  Limits: it knows no other things, no scenes and no colour words; flat paper, pixels and the hand of a
-drawing set hardly follow a reference.
+(`make floors`).  Limits: it knows no other things, no scenes and no colour words; pixels, flat palettes and the hand of
+a drawing set hardly follow a reference.
 
 Drawings:
 

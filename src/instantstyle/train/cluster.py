@@ -9,7 +9,7 @@ machines.  Those limits that have a name are raised here; the one that has none 
 
 import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,9 @@ _PATIENCE = {
     "RAY_health_check_timeout_ms": "60000",
 }
 """How long Ray's processes wait for one another here; a limit that somebody has set stays as it is."""
+_USAGE = "RAY_USAGE_STATS_ENABLED"
+_ANSWERS = 20.0
+"""Seconds in which a cluster's head takes a connection, however busy it is."""
 _HELPERS = ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN")
 """Whose ports a node waits for."""
 
@@ -40,37 +43,55 @@ def joined(address: str, *, cores: int | None = None) -> Generator[Any, None, No
     `address` is a cluster's, "auto" for the one that this machine is part of, or "local", for which `cores` says how
     many of this machine's there are to be.  Raises InputError when Ray is not installed or the cluster not there.
     """
-    # Nothing is told to anybody unless it is asked for.  A cluster elsewhere is there at once, or its address is wrong.
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **(_PATIENCE if address == LOCAL else {})}.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-        import ray.data
-        import ray.exceptions
-    except ImportError as e:
-        raise InputError("--ray needs Ray, which is not installed: pip install 'instantstyle[ray]'") from e
-    if ray.is_initialized():
-        yield ray
-        return
-    try:
-        if address == LOCAL:
-            few: dict[str, Any] = {"object_store_memory": _STORE, "include_dashboard": False, "num_cpus": cores}
-            with _patient():
-                ray.init(address=LOCAL, log_to_driver=False, **few)
-        else:
-            ray.init(address=address, log_to_driver=False)
-    except Exception as e:  # of many kinds, plain ones among them
-        what = "Ray did not start here" if address == LOCAL else f"there is no Ray cluster at {address!r}"
-        raise InputError(f"{what}: {last_line(e)}") from e
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with _environment(_PATIENCE if address == LOCAL else {}):
+        try:
+            import ray
+            import ray.data
+            import ray.exceptions
+        except ImportError as e:
+            raise InputError("--ray needs Ray, which is not installed: pip install 'instantstyle[ray]'") from e
+        if ray.is_initialized():
+            yield ray
+            return
+        try:
+            if address == LOCAL:
+                few: dict[str, Any] = {"object_store_memory": _STORE, "include_dashboard": False, "num_cpus": cores}
+                with _patient():
+                    ray.init(address=LOCAL, log_to_driver=False, **few)
+            else:
+                _knock(address)
+                ray.init(address=address, log_to_driver=False)
+        except Exception as e:  # of many kinds, plain ones among them
+            what = "Ray did not start here" if address == LOCAL else f"there is no Ray cluster at {address!r}"
+            raise InputError(f"{what}: {last_line(e)}") from e
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def last_line(error: BaseException) -> str:
     """The last line of what an error says, which of Ray's holds the cause."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+
+
+@contextmanager
+def _environment(limits: Mapping[str, str]) -> Generator[None, None, None]:
+    """While entered, Ray finds these limits where nobody set others, and tells nobody that it is used."""
+    ours = {name: value for name, value in {_USAGE: "0", **limits}.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at an address that names a port; Ray would try for ten minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS).close()
 
 
 @contextmanager

@@ -101,7 +101,8 @@ def figure(models: Mapping[int, Rows]) -> list[Panel]:
                 points.append(Point(x, Interval(share, *wilson(round(share * count), count))))
             lines.append(Line(judge, points))
         last = models[max(models)]
-        levels = [(f"floor, {judge}", float(last[what, judge]["floor"])) for judge in JUDGES]
+        floors = sorted({float(last[what, judge]["floor"]) for judge in JUDGES}, reverse=True)
+        levels = [("floor" if number == 0 else "", level) for number, level in enumerate(floors)]
         panels.append(Panel(what, "samples, millions", "share of held-out cells", lines, levels=levels))
     return panels
 

@@ -150,7 +150,8 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_picture_is_diffusers(case: str) -> None:
     name, controls, given, fields = CASES[case]
-    request = Request("a cat in the house", seed=11, steps=5, controls=controls, **({"guidance": 5.0} | fields))
+    more: dict[str, Any] = {"guidance": 5.0, **fields}
+    request = Request("a cat in the house", seed=11, steps=5, controls=controls, **more)
     expected, expected_pictures = theirs(name, request, given, "references" in fields)
     latents, pictures = ours(name, request)
 

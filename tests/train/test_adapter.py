@@ -12,6 +12,7 @@ from instantstyle.train.world.adapter import Reference, train_adapter
 from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.corpus import Corpus, Words
 from instantstyle.train.world.joint import Together, train_joint
+from instantstyle.train.world.look import train_look
 from instantstyle.train.world.unet import new_unet
 from instantstyle.weights.adapter import load_adapter, save_adapter
 from instantstyle.world.treatments import sample
@@ -65,7 +66,9 @@ def test_only_the_adapter_learns(unet: UNet, preset: str, reference: Reference, 
 def test_together_both_learn(tmp_path: Path) -> None:
     net = Together(new_unet(), EMOJI.presets["style"])
     begun = {name: p.detach().clone() for name, p in net.named_parameters()}
-    whole = train_joint(tmp_path, net, corpus(), steps=3, batch=6)
+    seen = corpus()
+    looks = train_look(tmp_path, seen.bank, seen.latents, steps=1, batch=6)
+    whole = train_joint(tmp_path, net, seen, looks, steps=3, batch=6)
     still = [name for name, weight in whole.items() if torch.equal(weight, begun[name])]
     assert "unet.conv_out.weight" not in still
     assert "style.values.0" not in still

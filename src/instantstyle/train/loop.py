@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from instantstyle.train.muon import MuonAdamW
+from instantstyle.whole import whole
 
 Loss = Callable[[int], Tensor]
 """The loss of a batch, given the number that seeds it: step x processes + rank."""
@@ -32,7 +33,7 @@ def device() -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
-_ENDS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding", "unet.add_embedding")
+ENDS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding", "unet.add_embedding")
 """What stands where numbers become features or features numbers: not Muon's business."""
 
 
@@ -92,7 +93,7 @@ def train(
     optimiser = (
         torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
         if muon is None
-        else MuonAdamW(net, lr, muon, _ENDS, weight_decay)
+        else MuonAdamW(net, lr, muon, ENDS, weight_decay)
     )
     average, first, spent = Average(net, decay), 0, 0.0
     if file.exists():
@@ -113,9 +114,8 @@ def train(
             "step": step,
             "seconds": spent + time.monotonic() - began,
         }
-        partial = file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(file)
+        with whole(file) as partial:
+            torch.save(state, partial)
 
     with stop, (folder / f"{name}.csv").open("a", newline="") as log:
         rows = csv.writer(log)

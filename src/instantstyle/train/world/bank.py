@@ -84,14 +84,9 @@ def make(
         np.array(index["concept"], np.int64),
         np.array(index["style"], np.int64),
         tuple(index["labels"]),
-        tuple(_treatment(t) for t in index["treatments"]),
+        tuple(Treatment.from_dict(t) for t in index["treatments"]),
         tuple(index["sets"]),
     )
-
-
-def _treatment(data: dict[str, Any]) -> Treatment:
-    colours: dict[str, Any] = {key: tuple(data[key]) for key in ("ground", "ink", "second")}
-    return Treatment(**{**data, **colours})
 
 
 _Job = tuple[int, Treatment, str, list[int]]

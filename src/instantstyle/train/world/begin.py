@@ -1,4 +1,4 @@
-# pyright: reportUnknownMemberType=false, reportPrivateUsage=false
+# pyright: reportUnknownMemberType=false
 
 """A training folder whose stages begin where a finished model is, instead of from nothing.
 
@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
 from instantstyle.train.adapter import Trained
-from instantstyle.train.loop import _ENDS
+from instantstyle.train.loop import ENDS
 from instantstyle.train.muon import MuonAdamW
 from instantstyle.train.world.clip import Clip
 from instantstyle.train.world.joint import Together
@@ -105,7 +105,7 @@ def _put(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
     """A checkpoint as `loop.train` writes it, at step 0, whichever of its two optimisers the stage then takes."""
     learns = {name: p for name, p in net.named_parameters() if p.requires_grad}
     adamw = torch.optim.AdamW(learns.values(), lr=1e-3, weight_decay=weight_decay, betas=(0.9, 0.99))
-    muon = MuonAdamW(net, 1e-3, 1e-3, _ENDS, weight_decay)
+    muon = MuonAdamW(net, 1e-3, 1e-3, ENDS, weight_decay)
     state = {
         "net": net.state_dict(),
         "optimiser": {**adamw.state_dict(), **muon.state_dict()},

@@ -4,7 +4,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from instantstyle.train.world.look import Looks, train_look
 from instantstyle.train.world.unet import new_unet, train_unet
 from instantstyle.train.world.vae import encode_many, psnr, train_vae
 from instantstyle.weights.adapter import save_adapter
+from instantstyle.whole import whole
 from instantstyle.world.splits import CORE
 
 STEPS: Mapping[str, int] = {
@@ -249,9 +249,8 @@ class Recipe:
         """A tensor made once; made anew when the stage it comes from has been trained on since."""
         file, stage = self.folder / f"{name}.pt", self.folder / f"{source}.pt"
         if not file.exists() or (stage.exists() and stage.stat().st_mtime > file.stat().st_mtime):
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            torch.save(make(), partial)
-            partial.replace(file)
+            with whole(file) as unfinished:
+                torch.save(make(), unfinished)
         return torch.load(file, weights_only=True, mmap=True)
 
 

@@ -71,6 +71,15 @@ def test_a_folder_in_pieces_and_a_damaged_piece(tmp_path: Path) -> None:
     assert not (tmp_path / "again/model").exists()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts, also where the tests were started in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_figures_go_on_where_they_were(out: Path) -> None:
     asked: list[str] = []
 

@@ -174,7 +174,7 @@ def test_without_metadata_the_file_says_nothing(draw: Command) -> None:
 def test_the_line_that_others_read(draw: Command) -> None:
     draw()
     line = opened("cat.png").info["parameters"]
-    assert line.startswith("a cat\nSteps: 2, Sampler: ddim, CFG scale: 5, Seed: 7, Size: 64x64, Model hash: ")
+    assert line.startswith("a cat\nSteps: 2, Sampler: ddim, CFG scale: 3, Seed: 7, Size: 64x64, Model hash: ")
 
 
 def test_an_animated_reference_is_its_first_frame(draw: Command) -> None:

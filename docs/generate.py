@@ -124,6 +124,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "probe",
+    "similarity",
     "style",
     "style make",
     "style show",

@@ -15,6 +15,7 @@ from instantstyle.cli.doctor import doctor
 from instantstyle.cli.generate import generate
 from instantstyle.cli.invert import invert
 from instantstyle.cli.referee import compare, evaluate, probe
+from instantstyle.cli.similarity import similarity
 from instantstyle.cli.style import style
 from instantstyle.cli.train import app as train
 from instantstyle.errors import InputError, InstantStyleError
@@ -35,6 +36,7 @@ app.command()(doctor)
 app.command()(compare)
 app.command()(evaluate)
 app.command()(probe)
+app.command()(similarity)
 app.add_typer(style)
 app.add_typer(adapter)
 app.add_typer(train)

@@ -3,6 +3,7 @@
 Which format a file has is told by its first bytes, not by its name.  This module does not know what tensors mean.
 """
 
+import argparse
 import pickle
 import warnings
 from collections.abc import Generator, Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 from zipfile import is_zipfile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -38,11 +40,13 @@ class TensorFile(Protocol):
 
 
 @contextmanager
-def open_tensors(path: str | Path) -> Generator[TensorFile, None, None]:
+def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[TensorFile, None, None]:
     """Open a .safetensors file (tensors are read when asked for) or a torch pickle of nothing but tensors.
 
-    Nested dictionaries of a pickle are flattened, their keys joined by dots.  Raises WeightsError when the file is
-    missing, empty, truncated, no weight file, or wants to run code.
+    Nested dictionaries of a pickle are flattened, their keys joined by dots.  `inside`: the entry of a training
+    checkpoint that is the model, where the pickle has it; beside it there may be arguments and plain numbers, which
+    are passed over.  Raises WeightsError when the file is missing, empty, truncated, no weight file, or wants to run
+    code.
     """
     path = Path(path)
     try:
@@ -55,7 +59,7 @@ def open_tensors(path: str | Path) -> Generator[TensorFile, None, None]:
     if not head:
         raise WeightsError(f"the weight file {path} is empty")
     if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
-        yield _Pickled(path)
+        yield _Pickled(path, inside)
         return
     try:  # opening checks the head against the file's length: reading cannot fail afterwards
         opened = cast("Any", safe_open(path, framework="pt"))
@@ -76,10 +80,10 @@ class _Safe:
 
 
 class _Pickled:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, inside: str | None) -> None:
         self.path, self.metadata = path, dict[str, str]()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.serialization.safe_globals([] if inside is None else _beside()):
                 warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: it is read or it is not
                 content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
         except pickle.UnpicklingError as e:
@@ -91,11 +95,22 @@ class _Pickled:
             raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file of torch") from e
         except Exception as e:  # a damaged pickle may fail in any way: each opcode assumes those before it
             raise WeightsError(f"the weight file {path} is truncated or damaged ({type(e).__name__})") from e
+        if inside is not None and isinstance(content, Mapping):
+            held = cast("Mapping[object, object]", content)
+            content = held.get(inside, held)
         self.tensors = dict(_flat("", content, path))
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
         return finite(self.tensors[name], name, self.path)
+
+
+def _beside() -> list[Any]:
+    """What training scripts keep beside their model, none of which can run code: arguments, numbers of NumPy's."""
+    scalar: Any = cast("Any", np.float64(0)).__reduce__()[0]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")]
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2 and since
+    return [argparse.Namespace, np.dtype, *kinds, *((scalar, f"{module}.scalar") for module in modules)]
 
 
 def peek(file: TensorFile, name: str) -> Tensor:

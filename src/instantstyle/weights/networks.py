@@ -65,10 +65,12 @@ def fill_part(
     return net.to(device).requires_grad_(False).eval()
 
 
-def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device, *, besides: str = "") -> Any:
+def load_part(
+    kind: Any, folder: Path, dtype: torch.dtype, device: torch.device, *, besides: str = "", **more: object
+) -> Any:
     """A network of diffusers or transformers from its folder; `besides` is a pattern of names that may be left over.
 
-    Raises WeightsError.
+    `more` goes to the network as it is made.  Raises WeightsError.
 
     Their loaders know the names that old files use; what they say was missing or left over is an error here, and so
     are NaN and infinity, of which a picture would come out black.
@@ -77,7 +79,7 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device,
     with quiet():
         try:
             loaded: tuple[Any, Mapping[str, Any]] = kind.from_pretrained(
-                folder, output_loading_info=True, local_files_only=True, **_arguments(kind, folder, dtype)
+                folder, output_loading_info=True, local_files_only=True, **_arguments(kind, folder, dtype), **more
             )
         except Exception as e:  # a dozen kinds, none of them documented
             raise WeightsError(

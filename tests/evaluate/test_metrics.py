@@ -17,6 +17,7 @@ from instantstyle.evaluate.metrics import (
     swap_leak,
     towards_truth,
     variance_shares,
+    ways_left,
     wilson,
 )
 
@@ -61,6 +62,22 @@ def test_towards_truth_is_0_at_the_oracle_and_1_without_a_reference() -> None:
     assert towards_truth((oracle + without) / 2, oracle, without) == pytest.approx(0.5)
     assert towards_truth(without + 0.8, oracle, without) == pytest.approx(2), "farther than without a reference"
     assert np.isnan(towards_truth(without, oracle, oracle)), "where a reference can gain nothing, nothing is said"
+
+
+def test_the_parts_of_a_ratio_have_its_mean_and_its_spread() -> None:
+    rng = np.random.default_rng(4)
+    oracle = rng.random(60)
+    without = oracle + 1 + rng.random(60)
+    drawn = oracle + 0.4 * (without - oracle) + 0.2 * rng.standard_normal(60)
+    whole, parts = towards_truth(drawn, oracle, without), ways_left(drawn, oracle, without)
+    assert parts.mean() == pytest.approx(whole)
+    # The jackknife of the ratio itself knows nothing of its being made linear.
+    left_out = [towards_truth(*(np.delete(x, i) for x in (drawn, oracle, without))) for i in range(60)]
+    jackknife = np.sqrt(59 * np.var(left_out))
+    assert parts.std() / 60**0.5 == pytest.approx(jackknife, rel=0.05)
+    assert ways_left(without, oracle, without) == pytest.approx(1)
+    assert ways_left(oracle, oracle, without) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(ways_left(without, oracle, oracle)).all()
 
 
 def test_excess_hit_by_hand() -> None:
@@ -179,3 +196,12 @@ def test_wilson_is_the_published_interval() -> None:
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
     assert wilson(0, 0) == (0, 1)
+
+
+def test_a_few_differences_of_one_sign_are_no_difference() -> None:
+    values = np.zeros(36)
+    values[[3, 20]] = 1.0
+    clusters = {"concept": [str(i) for i in range(36)], "style": [str(i // 3) for i in range(36)]}
+    assert bootstrap(values, clusters).low <= 0
+    values[:30] = 1.0
+    assert bootstrap(values, clusters).low > 0

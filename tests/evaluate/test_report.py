@@ -86,6 +86,21 @@ def test_the_admission_table_comes_first_and_no_cells_are_pooled(written: Path) 
     assert rows["copy of the reference", "control", CELLS[0]]["measures"]["four-way right, conv"][0] == 0
 
 
+def test_the_way_left_is_1_without_a_reference_and_0_at_the_oracle_by_every_judge(written: Path) -> None:
+    lines = [line.split(" | ") for line in (written / "report.md").read_text("utf-8").splitlines()]
+    heads = next(line for line in lines if line[-3:] == ["core seconds", "UNet rows", "fit, core seconds |"])
+    places = [i for i, head in enumerate(heads) if head.startswith("way left to the truth, ")]
+    assert [heads[i].rpartition(" ")[2] for i in places] == ["conv", "strokes", "pixels"]
+    rows = {
+        line[0].strip("| "): [line[i].replace("-0.00", "0.00") for i in places]
+        for line in lines[::-1]
+        if len(line) == len(heads)
+    }
+    assert rows["no reference"] == ["1.00 (1.00 to 1.00)"] * 3
+    assert rows["truth through the VAE"] == ["0.00 (0.00 to 0.00)"] * 3
+    assert all(" to " in each for each in rows["copy of the reference"])
+
+
 def test_a_second_run_draws_nothing_and_says_the_same(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "ask", _never)
     before = (written / "report.md").read_text("utf-8")

@@ -49,6 +49,17 @@ def towards_truth(drawn: Floats, oracle: Floats, without: Floats) -> float:
     return float(np.mean(drawn) - np.mean(oracle)) / reach if abs(reach) > 1e-9 else float("nan")
 
 
+def ways_left(drawn: Floats, oracle: Floats, without: Floats) -> Floats:
+    """For each question [n] its part in `towards_truth`: their mean is that fraction, their spread that of the ratio.
+
+    The ratio of two means made linear at its value (Taylor), so that it has intervals as every mean has.
+    """
+    left, far, reach = towards_truth(drawn, oracle, without), drawn - oracle, without - oracle
+    if np.isnan(left):
+        return np.full(len(drawn), np.nan)
+    return left + (far - left * reach) / reach.mean()
+
+
 def excess_hit(scores: Floats, shown: Ints, target: Ints, strata: Sequence[object], top: int = 1) -> Floats:
     """How much oftener than by chance a judge sees the reference's content in x: [n], in -1..1, 0 where none leaks.
 
@@ -186,8 +197,9 @@ def bootstrap(
     Ten pictures in one style are one style, not ten: each kind (concept, style) is drawn anew with replacement, and a
     value counts as often as all of its clusters were drawn (the pigeonhole bootstrap, Owen 2007).  Where kinds hardly
     overlap that counts the same chance up to three times, so the resampled means give the interval's shape, and its
-    width is that of the two-way variance (Cameron, Gelbach and Miller 2011), by Student's t for few clusters.  A mean
-    lies between the least and the greatest value, and so does its interval.  NaNs are left out.
+    width is that of the two-way variance (Cameron, Gelbach and Miller 2011), by Student's t for few clusters.  Resampled
+    means of a few differences of one sign never cross 0, so no bound is nearer than the even one.  A mean lies between
+    the least and the greatest value, and so does its interval.  NaNs are left out.
     """
     there = ~np.isnan(values)
     values = values[there]
@@ -208,6 +220,7 @@ def bootstrap(
     wanted = _student(few - 1) / 1.96 * _standard_error(values, kinds) if few > 1 else 1e9  # one cluster tells nothing
     stretch = wanted / spread if spread > 1e-12 else 0.0
     low, high = (mean + stretch * (float(each) - mean) for each in np.percentile(means, [2.5, 97.5]))
+    low, high = min(low, mean - 1.96 * wanted), max(high, mean + 1.96 * wanted)
     return Interval(mean, max(low, float(values.min())), min(high, float(values.max())))
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from instantstyle.evaluate.entries import BARE, BLANK, WORDS, WRONG, Kind
 from instantstyle.evaluate.judges import HELD_OUT
-from instantstyle.evaluate.metrics import Floats, Interval, bootstrap
+from instantstyle.evaluate.metrics import Floats, Interval, bootstrap, ways_left
 from instantstyle.evaluate.questions import Question
 from instantstyle.evaluate.real import Pixels
 from instantstyle.evaluate.suite import Columns
@@ -89,6 +89,15 @@ def difference(one: Entry, other: Entry, measure: str, cell: str) -> Interval:
     both = [q for q in one.questions if q.cell == cell and q in other.rows]
     a, b = ([each.rows[q] for q in both] for each in (one, other))
     return _clustered(one.columns[measure][a] - other.columns[measure][b], both)
+
+
+def way_left(each: Entry, oracle: Entry, without: Entry, judge: str, cell: str) -> Interval:
+    """`towards_truth` by a judge, all three over the questions that the entry was asked."""
+    far = f"distance to truth, {judge}"
+    asked = [q for q in each.questions if q.cell == cell]
+    if not asked or any(far not in e.columns for e in (each, oracle, without)):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    return _clustered(ways_left(*(e.columns[far][[e.rows[q] for q in asked]] for e in (each, oracle, without))), asked)
 
 
 def _clustered(values: Floats, questions: Sequence[Question]) -> Interval:

@@ -7,8 +7,8 @@ import numpy as np
 
 from instantstyle.evaluate.entries import BARE, WORDS
 from instantstyle.evaluate.judges import HELD_OUT, judge, shipped
-from instantstyle.evaluate.metrics import Interval, correlation, towards_truth, variance_shares
-from instantstyle.evaluate.scores import CEILING, LEAKS, MEASURES, Admission, Entry, difference
+from instantstyle.evaluate.metrics import Interval, correlation, variance_shares
+from instantstyle.evaluate.scores import CEILING, LEAKS, MEASURES, Admission, Entry, difference, way_left
 from instantstyle.evaluate.suite import BLOCK, CELLS, FACTORS
 
 OURS, THEIRS = "instantstyle", "ip-adapter"
@@ -70,13 +70,13 @@ def leaks(compared: Sequence[Entry], cell: str) -> list[str]:
         [
             each.name,
             *(spread(each.interval(m, cell)) for m in shown),
-            number(_way_left(each, by_name, cell)),
+            *(spread(left) for left in _ways_left(each, by_name, cell)),
             *(number(r) for r in _grounds(each, cell)),
             *cost(each),
         ]
         for each in there
     ]
-    heads = ["", *shown, "way left to the truth", "ground L r", "ground ab r"]
+    heads = ["", *shown, *(f"way left to the truth, {name}" for name in DISTANCES), "ground L r", "ground ab r"]
     return table([*heads, "core seconds", "UNet rows", "fit, core seconds"], rows)
 
 
@@ -87,12 +87,13 @@ def cost(each: Entry) -> list[str]:
     return [number(each.seconds), f"{each.evaluations:.0f}", number(each.fits, 1) or "not measured"]
 
 
-def _way_left(each: Entry, by_name: Mapping[str, Entry], cell: str) -> float:
-    """`towards_truth`, all three over the questions that the entry was asked."""
-    far = f"distance to truth, {HELD_OUT}"
-    asked = [q for q in each.questions if q.cell == cell]
+DISTANCES = (HELD_OUT, "strokes", "pixels")
+"""By what the way left to the truth is measured."""
+
+
+def _ways_left(each: Entry, by_name: Mapping[str, Entry], cell: str) -> list[Interval]:
     oracle = by_name.get(CEILING, by_name["truth"])
-    return towards_truth(*(e.columns[far][[e.rows[q] for q in asked]] for e in (each, oracle, by_name[BARE])))
+    return [way_left(each, oracle, by_name[BARE], name, cell) for name in DISTANCES]
 
 
 def _grounds(each: Entry, cell: str) -> tuple[float, float]:

@@ -23,7 +23,7 @@ help:
 	@echo "make styles     make the shipped style cards anew, for an image encoder that was trained on"
 	@echo "make gallery    draw docs/gallery.md; make foreign draws docs/foreign.md"
 	@echo "make referee    every method against the truth, into benchmarks/results/referee; make referee-small: a few minutes' worth"
-	@echo "make floors     what the built-in model must reach, row by row; make judges trains the judges anew"
+	@echo "make floors     what the built-in model must reach, row by row, into its card; make judges trains the judges anew"
 	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
 	@echo "make docs       write the generated pages anew: docs/help.md and the tree in README.md"
 	@echo "make format     format the code"
@@ -85,7 +85,7 @@ judges: setup
 	$(BIN)/python -m instantstyle.evaluate.school
 
 floors: setup
-	$(BIN)/python -m instantstyle.evaluate.floors
+	$(BIN)/python -m instantstyle.evaluate.floors --card --out benchmarks/results/floors.md
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from instantstyle.errors import InputError
 from instantstyle.evaluate import nearest
 from instantstyle.evaluate.judges import HELD_OUT, judge, pixels_of, shipped
 from instantstyle.evaluate.metrics import angle, grounds_follow, psnr, wilson
@@ -31,6 +32,8 @@ from instantstyle.world.splits import CORE, splits
 from instantstyle.world.treatments import HELD_OUT_FAMILIES, TRAINED_FAMILIES, sample
 
 JUDGES = ("strokes", HELD_OUT)
+MARKS = ("<!-- floors -->", "<!-- /floors -->")
+"""Between which a model card holds the table."""
 Bools = npt.NDArray[np.bool_]
 Report = Callable[[int, int], None]
 
@@ -217,6 +220,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def into_card(card: Path, rows: Sequence[Row]) -> None:
+    """Write the table between a model card's marks.  Raises InputError when it has none."""
+    begin, end = MARKS
+    text = card.read_text("utf-8") if card.is_file() else ""
+    before, _, rest = text.partition(begin)
+    _, marked, after = rest.partition(end)
+    if not marked:
+        raise InputError(f"{card} has no place for the floors: a card is to hold {begin} and {end}")
+    write_whole(card, f"{before}{begin}\n\n{table(rows)}\n\n{end}{after}".encode())
+
+
 def main() -> None:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description="What the built-in model must reach, row by row.")
@@ -225,6 +239,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, help="questions of the main rows")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, help="write the table here, and the figures beside it as JSON")
+    parser.add_argument("--card", action="store_true", help="write the table into the model's own card, too")
     given = parser.parse_args()
 
     def tick(done: int, of: int) -> None:
@@ -237,6 +252,8 @@ def main() -> None:
         write_whole(given.out, f"{table(rows)}\n".encode())
         figures = [{**asdict(row), "met": bool(row.met)} for row in rows]
         write_whole(given.out.with_suffix(".json"), f"{json.dumps(figures, indent=1)}\n".encode())
+    if given.card:
+        into_card(model.found.folder / "README.md", rows)
 
 
 if __name__ == "__main__":

@@ -197,9 +197,9 @@ def bootstrap(
     Ten pictures in one style are one style, not ten: each kind (concept, style) is drawn anew with replacement, and a
     value counts as often as all of its clusters were drawn (the pigeonhole bootstrap, Owen 2007).  Where kinds hardly
     overlap that counts the same chance up to three times, so the resampled means give the interval's shape, and its
-    width is that of the two-way variance (Cameron, Gelbach and Miller 2011), by Student's t for few clusters.  Resampled
-    means of a few differences of one sign never cross 0, so no bound is nearer than the even one.  A mean lies between
-    the least and the greatest value, and so does its interval.  NaNs are left out.
+    width is that of the two-way variance (Cameron, Gelbach and Miller 2011), by Student's t for few clusters.
+    Resampled means of a few differences of one sign never cross 0, so no bound is nearer than the even one.  A mean
+    lies between the least and the greatest value, and so does its interval.  NaNs are left out.
     """
     there = ~np.isnan(values)
     values = values[there]

@@ -156,8 +156,12 @@ style has a way in at these blocks.  A frozen UNet let lightness through them an
 Trained by `python -m instantstyle.train.world bank vae text clip unet look joint adapter control export`.  Held out:
 the concepts, cells, sets, looks and hues in `src/instantstyle/world/splits.json` ({splits().sha256[:16]}).
 
-What it reaches on cells it never saw, each figure beside what real pictures score: `benchmarks/results/floors.md`
-(`make floors`).  Limits: it knows no other things, no scenes and no colour words; pixels, flat palettes and the hand of
+What it reaches on cells it never saw, each figure beside what real pictures score (`make floors` writes it here):
+
+<!-- floors -->
+<!-- /floors -->
+
+Limits: it knows no other things, no scenes and no colour words; pixels, flat palettes and the hand of
 a drawing set hardly follow a reference.
 
 Drawings:

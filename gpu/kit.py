@@ -200,12 +200,33 @@ def join(manifest: Path, into: Path) -> Path:
         raise InputError(f"the pieces that {manifest} names are not the whole of it")
     if whole["folder"]:
         shutil.rmtree(target, ignore_errors=True)
-        with tarfile.open(partial) as tar:
-            tar.extractall(target, filter="data")
-        partial.unlink()
+        try:
+            with tarfile.open(partial) as tar:
+                _unpack(tar, target)
+        finally:
+            partial.unlink()
     else:
         partial.replace(target)
     return target
+
+
+def _plain(member: tarfile.TarInfo) -> bool:
+    inside = Path(member.name)
+    return (member.isfile() or member.isdir()) and not inside.is_absolute() and ".." not in inside.parts
+
+
+def _unpack(tar: tarfile.TarFile, target: Path) -> None:
+    """Plain files within a folder and nothing else; tarfile's own filters came after Python 3.11's first releases."""
+    members = tar.getmembers()
+    if odd := [member.name for member in members if not _plain(member)]:
+        raise InputError(f"the pieces hold {odd[0]!r}, which is no plain file within their folder: none is unpacked")
+    for member in members:
+        path = target / member.name
+        (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
+        content = tar.extractfile(member)
+        if content is not None:
+            with content, path.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def main(argv: list[str] | None = None) -> None:

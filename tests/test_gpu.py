@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,21 @@ def test_a_folder_in_pieces_and_a_damaged_piece(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.001 is missing or is not what was sent"):
         kit.join(manifest, tmp_path / "again")
     assert not (tmp_path / "again/model").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "link"])
+def test_pieces_that_reach_out_of_their_folder(tmp_path: Path, name: str) -> None:
+    whole = tmp_path / "model"
+    with tarfile.open(whole, "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = (tarfile.SYMTYPE, "/etc/hosts") if name == "link" else (tarfile.REGTYPE, "")
+        tar.addfile(member)
+    manifest = kit.split(whole, tmp_path / "sent")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "folder": True}))
+    with pytest.raises(InputError, match="no plain file within their folder"):
+        kit.join(manifest, tmp_path / "got")
+    assert not (tmp_path / "got/model").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

@@ -283,7 +283,12 @@ def test_it_encodes_and_decodes_as_diffusers(name: str) -> None:
 
 
 def test_one_identity_for_the_same_weights() -> None:
-    assert load(factory.folder("sd15")).identity == factory.model("sd15").identity
+    here, again = factory.model("sd15"), load(factory.folder("sd15"))
+    theirs = {part: net.state_dict() for part, net in again.networks.items()}
+    for part, net in here.networks.items():
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(tensor, theirs[part][name]), f"{part}.{name} of the shared model was changed"
+    assert here.identity == again.identity
     assert factory.model("sdxl").identity != factory.model("emoji").identity
 
 

@@ -58,8 +58,9 @@ def test_signals_are_given_back(tmp_path: Path) -> None:
 
 
 def test_learning_rate_rises_holds_and_falls() -> None:
-    rates = [learning_rate(step, 1000, 1.0) for step in range(1000)]
-    assert rates[0] == pytest.approx(1 / 200)
-    assert set(rates[200:700]) == {1.0}
-    assert rates[700:] == sorted(rates[700:], reverse=True)
-    assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+    for steps, warm in ((1000, 100), (10_000, 200)):  # 200 steps, of a short run a tenth
+        rates = [learning_rate(step, steps, 1.0) for step in range(steps)]
+        assert rates[0] == pytest.approx(1 / warm)
+        assert set(rates[warm : steps * 7 // 10]) == {1.0}
+        assert rates[steps * 7 // 10 :] == sorted(rates[steps * 7 // 10 :], reverse=True)
+        assert rates[-1] == pytest.approx(0.01, abs=1e-3)

@@ -7,7 +7,10 @@ What a model does not keep, the heads of the encoders' own training, begins untr
 """
 
 import hashlib
+import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,10 +29,12 @@ from instantstyle.train.world.clip import Clip
 from instantstyle.train.world.joint import Together
 from instantstyle.train.world.unet import new_unet
 from instantstyle.train.world.vae import Decode, new_vae
-from instantstyle.weights.adapter import load_adapter
+from instantstyle.weights.adapter import Adapter, load_adapter
 from instantstyle.whole import whole, write_whole
 
-_NOTE = "began.txt"
+_NOTE = "began.json"
+_STAGE = re.compile(r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
+"""A row of the card's table of stages: its name, optimiser steps, hours."""
 
 
 def begin(folder: Path, model: Path, labels: int) -> None:
@@ -48,13 +53,23 @@ def begin(folder: Path, model: Path, labels: int) -> None:
     except (OSError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{model} is no model of the built-in layout to begin from: {error}") from error
     weights = hashlib.sha256((model / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-    write_whole(folder / _NOTE, f"an earlier model (UNet {weights[:16]})".encode())
+    card = model / "README.md"
+    ran = _STAGE.findall(card.read_text("utf-8")) if card.is_file() else []
+    counted = ", whose steps are counted here" if ran else ""
+    note = {
+        "what": f"an earlier model (UNet {weights[:16]}){counted}",
+        "ran": {stage: (int(steps.replace(",", "")), 3600 * float(hours)) for stage, steps, hours in ran},
+    }
+    write_whole(folder / _NOTE, json.dumps(note).encode())
 
 
-def began(folder: Path) -> str:
-    """What a folder's training began from, for its card."""
-    note = folder / _NOTE
-    return note.read_text("utf-8") if note.exists() else "nothing"
+def began(folder: Path) -> tuple[str, dict[str, tuple[int, float]]]:
+    """What a folder's training began from, for its card, and the optimiser steps and seconds of each stage before."""
+    file = folder / _NOTE
+    if not file.exists():
+        return "nothing", {}
+    note: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return note["what"], {stage: (int(steps), float(seconds)) for stage, (steps, seconds) in note["ran"].items()}
 
 
 def _encoders(folder: Path, model: Path, labels: int) -> None:
@@ -97,8 +112,14 @@ def _drawing(folder: Path, model: Path) -> None:
             _put(folder / "adapter.pt", Trained(unet, EMOJI.presets[preset], begin=spoken))
             continue
         both = Together(unet, EMOJI.presets[preset])
-        both.style = Trained(unet, EMOJI.presets[preset], begin=spoken)
+        both.style = Trained(unet, EMOJI.presets[preset], begin=_widened(spoken, both.style.adapter))
         _put(folder / "joint.pt", both)
+
+
+def _widened(spoken: Adapter, untrained: Adapter) -> Adapter:
+    """The adapter with sites that it was not trained for: there it has the untrained one's keys, and no voice yet."""
+    silent = {site: torch.zeros_like(weight) for site, weight in untrained.values.items()}
+    return replace(spoken, keys={**untrained.keys, **spoken.keys}, values={**silent, **spoken.values})
 
 
 def _put(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:

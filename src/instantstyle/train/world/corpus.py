@@ -49,9 +49,12 @@ class Corpus:
         """Side of the pictures in pixels."""
         return int(self.bank.pictures.shape[1])
 
-    def rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows drawn at random."""
-        return rng.integers(len(self.latents), size=count)
+    def rows(self, count: int, rng: np.random.Generator, often: np.ndarray | None = None) -> np.ndarray:
+        """Rows drawn at random; `often` says how often each is, to 1 of another, where not all alike."""
+        if often is None:
+            return rng.integers(len(self.latents), size=count)
+        upto = np.cumsum(often)
+        return np.searchsorted(upto, rng.random(count) * upto[-1], side="right")
 
     def captions(self, rows: np.ndarray, styled: np.ndarray | float, dropped: float, rng: np.random.Generator) -> Text:
         """A caption for each row, on the training device: shares `styled` and `dropped`."""

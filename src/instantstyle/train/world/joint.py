@@ -21,8 +21,10 @@ from instantstyle.train.world.corpus import Corpus
 from instantstyle.train.world.look import Looks
 from instantstyle.train.world.unet import diffusion_loss, sizes
 
-_REFERENCE, _BLANK = 0.70, 0.08
+_REFERENCE, _BLANK = 0.85, 0.05
 """Shares of rows with a reference and with a blank one (guidance's other side); the rest have none."""
+_RARER = {"neon": 0.4, "pencil": 0.5, "chalk": 0.4, "halftone": 0.7}
+"""How often looks that follow well already are drawn, to 1 of every other (judged on trained cells)."""
 
 
 class Together(nn.Module):
@@ -38,14 +40,18 @@ _LOOK, _LOOKED_AT = 0.01, 850
 
 
 def train_joint(
-    folder: Path, net: Together, corpus: Corpus, looks: Looks, steps: int, batch: int = 128, lr: float = 6e-4
+    folder: Path, net: Together, corpus: Corpus, looks: Looks | None, steps: int, batch: int = 128, lr: float = 6e-4
 ) -> dict[str, Tensor]:
-    """Train both (resumable, as stage `joint`); returns the averaged weights, by name, of `unet` and of `style`."""
-    unet = net.unet
+    """Train both (resumable, as stage `joint`); returns the averaged weights, by name, of `unet` and of `style`.
+
+    `looks` lends a second loss, where there is a reader of looks.
+    """
+    unet, bank = net.unet, corpus.bank
+    often = np.array([_RARER.get(treatment.family, 1.0) for treatment in bank.treatments])[bank.style]
 
     def loss(number: int) -> Tensor:
         rng = np.random.default_rng([23, number])
-        rows = corpus.rows(batch, rng)
+        rows = corpus.rows(batch, rng, often)
         kind = rng.random(batch)
         heard = kind < _REFERENCE + _BLANK
         context, pooled = corpus.captions(rows, styled=np.where(heard, 0.1, 0.5), dropped=0.1, rng=rng)
@@ -57,9 +63,10 @@ def train_joint(
             return unet(noised, time.float(), unet.read(context), pooled, sizes(batch, corpus.side), attend=attend)
 
         def judge(latents: Tensor, time: Tensor) -> Tensor:
+            assert looks is not None
             looked_at = ((shown > 0) & (time < _LOOKED_AT)).nonzero().flatten()
             return _LOOK * looks.loss(latents[looked_at], rows[looked_at.cpu().numpy()])
 
-        return diffusion_loss(predict, corpus.latents[rows], rng, cap=10.0, judge=judge)
+        return diffusion_loss(predict, corpus.latents[rows], rng, cap=10.0, judge=judge if looks else None)
 
     return train("joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9985, muon=3e-3)

@@ -46,6 +46,9 @@ STEPS: Mapping[str, int] = {
 }
 """Optimiser steps of each stage when none are named; what the shipped model was given stands in its card."""
 
+_Ran = Mapping[str, tuple[int, float]]
+"""Of each stage: optimiser steps, and seconds spent on them."""
+
 
 class Recipe:
     """All stages over one working folder; whatever is there already is used, whatever is missing is made."""
@@ -121,10 +124,10 @@ class Recipe:
     def joint(self) -> None:
         """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks.
 
-        The reader of looks is trained first, as far as it is not.
+        The reader of looks is trained first, as far as it is not; where it is given no steps there is none.
         """
         net = Together(self._unet(self.averaged("unet")), EMOJI.presets["style"])
-        corpus, looks = self.seen.near(), self._looks()
+        corpus, looks = self.seen.near(), self._looks() if self.steps["look"] else None
         weights = train_joint(self.folder, net, corpus, looks, steps=self.steps["joint"], **self._batch("joint"))
         net.load_state_dict({**net.state_dict(), **weights})
         net.requires_grad_(False)
@@ -174,7 +177,8 @@ class Recipe:
         control = None
         if (self.folder / "control.pt").exists():
             control = train_control(self.folder, unet, self.corpus, self._encode, steps=0)
-        said = card(self.ran(), self.things, self.side, began(self.folder))
+        what, before = began(self.folder)
+        said = card(_added(before, self.ran()), self.things, self.side, what)
         parts, target = (unet.state_dict(), there, self.things, said), self.folder / "emoji"
         export(target, vae, self.encoders, self.tokenizer, *parts, self._louder(), control, self.side)
         print(f"{sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB in {target}")
@@ -252,6 +256,13 @@ class Recipe:
             with whole(file) as unfinished:
                 torch.save(make(), unfinished)
         return torch.load(file, weights_only=True, mmap=True)
+
+
+def _added(before: _Ran, now: _Ran) -> dict[str, tuple[int, float]]:
+    """Steps and seconds of two trainings together, in the recipe's order."""
+    none = (0, 0.0)
+    both = {stage: (before.get(stage, none), now.get(stage, none)) for stage in STEPS}
+    return {stage: (a[0] + b[0], a[1] + b[1]) for stage, (a, b) in both.items() if a[0] + b[0]}
 
 
 def _pack(words: Words) -> Tensor:

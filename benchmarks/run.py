@@ -66,6 +66,8 @@ def diffusers(case: Case) -> Draw:
     from diffusers import StableDiffusionXLPipeline  # pyright: ignore[reportPrivateImportUsage] (exported lazily)
     from PIL import Image
 
+    from instantstyle.families import EMOJI
+
     kind: Any = StableDiffusionXLPipeline  # its own types are partly unknown
     pipeline = kind.from_pretrained(case.model, dtype=getattr(torch, case.dtype), add_watermarker=False)
     pipeline.load_ip_adapter(case.model, subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
@@ -81,6 +83,7 @@ def diffusers(case: Case) -> Draw:
             generator=torch.Generator().manual_seed(seed),
             num_inference_steps=case.steps,
             guidance_scale=GUIDANCE,
+            guidance_rescale=EMOJI.guidance_rescale,
             width=size,
             height=size,
         ).images[0]

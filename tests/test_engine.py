@@ -68,6 +68,18 @@ def test_a_guidance_that_is_not_named_is_the_familys(name: str, guidance: float)
     assert f"CFG scale: {guidance:g}," in runs[0].result().memory().parameters()
 
 
+@pytest.mark.parametrize(("name", "share"), [("emoji", 0.7), ("sdxl", 0.0)])
+def test_a_rescaling_that_is_not_named_is_the_familys(name: str, share: float) -> None:
+    unnamed = Request("a cat", seed=1, steps=2, guidance=5.0)
+    engine = Engine(factory.model(name))
+    asked = [unnamed, *(unnamed.model_copy(update={"guidance_rescale": each}) for each in (share, 1.0))]
+    runs = [engine.submit(each) for each in asked]
+    assert [run.request.guidance_rescale for run in runs] == [share, share, 1.0]
+    result, same, other = (np.asarray(each.images[0]) for each in engine.run())
+    assert np.array_equal(result, same)
+    assert not np.array_equal(result, other)
+
+
 def test_without_a_seed_two_pictures_differ() -> None:
     seeds = {Engine(factory.model("emoji")).submit(Request("a cat", steps=1)).request.seed for _ in range(3)}
     assert len(seeds) == 3

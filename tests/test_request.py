@@ -61,6 +61,7 @@ requests: st.SearchStrategy[Request] = _noun(
     size=st.none() | st.tuples(sides, sides),
     steps=st.integers(1, 1000),
     guidance=st.none() | st.floats(0, 50),
+    guidance_rescale=st.none() | st.floats(0, 1),
     sampler=st.none() | words,
     seed=st.none() | st.integers(0, 2**63 - 1),
     count=st.integers(1, 64),
@@ -262,3 +263,9 @@ def test_the_parameters_line_is_what_a1111_writes() -> None:
 def test_errors_form_a_tree() -> None:
     assert issubclass(PictureError, InputError)
     assert issubclass(InputError, errors.InstantStyleError)
+
+
+def test_a_picture_from_before_guidance_was_rescaled_is_made_again_without() -> None:
+    memory = json.loads(Memory(Request("a cat", seed=7), model="emoji").to_json())
+    del memory["request"]["guidance_rescale"]
+    assert Memory.from_json(json.dumps(memory)).request.guidance_rescale == 0.0

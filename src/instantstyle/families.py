@@ -49,6 +49,8 @@ class Family:
     """Native (width, height) in pixels."""
     guidance: float = 5.0
     """How strongly a prompt is followed where a request does not say; InstantStyle's own code has 5."""
+    guidance_rescale: float = 0.0
+    """How far guidance is brought back to the conditional prediction's spread where a request does not say."""
     multiple: int
     """Widths and heights must be multiples of this many pixels."""
     text_length: int
@@ -113,6 +115,7 @@ EMOJI = Family(
     fitting=Fitting(rank=8, steps=40, rate=1e-2, batch=8),
     size=(64, 64),
     guidance=3.0,  # 5 paints this small model's colours too loudly: benchmarks/LOG.md
+    guidance_rescale=0.7,  # as published for models that begin from pure noise, arXiv 2305.08891, section 3.4
     multiple=32,
     text_length=24,
     clip_skip=2,

@@ -119,7 +119,7 @@ def test_flags_pair_up_and_become_the_request(draw: Command) -> None:
     flags = "--style ref.png --style other.png --weight 0.5 --weight 0.7 --content-weight 0.25 --method instantstyle"
     more = "--plan up.0.1=1.2,mid=0.5 --window 0.1 0.9 --size 96x64 --guidance 3 --negative dog --sampler euler"
     last = "--subtraction masked --combine average --fit crop --count 1 --dtype float32 --device cpu"
-    done = draw("--content", "dog", "--content", "house", *f"{flags} {more} {last}".split())
+    done = draw("--content", "dog", "--content", "house", *f"{flags} {more} {last} --guidance-rescale 0.4".split())
     assert done.code == 0, done
     memory = recall("cat.png")
     assert memory.request == Request(
@@ -137,6 +137,7 @@ def test_flags_pair_up_and_become_the_request(draw: Command) -> None:
         subtraction="masked",
         combine="average",
         fit="crop",
+        guidance_rescale=0.4,
     )
     assert opened("cat.png").size == (96, 64)
 

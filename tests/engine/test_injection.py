@@ -167,7 +167,7 @@ def test_runs_of_one_unet_go_together(asked: dict[str, Injection]) -> None:
 def test_a_step_is_the_unet_of_all_rows_and_the_scheduler(asked: dict[str, Injection]) -> None:
     """By hand: own rows twice, references behind; their predictions dropped; guidance; one step of DDIM."""
     asked["one"] = Injection(looking(), rows=rows(), unet=OTHER)
-    run = Engine(MODEL).submit(request("one", guidance=3.5))
+    run = Engine(MODEL).submit(request("one", guidance=3.5, guidance_rescale=0.0))
     noise, time = run.latents, run.times[0]
     said = MODEL.say(["", "a cat", "a dog", "a red house"])
     sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(4, 1)

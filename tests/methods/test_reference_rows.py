@@ -225,11 +225,12 @@ def test_refined_inversion_is_the_inverse_of_the_step_down() -> None:
     assert often < 0.05 * once
 
 
-def test_generation_is_diffusers_ddim() -> None:
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_generation_is_diffusers_ddim(rescale: float) -> None:
     model = factory.model("emoji")
-    run = Engine(model).submit(Request("a cat", seed=5, steps=4, guidance=3.0))
+    run = Engine(model).submit(Request("a cat", seed=5, steps=4, guidance=3.0, guidance_rescale=rescale))
     marks, noise = levels(model, 4), run.latents.clone()
-    way = generate(predictor(model, read(model, ["", "a cat"]), SIZE, 3.0), noise, marks, "v_prediction")
+    way = generate(predictor(model, read(model, ["", "a cat"]), SIZE, 3.0, rescale), noise, marks, "v_prediction")
     for step, _ in enumerate(run):
         level = marks[3 - step]
         torch.testing.assert_close(way.at(level), run.latents, atol=TOGETHER, rtol=0)

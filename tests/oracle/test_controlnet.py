@@ -143,7 +143,7 @@ CASES: dict[str, Case] = {
         [("canny", edges(2)), ("tile", SMALL)],
         {},
     ),
-    "the built-in layout": ("emoji", [CANNY], [("canny", edges(2))], {}),
+    "the built-in layout": ("emoji", [CANNY], [("canny", edges(2))], {"guidance_rescale": 0.0}),
 }
 
 

@@ -63,6 +63,7 @@ def theirs(name: str, request: Request, scale: Any, seeds: list[int], content: s
             "negative_prompt": request.negative or None,
             "num_inference_steps": request.steps,
             "guidance_scale": request.guidance,
+            "guidance_rescale": request.guidance_rescale,
             "num_images_per_prompt": request.count,
             "ip_adapter_image_embeds": [embeds],
         }
@@ -99,6 +100,10 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, list[int], str | None, str | No
     "dpm++": ("sdxl", {"sampler": "dpm++"}, STYLE, [1], None, "DPMSolverMultistepScheduler"),
     "unipc": ("sdxl", {"sampler": "unipc"}, STYLE, [1], None, "UniPCMultistepScheduler"),
     "lcm": ("sdxl", {"sampler": "lcm"}, STYLE, [1], None, "LCMScheduler"),
+    "rescaled": ("sdxl", {"guidance_rescale": 0.7}, STYLE, [1], None, None),
+    "three pictures, rescaled": ("sdxl", {"guidance_rescale": 0.7, "count": 3}, STYLE, [1], None, None),
+    "sd15, rescaled": ("sd15", {"plan": "all=0.8", "guidance_rescale": 1.0}, 0.8, [1], None, None),
+    "emoji, rescaled": ("emoji", {"plan": "all", "guidance_rescale": 0.7}, 1.0, [1], "dog", None),
     "emoji": ("emoji", {"plan": "all"}, 1.0, [1], "dog", None),
     "emoji, euler": ("emoji", {"sampler": "euler"}, None, [], None, "EulerDiscreteScheduler"),
     "sd15": ("sd15", {"plan": "all=0.8"}, 0.8, [1], None, None),
@@ -111,6 +116,7 @@ def test_the_whole_picture_is_diffusers(case: str) -> None:
     name, fields, scale, seeds, content, kind = CASES[case]
     references = [StyleReference(factory.picture(seed), content=content) for seed in seeds]
     defaults: dict[str, Any] = {"prompt": "a cat in the house", "steps": 6, "guidance": 5.0, "seed": 11}
+    defaults |= {"guidance_rescale": 0.0}
     request = Request(references=references, **(defaults | fields))
     expected, expected_pictures = theirs(name, request, scale, seeds, content, kind)
 
@@ -128,8 +134,12 @@ def test_the_whole_picture_is_diffusers(case: str) -> None:
 
 def test_a_style_is_no_small_matter_here() -> None:
     """The cases above could not fail if a random adapter changed nothing."""
-    bare, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, seed=1), 0.0, [], None, None)
-    styled, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, seed=1), STYLE, [1], None, None)
-    subtracted, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, seed=1), STYLE, [1], "dog", None)
+    bare, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, guidance_rescale=0.0, seed=1), 0.0, [], None, None)
+    styled, _ = theirs(
+        "sdxl", Request("a cat", steps=4, guidance=5.0, guidance_rescale=0.0, seed=1), STYLE, [1], None, None
+    )
+    subtracted, _ = theirs(
+        "sdxl", Request("a cat", steps=4, guidance=5.0, guidance_rescale=0.0, seed=1), STYLE, [1], "dog", None
+    )
     assert float((styled - bare).abs().max()) > 100 * TOLERANCE * float(bare.abs().max())
     assert float((styled - subtracted).abs().max()) > 10 * TOLERANCE * float(bare.abs().max())

@@ -145,6 +145,13 @@ def generate(
             show_default=", ".join(f"{family.name} {family.guidance:g}" for family in FAMILIES.values()),
         ),
     ] = None,
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(
+            help="How far guidance is brought back to the model's own contrast, 0 to 1: against glaring colours.",
+            show_default=", ".join(f"{family.name} {family.guidance_rescale:g}" for family in FAMILIES.values()),
+        ),
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="The scheduler.", show_default="the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="The number chance begins from.", show_default="by chance")] = None,
     count: Annotated[int | None, typer.Option(help="How many pictures.", show_default="1")] = None,
@@ -227,6 +234,7 @@ def generate(
         "reading": reading,
         "steps": steps,
         "guidance": guidance,
+        "guidance_rescale": guidance_rescale,
         "sampler": sampler,
         "seed": seed,
         "count": count,

@@ -20,6 +20,7 @@ from instantstyle.engine.told import tell
 from instantstyle.errors import Cancelled, InputError, InstantStyleError
 from instantstyle.families import SAID
 from instantstyle.methods import Injection, Moment, ReferenceRows, inject
+from instantstyle.methods.guidance import rescaled
 from instantstyle.model import Model
 from instantstyle.nets.attention import Attend, TextKeysValues
 from instantstyle.nets.unet import Residuals
@@ -65,6 +66,9 @@ class Run:
             "size": settled_size(model, request),
             "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
             "guidance": model.family.guidance if request.guidance is None else request.guidance,
+            "guidance_rescale": (
+                model.family.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
+            ),
             "sampler": request.sampler or sampler_name(self.scheduler),
         }
         self.request = request.model_copy(update=settled)
@@ -263,4 +267,5 @@ class Run:
         combined = given if without is None else without + self.request.guidance * (given - without)
         for negative, against in zip(self.asked.negatives, negatives, strict=True):
             combined = combined + negative.weight * (given - against)
-        return combined
+        pushed = without is not None or negatives
+        return rescaled(combined, given, self.request.guidance_rescale or 0.0) if pushed else given

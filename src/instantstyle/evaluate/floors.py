@@ -75,7 +75,7 @@ def floors(model: Model, count: int = 96, steps: int = STEPS, tick: Report | Non
     copied = nearest.copied(asked, answers.pixels)
     of_truth = float(nearest.copied(asked, truths).mean())
     rows.append(Row("copies", "nearest", float(copied.mean()), of_truth, 0.05, more=False))
-    rows += _unseen_looks(model, max(count // 8, 6), steps, tick)
+    rows += _unseen_looks(model, max(count // 2, 6), steps, tick)
     rows += _facts(model, truths, steps)
     return rows
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.errors import InstantStyleError
+from instantstyle.methods.guidance import rescaled
 from instantstyle.model import Model, Text
 
 Latents = Float[Tensor, "n channels height width"]
@@ -113,11 +114,11 @@ def generate(predict: Predict, noise: Latents, levels: Sequence[Level], kind: st
     return _finite(Trajectory(levels, pictures, noises))
 
 
-def predictor(model: Model, text: Text, size: tuple[int, int], guidance: float) -> Predict:
+def predictor(model: Model, text: Text, size: tuple[int, int], guidance: float, rescale: float = 0.0) -> Predict:
     """The model's prediction with guidance for pictures that are each described by a text.
 
     `text` has two rows where guidance is above 1, the unconditional and the conditional one, else the latter alone;
-    `size` is (width, height) in pixels.
+    `size` is (width, height) in pixels; `rescale` is how far guidance is brought back, as in requests.
     """
     read, rows = model.unet.read(text.context), len(text.context)
     sizes = torch.tensor([[size[1], size[0], 0, 0, size[1], size[0]]], device=model.device, dtype=torch.float32)
@@ -133,7 +134,7 @@ def predictor(model: Model, text: Text, size: tuple[int, int], guidance: float) 
         if rows == 1:
             return out
         without, given = out.chunk(2)
-        return without + guidance * (given - without)
+        return rescaled(without + guidance * (given - without), given, rescale)
 
     return predict
 

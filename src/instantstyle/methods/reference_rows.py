@@ -78,7 +78,8 @@ def alongside(model: Model, request: Request, caption: str) -> Trajectory:
     like = torch.empty(
         1, model.unet.config.in_channels, height // model.scale, width // model.scale, dtype=model.dtype
     ).to(model.device)
-    (predict,) = _predictors(model, request, [caption], request.guidance, request.negative)
+    rescale = request.guidance_rescale or 0.0
+    (predict,) = _predictors(model, request, [caption], request.guidance, request.negative, rescale)
     noise = _noise(like, "alongside", request.seed or 0)
     return generate(predict, noise, levels(model, request.steps), kind_of(model))
 
@@ -135,11 +136,12 @@ def looked(request: Request, references: int, device: torch.device, negatives: i
 
 
 def _predictors(
-    model: Model, request: Request, captions: Sequence[str], guidance: float, negative: str
+    model: Model, request: Request, captions: Sequence[str], guidance: float, negative: str, rescale: float = 0.0
 ) -> list[Predict]:
     assert request.size is not None
     unconditional = [negative] if guidance > 1 else []
-    return [predictor(model, read(model, [*unconditional, each]), request.size, guidance) for each in captions]
+    said = [read(model, [*unconditional, each]) for each in captions]
+    return [predictor(model, each, request.size, guidance, rescale) for each in said]
 
 
 def _noise(like: Latents, what: str, seed: int) -> Float[Tensor, "n channels height width"]:

@@ -179,6 +179,9 @@ class Request(Noun):
     """How prompts are read: as they stand (refused where too long), in chunks, or with compel's weights."""
     options: Annotated[Mapping[str, bool | int | float | str], BeforeValidator(_options), Field(max_length=32)] = {}
     """Knobs of the method by name; the method knows which there are (`methods.OPTIONS`) and refuses others."""
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How far the guided prediction is brought back to the spread of the conditional one, against glaring colours (Lin
+    et al., arXiv 2305.08891, section 3.4: 0.7 for models that begin from pure noise); 0 not at all."""
 
     if TYPE_CHECKING:
 
@@ -203,6 +206,7 @@ class Request(Noun):
             fit: Fit = "squash",
             reading: Literal["plain", "long", "weighted"] = "plain",
             options: Mapping[str, float | int | str | bool] = {},
+            guidance_rescale: float | None = None,
         ) -> None: ...
 
     @property

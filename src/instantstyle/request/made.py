@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from PIL import Image
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -27,10 +27,17 @@ def version() -> str:
         return "source"
 
 
+def _before_rescaling(value: object) -> object:
+    """A request of a picture that was made when guidance was not yet rescaled: this one was not."""
+    if isinstance(value, Mapping) and reading_json.get():
+        return {"guidance_rescale": 0.0, **cast("Mapping[str, object]", value)}
+    return value
+
+
 class Memory(Noun):
     """What a picture's metadata holds: enough to make it again, and to know whether the same model does."""
 
-    request: Request
+    request: Annotated[Request, BeforeValidator(_before_rescaling)]
     index: Annotated[int, Field(ge=0)] = 0
     """Which of the request's `count` pictures this is."""
     model: str = ""

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from instantstyle.blocks import parse_plan
 from instantstyle.families import EMOJI
@@ -21,6 +22,23 @@ def test_what_a_model_was_trained_for_is_counted_on(tmp_path: Path) -> None:
     steps, hours = ran["joint"][0], ran["joint"][1] / 3600
     assert row == f"| joint | {steps:,} | {hours:.2f} |"
     assert began(tmp_path) == ("nothing", {})
+
+
+def test_every_network_of_the_model_is_where_a_stage_begins(tmp_path: Path) -> None:
+    begin(tmp_path, SHIPPED, 1)
+    for stage, file, mark in (
+        ("unet", "unet/diffusion_pytorch_model", ""),
+        ("joint", "unet/diffusion_pytorch_model", "unet."),
+        ("control", "controlnet_canny/diffusion_pytorch_model", ""),
+        ("vae", "vae/diffusion_pytorch_model", ""),
+        ("clip", "image_encoder/model", "image."),
+        ("text", "text_encoder_2/model", "text_2."),
+    ):
+        state = torch.load(tmp_path / f"{stage}.pt", weights_only=True)["net"]
+        shipped = load_file(SHIPPED / f"{file}.safetensors")
+        shared = {name for name in shipped if f"{mark}{name}" in state}
+        assert len(shared) > len(shipped) / 3, stage
+        assert all(torch.equal(state[f"{mark}{name}"], shipped[name].float()) for name in shared), stage
 
 
 def test_an_adapter_of_fewer_blocks_is_silent_at_the_others(tmp_path: Path) -> None:

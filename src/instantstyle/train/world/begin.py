@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers import ControlNetModel  # pyright: ignore[reportPrivateImportUsage] (exported lazily)
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import nn
@@ -26,6 +27,7 @@ from instantstyle.train.adapter import Trained
 from instantstyle.train.loop import ENDS
 from instantstyle.train.muon import MuonAdamW
 from instantstyle.train.world.clip import Clip
+from instantstyle.train.world.control import new_control
 from instantstyle.train.world.joint import Together
 from instantstyle.train.world.unet import new_unet
 from instantstyle.train.world.vae import Decode, new_vae
@@ -101,6 +103,10 @@ def _drawing(folder: Path, model: Path) -> None:
     unet = new_unet()
     unet.load_state_dict(load_file(model / "unet/diffusion_pytorch_model.safetensors"))
     _put(folder / "unet.pt", unet)
+    if (there := model / "controlnet_canny").exists():
+        control = new_control(unet)
+        control.load_state_dict(cast("Any", ControlNetModel).from_pretrained(there).float().state_dict())
+        _put(folder / "control.pt", control)
     for name, stage, preset in (
         ("ip_adapter_style.safetensors", "joint", "style"),
         ("ip_adapter.safetensors", "adapter", "all"),

@@ -109,7 +109,7 @@ EMOJI = Family(
         pooled_dim=192,
         size_dim=32,
     ),
-    presets=presets_of({"up.0.1": 1.0, "up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
+    presets=presets_of({"up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
     presets_source="style: the probe in benchmarks/results/probe.md; layout: SDXL's, of no measured effect here",
     content=BlockPlan({"down.2.1": 1.0}),  # its layout
     fitting=Fitting(rank=8, steps=40, rate=1e-2, batch=8),

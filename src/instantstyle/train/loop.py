@@ -54,8 +54,11 @@ class Average:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, tail: float = 0.3) -> float:
-    """Linear warm-up (a tenth of the run at most), a plateau, and over the last `tail` a cosine to 1 % of the peak."""
-    if step < (warmup := min(warmup, max(steps // 10, 1))):
+    """Linear warm-up, a plateau, and over the last `tail` of the run a cosine down to a hundredth of the peak.
+
+    A tenth of the run warms up, of long ones `warmup` steps, of short ones 20.
+    """
+    if step < (warmup := min(warmup, max(steps // 10, 20))):
         return peak * (step + 1) / warmup
     into = (step / max(steps, 1) - (1 - tail)) / tail
     return peak if into <= 0 else peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(into, 1.0))))

@@ -161,8 +161,8 @@ What it reaches on cells it never saw, each figure beside what real pictures sco
 <!-- floors -->
 <!-- /floors -->
 
-Limits: it knows no other things, no scenes and no colour words; pixels, flat palettes and the hand of
-a drawing set hardly follow a reference.
+Limits: it knows no other things, no scenes and no colour words; flat palettes and the hand of a drawing set
+hardly follow a reference, pixels and hatching now and then.
 
 Drawings:
 

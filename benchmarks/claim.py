@@ -96,10 +96,10 @@ class Seeded(Corpus):
 
     seed: int = 0
 
-    def rows(self, count: int, rng: np.random.Generator) -> np.ndarray:
+    def rows(self, count: int, rng: np.random.Generator, often: np.ndarray | None = None) -> np.ndarray:
         """Rows drawn at random."""
         cast("np.random.PCG64", rng.bit_generator).advance(self.seed << 64)
-        return super().rows(count, rng)
+        return super().rows(count, rng, often)
 
 
 def first_looks(bank: Bank, looks: int) -> Bank:

@@ -30,8 +30,8 @@ def version() -> str:
 def _before_rescaling(value: object) -> object:
     """A request of a picture that was made when guidance was not yet rescaled: this one was not."""
     if isinstance(value, Mapping) and reading_json.get():
-        return {"guidance_rescale": 0.0, **cast("Mapping[str, object]", value)}
-    return value
+        value = {"guidance_rescale": 0.0, **cast("Mapping[str, object]", value)}
+    return cast("object", value)
 
 
 class Memory(Noun):

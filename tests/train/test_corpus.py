@@ -1,14 +1,14 @@
 """What a step learns from: rows come as often as they are to."""
 
-from typing import Any, cast
-
 import numpy as np
 import torch
 
+from instantstyle.train.world.bank import Bank
 from instantstyle.train.world.corpus import Corpus, Words
 
 NOTHING = Words(("",), torch.zeros(1, 1, 1), torch.zeros(1, 1))
-FOUR = Corpus(cast("Any", None), torch.zeros(4, 1, 1, 1), NOTHING, np.zeros((4, 4), int))
+BANK = Bank(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), np.arange(4), (), (), ())
+FOUR = Corpus(BANK, torch.zeros(4, 1, 1, 1), NOTHING, np.zeros((4, 4), int))
 
 
 def test_rows_come_as_often_as_they_are_to() -> None:

@@ -71,7 +71,7 @@ gallery: setup
 foreign: setup
 	$(BIN)/python docs/foreign.py
 
-# Questions a cell: 36 are all there are, and what the committed report was made with; 12 take a third of the time.
+# Questions a cell: 36 are all there are; the committed report says how many it was made with, 12 take a third of the time.
 COUNT ?= 36
 
 referee: setup

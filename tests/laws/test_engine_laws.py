@@ -20,6 +20,7 @@ import factory
 from instantstyle.blocks import Site
 from instantstyle.engine import Engine, Run
 from instantstyle.methods import METHODS
+from instantstyle.model import load
 from instantstyle.nets.attention import plain
 from instantstyle.request import Request, StyleReference
 
@@ -126,13 +127,11 @@ def test_4_networks_are_never_changed(name: str, tmp_path: Path, monkeypatch: py
 
 
 def test_4_and_the_hash_sees_a_single_weight() -> None:
-    model = factory.model("sd15")
+    model = load(factory.folder("sd15"))  # one of its own: adding 1 and taking it away again is not exact
     before, weight = model.hash(), model.unet.conv_in.bias
     assert weight is not None
     weight.data[0] += 1
-    changed = model.hash()
-    weight.data[0] -= 1
-    assert changed != before
+    assert model.hash() != before
 
 
 PROMPTS = ("a cat", "a dog in the house", "a red house", "a picture of ink")

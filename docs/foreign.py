@@ -7,6 +7,7 @@
 The photographs are those that scikit-image carries inside its wheel (extra `sheets`); the rest is drawn here.
 """
 
+import argparse
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -216,4 +217,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    plainly = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=plainly).parse_args()
     main()

@@ -6,6 +6,7 @@ Captions state what was done and measured, and no more; what is to be seen is fo
 (section name to a sentence), which is put below each picture.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -207,6 +208,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    plainly = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=plainly).parse_args()
     try:
         main()
     except ist.InstantStyleError as error:

@@ -2,8 +2,8 @@
 
     python benchmarks/hand.py [--count 192] [--out benchmarks/results/hand.md]
 
-Untreated held-out cells, put in each way; which of the nine sets drew the picture is said by two judges that were taught
-by real pictures, and by the nearest true picture.  What no door reaches is not for a plan of blocks to mend.
+Untreated held-out cells, put in each way; which of the nine sets drew the picture is said by two judges that were
+taught by real pictures, and by the nearest true picture.  What no door reaches is not for a plan of blocks to mend.
 """
 
 import argparse
@@ -31,8 +31,8 @@ WAYS = {
 }
 HEAD = """# By what door does a drawing set's hand reach the built-in model?
 
-`python benchmarks/hand.py --count {count}`: {count} untreated held-out cells, {steps} steps, weights {weights}; share whose
-set is right, of nine (chance .11), with 95 % intervals that take questions as independent.
+`python benchmarks/hand.py --count {count}`: {count} untreated held-out cells, {steps} steps, weights {weights}; share
+whose set is right, of nine (chance .11), with 95 % intervals that take questions as independent.
 
 """
 

@@ -111,7 +111,7 @@ def main() -> None:
     """Read, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--floors", type=Path, default=RESULTS / "curve")
-    parser.add_argument("--speed", type=float, default=125.0, help="samples a second, for the hours")
+    parser.add_argument("--speed", type=float, default=190.0, help="samples a second, for the hours")
     parser.add_argument("--out", type=Path, default=RESULTS / "curve.md")
     given = parser.parse_args()
     models = read(given.floors)

@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from instantstyle.evaluate import nearest
-from instantstyle.evaluate.floors import JUDGES
-from instantstyle.evaluate.judges import judge, pixels_of, shipped
+from instantstyle.evaluate.floors import hands
+from instantstyle.evaluate.judges import pixels_of
 from instantstyle.evaluate.metrics import wilson
-from instantstyle.evaluate.questions import SEED, STEPS, Question, Way, ask, held_out_cells
-from instantstyle.evaluate.real import Pixels
+from instantstyle.evaluate.questions import SEED, STEPS, Way, ask, held_out_cells
 from instantstyle.model import load
 from instantstyle.whole import write_whole
 
@@ -37,14 +35,6 @@ whose set is right, of nine (chance .11), with 95 % intervals that take question
 """
 
 
-def right(asked: list[Question], drawn: Pixels) -> list[str]:
-    """By each judge, and by the nearest true picture, the share whose set is right, with its interval."""
-    names = [each.style.set_name for each in asked]
-    hits = [int(judge(shipped(name), drawn).right("drawer", names).sum()) for name in JUDGES]
-    hits.append(sum(said == name for said, name in zip(nearest.drawers(asked, drawn), names, strict=True)))
-    return ["{:.2f} ({:.2f} to {:.2f})".format(hit / len(asked), *wilson(hit, len(asked))) for hit in hits]
-
-
 def main() -> None:
     """Ask, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,11 +46,13 @@ def main() -> None:
     back = pixels_of([model.decode(model.encode(Image.fromarray(each)))[0] for each in truths])
     rows = {"real pictures": truths, "real pictures through the VAE": back}
     rows |= {name: ask(model, asked, way).pixels for name, way in WAYS.items()}
-    lines = [f"| | {' | '.join([*JUDGES, 'nearest'])} |", "|---|---|---|---|"]
-    for name, drawn in rows.items():
-        lines.append(f"| {name} | {' | '.join(right(asked, drawn))} |")
-        print(lines[-1], flush=True)
+    told = {name: hands(asked, drawn) for name, drawn in rows.items()}
+    lines = [f"| | {' | '.join(told['no reference'])} |", "|---|---|---|---|"]
+    for name, by in told.items():
+        shares = [(right.mean(), *wilson(int(right.sum()), len(right))) for right in by.values()]
+        lines.append(f"| {name} | {' | '.join('{:.2f} ({:.2f} to {:.2f})'.format(*share) for share in shares)} |")
     head = HEAD.format(count=given.count, steps=STEPS, weights=model.identity[:12])
+    print("\n".join(lines))
     write_whole(given.out, (head + "\n".join(lines) + "\n").encode())
 
 

@@ -208,8 +208,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    plainly = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=plainly).parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         main()
     except ist.InstantStyleError as error:

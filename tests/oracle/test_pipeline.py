@@ -116,7 +116,7 @@ def test_the_whole_picture_is_diffusers(case: str) -> None:
     name, fields, scale, seeds, content, kind = CASES[case]
     references = [StyleReference(factory.picture(seed), content=content) for seed in seeds]
     defaults: dict[str, Any] = {"prompt": "a cat in the house", "steps": 6, "guidance": 5.0, "seed": 11}
-    defaults |= {"guidance_rescale": 0.0}
+    defaults["guidance_rescale"] = 0.0  # diffusers' own default, whatever the family's is
     request = Request(references=references, **(defaults | fields))
     expected, expected_pictures = theirs(name, request, scale, seeds, content, kind)
 
@@ -134,12 +134,11 @@ def test_the_whole_picture_is_diffusers(case: str) -> None:
 
 def test_a_style_is_no_small_matter_here() -> None:
     """The cases above could not fail if a random adapter changed nothing."""
-    bare, _ = theirs("sdxl", Request("a cat", steps=4, guidance=5.0, guidance_rescale=0.0, seed=1), 0.0, [], None, None)
-    styled, _ = theirs(
-        "sdxl", Request("a cat", steps=4, guidance=5.0, guidance_rescale=0.0, seed=1), STYLE, [1], None, None
-    )
-    subtracted, _ = theirs(
-        "sdxl", Request("a cat", steps=4, guidance=5.0, guidance_rescale=0.0, seed=1), STYLE, [1], "dog", None
-    )
+    asked = Request("a cat", steps=4, guidance=5.0, guidance_rescale=0.0, seed=1)
+    bare, _ = theirs("sdxl", asked, 0.0, [], None, None)
+    styled, _ = theirs("sdxl", asked, STYLE, [1], None, None)
+    subtracted, _ = theirs("sdxl", asked, STYLE, [1], "dog", None)
+    rescaled, _ = theirs("sdxl", asked.model_copy(update={"guidance_rescale": 0.7}), STYLE, [1], None, None)
     assert float((styled - bare).abs().max()) > 100 * TOLERANCE * float(bare.abs().max())
     assert float((styled - subtracted).abs().max()) > 10 * TOLERANCE * float(bare.abs().max())
+    assert float((styled - rescaled).abs().max()) > 10 * TOLERANCE * float(bare.abs().max())

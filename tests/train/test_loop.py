@@ -58,7 +58,7 @@ def test_signals_are_given_back(tmp_path: Path) -> None:
 
 
 def test_learning_rate_rises_holds_and_falls() -> None:
-    for steps, warm in ((1000, 100), (10_000, 200)):  # 200 steps, of a short run a tenth
+    for steps, warm in ((100, 20), (1000, 100), (10_000, 200)):  # a tenth, within 20 and 200
         rates = [learning_rate(step, steps, 1.0) for step in range(steps)]
         assert rates[0] == pytest.approx(1 / warm)
         assert set(rates[warm : steps * 7 // 10]) == {1.0}

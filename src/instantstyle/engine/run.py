@@ -264,8 +264,9 @@ class Run:
         without = parts.pop(0) if self.guided else None
         given, *negatives = parts
         assert self.request.guidance is not None
+        assert self.request.guidance_rescale is not None
         combined = given if without is None else without + self.request.guidance * (given - without)
         for negative, against in zip(self.asked.negatives, negatives, strict=True):
             combined = combined + negative.weight * (given - against)
-        pushed = without is not None or negatives
-        return rescaled(combined, given, self.request.guidance_rescale or 0.0) if pushed else given
+        # Where nothing was pushed away from there is nothing to bring back, and the bits stay.
+        return combined if combined is given else rescaled(combined, given, self.request.guidance_rescale)

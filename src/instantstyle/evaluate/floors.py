@@ -116,16 +116,19 @@ def _grounds(asked: Sequence[Question], drawn: Pixels, bare: Pixels, truths: Pix
 
 
 def _drawers(asked: Sequence[Question], drawn: Pixels) -> list[Row]:
-    truths, names = np.stack([q.truth for q in asked]), [q.style.set_name for q in asked]
-    rows: list[Row] = []
-    for name in JUDGES:
-        net = shipped(name)
-        right = float(judge(net, drawn).right("drawer", names).mean())
-        real = float(judge(net, truths).right("drawer", names).mean())
-        rows.append(Row("drawing set right", name, right, real, 2.5 / 9, note="untreated references, chance 0.11"))
-    said = np.array(nearest.drawers(asked, drawn)) == np.array(names)
-    rows.append(Row("drawing set right", "nearest", float(said.mean()), 1.0, 2.5 / 9, note="the same"))
-    return rows
+    ours, real = hands(asked, drawn), hands(asked, np.stack([q.truth for q in asked]))
+    note = "untreated references, chance 0.11"
+    return [
+        Row("drawing set right", name, float(right.mean()), float(real[name].mean()), 2.5 / 9, note=note)
+        for name, right in ours.items()
+    ]
+
+
+def hands(asked: Sequence[Question], drawn: Pixels) -> dict[str, Bools]:
+    """Of each picture whether its drawing set is told rightly, by every judge and by the nearest true picture."""
+    names = [q.style.set_name for q in asked]
+    told = {name: judge(shipped(name), drawn).right("drawer", names) for name in JUDGES}
+    return {**told, "nearest": np.array(nearest.drawers(asked, drawn)) == np.array(names)}
 
 
 def _unseen_looks(model: Model, each: int, steps: int, tick: Report | None) -> list[Row]:

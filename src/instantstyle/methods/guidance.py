@@ -16,5 +16,6 @@ def rescaled(
     if not share:
         return guided
     every = (1, 2, 3)
+    # A prediction of one value throughout has no spread to divide by.
     spread = conditional.std(every, keepdim=True) / guided.std(every, keepdim=True).clamp_min(1e-12)
     return guided * (share * spread + 1 - share)

@@ -74,12 +74,13 @@ def alongside(model: Model, request: Request, caption: str) -> Trajectory:
     """
     assert request.size is not None
     assert request.guidance is not None
+    assert request.guidance_rescale is not None
     width, height = request.size
     like = torch.empty(
         1, model.unet.config.in_channels, height // model.scale, width // model.scale, dtype=model.dtype
     ).to(model.device)
-    rescale = request.guidance_rescale or 0.0
-    (predict,) = _predictors(model, request, [caption], request.guidance, request.negative, rescale)
+    asked = (request.guidance, request.negative, request.guidance_rescale)
+    (predict,) = _predictors(model, request, [caption], *asked)
     noise = _noise(like, "alongside", request.seed or 0)
     return generate(predict, noise, levels(model, request.steps), kind_of(model))
 

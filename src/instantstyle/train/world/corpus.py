@@ -53,8 +53,7 @@ class Corpus:
         """Rows drawn at random; `often` says how often each is, to 1 of another, where not all alike."""
         if often is None:
             return rng.integers(len(self.latents), size=count)
-        upto: npt.NDArray[np.float64] = np.cumsum(often, dtype=np.float64)
-        return np.asarray(np.searchsorted(upto, rng.random(count) * float(upto[-1]), side="right"))
+        return rng.choice(len(often), size=count, p=often / often.sum())
 
     def captions(self, rows: np.ndarray, styled: np.ndarray | float, dropped: float, rng: np.random.Generator) -> Text:
         """A caption for each row, on the training device: shares `styled` and `dropped`."""

@@ -141,8 +141,8 @@ def card(
     return f"""# The built-in model of InstantStyle
 
 Draws {len(things)} things at {side} x {side} pixels in the style of a reference picture.  Its layout is SDXL's in
-small, so files, code paths and block names are SDXL's; its weights were trained from {began} on openly licensed emoji
-drawn again in random looks.  It knows these things and no others: {", ".join(things)}.
+small, so files, code paths and block names are SDXL's; its weights were trained on openly licensed emoji drawn
+again in random looks, beginning from {began}.  It knows these things and no others: {", ".join(things)}.
 
 `ip_adapter.safetensors` was trained the published way: all blocks, the reference is the target picture.
 `ip_adapter_style.safetensors` holds the blocks of the `style` preset alone.  It was trained for the split: in the

@@ -60,10 +60,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 world: setup
-	$(BIN)/python -m instantstyle.world
+	$(BIN)/python -m instantstyle.emoji
 
 styles: setup
-	$(BIN)/python -m instantstyle.world.cards
+	$(BIN)/python -m instantstyle.emoji.build_style_cards
 
 gallery: setup
 	$(BIN)/python docs/gallery.py
@@ -82,10 +82,10 @@ referee-small: setup
 	$(BIN)/instantstyle evaluate --jobs 2 --subset small --out out/referee-small
 
 judges: setup
-	$(BIN)/python -m instantstyle.evaluate.school
+	$(BIN)/python -m instantstyle.evaluate.train_classifiers
 
 floors: setup
-	$(BIN)/python -m instantstyle.evaluate.floors --card --out benchmarks/results/floors.md
+	$(BIN)/python -m instantstyle.evaluate.acceptance --card --out benchmarks/results/floors.md
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

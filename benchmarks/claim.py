@@ -45,21 +45,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.evaluate.figures import intervals
-from instantstyle.evaluate.judges import HELD_OUT
+from instantstyle.evaluate.classifiers import HELD_OUT
 from instantstyle.evaluate.metrics import Interval, bootstrap
-from instantstyle.evaluate.questions import STEPS, Question, Way, ask, held_out_cells
+from instantstyle.evaluate.plots import intervals
 from instantstyle.evaluate.suite import measure
-from instantstyle.model import Model, load
-from instantstyle.pictures import write_png
-from instantstyle.train.features import fitted
-from instantstyle.train.follow import with_adapter
-from instantstyle.train.world.adapter import train_adapter
-from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.bank import core as drawn_bank
-from instantstyle.train.world.corpus import Corpus, Words, captions
-from instantstyle.train.world.vae import encode_many
-from instantstyle.whole import sweep, whole, write_whole
+from instantstyle.evaluate.tasks import STEPS, Question, Way, ask, held_out_cells
+from instantstyle.loading import load
+from instantstyle.model import Model
+from instantstyle.train.data.feature_cache import fitted
+from instantstyle.train.emoji.adapter import train_adapter
+from instantstyle.train.emoji.dataset import Corpus, Words, captions
+from instantstyle.train.emoji.image_bank import Bank
+from instantstyle.train.emoji.image_bank import core as drawn_bank
+from instantstyle.train.emoji.vae import encode_many
+from instantstyle.train.tracking import with_adapter
+from instantstyle.utils.atomic_files import sweep, whole, write_whole
+from instantstyle.utils.images import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks/results/claim.md"

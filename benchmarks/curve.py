@@ -2,8 +2,8 @@
 
     python benchmarks/curve.py [--floors benchmarks/results/curve] [--out benchmarks/results/curve.md]
 
-Each file of the folder is what `python -m instantstyle.evaluate.floors --out FOLDER/SAMPLES.md` says of one model, its
-name the samples of the stage `joint` behind it.  Models in a row differ in more than samples (benchmarks/LOG.md says
+Each file of the folder is what `python -m instantstyle.evaluate.acceptance --out FOLDER/SAMPLES.md` says of a model,
+its name the samples of the stage `joint` behind it.  Models in a row differ in more than samples (benchmarks/LOG.md says
 in what), so the line is what a day's work bought and no law.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from instantstyle.evaluate.figures import Line, Panel, Point, curves
-from instantstyle.evaluate.floors import JUDGES
+from instantstyle.evaluate.acceptance import JUDGES
 from instantstyle.evaluate.metrics import Interval, wilson
-from instantstyle.pictures import write_png
-from instantstyle.whole import write_whole
+from instantstyle.evaluate.plots import Line, Panel, Point, curves
+from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.images import write_png
 
 RESULTS = Path(__file__).resolve().parent / "results"
 QUESTIONS = {"treatment family right": 96, "both right": 96, "drawing set right": 48}

@@ -57,8 +57,8 @@ def write(folder: Path, *, small: bool) -> None:
 
     import checkpoints
     from instantstyle.families import SDXL
-    from instantstyle.weights.layout import unet_config
-    from instantstyle.weights.vocabulary import clip_vocabulary
+    from instantstyle.weights.clip_vocab import clip_vocabulary
+    from instantstyle.weights.unet_config import unet_config
 
     with torch.device("meta"):
         nets = checkpoints.networks("sdxl", (checkpoints.SMALL if small else checkpoints.FULL)["sdxl"])
@@ -125,9 +125,9 @@ def measure(side: str, folder: Path, latent: int) -> dict[str, float]:
     if side == "instantstyle":
         sys.path[:0] = [str(ROOT / "src")]
         from instantstyle.blocks import BlockPlan
-        from instantstyle.methods.image_prompt import image_prompt
-        from instantstyle.model import load
-        from instantstyle.nets.attention import plain
+        from instantstyle.loading import load
+        from instantstyle.methods.instantstyle import image_prompt
+        from instantstyle.networks.attention import plain
 
         model = load(folder, dtype="bfloat16", device="cpu")
         config = model.unet.config

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from instantstyle.engine import Engine
-from instantstyle.evaluate.judges import judge, pixels_of, shipped
-from instantstyle.evaluate.questions import BATCH, STEPS, Question, Way, question, request
-from instantstyle.evaluate.real import TRAINED_SETS, Pixels
-from instantstyle.model import Model, load
-from instantstyle.whole import write_whole
-from instantstyle.world.sources import concepts, has
-from instantstyle.world.splits import CORE, splits
-from instantstyle.world.treatments import TRAINED_FAMILIES, sample
+from instantstyle.emoji.sources import concepts, has
+from instantstyle.emoji.splits import CORE, splits
+from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample
+from instantstyle.evaluate.classifiers import judge, pixels_of, shipped
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels
+from instantstyle.evaluate.tasks import BATCH, STEPS, Question, Way, question, request
+from instantstyle.loading import load
+from instantstyle.model import Model
+from instantstyle.sampling import Engine
+from instantstyle.utils.atomic_files import write_whole
 
 OUT = Path(__file__).resolve().parent / "results/guidance.md"
 SEED = 4242

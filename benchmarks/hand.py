@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from instantstyle.evaluate.floors import hands
-from instantstyle.evaluate.judges import pixels_of
+from instantstyle.evaluate.acceptance import hands
+from instantstyle.evaluate.classifiers import pixels_of
 from instantstyle.evaluate.metrics import wilson
-from instantstyle.evaluate.questions import SEED, STEPS, Way, ask, held_out_cells
-from instantstyle.model import load
-from instantstyle.whole import write_whole
+from instantstyle.evaluate.tasks import SEED, STEPS, Way, ask, held_out_cells
+from instantstyle.loading import load
+from instantstyle.utils.atomic_files import write_whole
 
 OUT = Path(__file__).resolve().parent / "results/hand.md"
 WAYS = {

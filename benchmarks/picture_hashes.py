@@ -27,8 +27,10 @@ from PIL import Image  # noqa: E402
 
 import instantstyle as ist  # noqa: E402
 
-METHODS = ("instantstyle", "ip-adapter", "style-aligned", "swapped", "b-lora", "stylekeeper", "cleanstyle")
-METHODS += ("stylestudio", "none")
+METHODS = (
+    *("instantstyle", "ip-adapter", "style-aligned", "swapped"),
+    *("b-lora", "stylekeeper", "cleanstyle", "stylestudio", "none"),
+)
 FAST: dict[str, dict[str, Any]] = {"b-lora": {"fit-steps": 2, "fit-rank": 2, "fit-rate": 0.01}}
 
 
@@ -40,8 +42,10 @@ def tiny_models() -> Any:
         return importlib.import_module("factory")
 
 
-def requests(small: bool) -> dict[str, ist.Request]:
-    """A few dozen requests by name; `small` ones are for tiny random models, whose words are few."""
+def requests(name: str) -> dict[str, ist.Request]:
+    """A few dozen requests by name; for tiny random models with fewer steps."""
+    small = name != "built-in"
+    dog = None if name == "sd15" else "dog"  # SD1.5's text encoder has no projection into an image encoder's space
     folder = ROOT / "examples/references"
     shown = [Image.open(folder / f"{name}.png").convert("RGB") for name in ("dog-neon", "castle-hatching")]
     first, second = shown
@@ -52,17 +56,18 @@ def requests(small: bool) -> dict[str, ist.Request]:
 
     def request(method: str = "instantstyle", /, *given: ist.StyleReference, **fields: Any) -> ist.Request:
         common: dict[str, Any] = {"seed": 7, "steps": steps, "options": FAST.get(method, {})}
-        references = [] if method == "none" else list(given) or [reference(content="dog")]
+        references = [] if method == "none" else list(given) or [reference(content=dog)]
         return ist.Request("a cat", references=references, method=method, **{**common, **fields})
 
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
     made = {f"method {name}": request(name) for name in METHODS}
+    made["method ip-adapter"] = request("ip-adapter", reference())
     made |= {f"plan {plan}": request(plan=plan) for plan in ("style", "layout", "style+layout", "all", "precise")}
     made |= {f"subtraction {how}": request(subtraction=how) for how in ("normalised", "projected", "masked")}
     made |= {
-        "plan terms": request(plan="up.0.1=1.2,down.2.1=0.5"),
-        "two references": request("instantstyle", reference(content="dog"), reference(second, weight=0.5)),
+        "plan terms": request(plan="up.0.1=1.2,down.2.1=0.5" if name != "sd15" else "up.1.1=1.2,down.2.1=0.5"),
+        "two references": request("instantstyle", reference(content=dog), reference(second, weight=0.5)),
         "two averaged": request("instantstyle", reference(), reference(second), combine="average"),
         "masked": request("instantstyle", reference(mask=mask), reference(second)),
         "window": request(window=(0.2, 0.8)),
@@ -76,7 +81,7 @@ def requests(small: bool) -> dict[str, ist.Request]:
         "style-aligned noised": request("style-aligned", options={"rows": "renoised"}),
         "swapped calibrated": request("swapped", options={"calibrate": True}),
     }
-    for sampler in ("euler", "dpm++-2m", "euler-a", "unipc"):
+    for sampler in ("euler", "dpm++", "unipc", "ddim-trailing", "lcm", "tcd"):
         made[f"sampler {sampler}"] = request(sampler=sampler)
     return made
 
@@ -86,7 +91,7 @@ def hashes(names: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         model = ist.load() if name == "built-in" else tiny_models().model(name)
-        for what, request in requests(name != "built-in").items():
+        for what, request in requests(name).items():
             try:
                 images = ist.generate(model, request).images
                 pixels = b"".join(np.asarray(image).tobytes() for image in images)

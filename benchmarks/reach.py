@@ -19,17 +19,18 @@ from PIL import Image
 from torch import Tensor
 
 from instantstyle.blocks import Site
-from instantstyle.engine.samplers import scheduler
+from instantstyle.emoji.splits import CORE, splits
+from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample
+from instantstyle.evaluate.block_probe import named
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels
 from instantstyle.evaluate.metrics import grounds_follow
-from instantstyle.evaluate.probe import named
-from instantstyle.evaluate.questions import Question, Way, ask, question
-from instantstyle.evaluate.real import TRAINED_SETS, Pixels
-from instantstyle.methods.inversion import Level, kind_of, read, split
-from instantstyle.methods.shared import late
-from instantstyle.model import Model, load
-from instantstyle.nets.attention import Attend, Heads, TextKeysValues, plain
-from instantstyle.world.splits import CORE, splits
-from instantstyle.world.treatments import TRAINED_FAMILIES, sample
+from instantstyle.evaluate.tasks import Question, Way, ask, question
+from instantstyle.loading import load
+from instantstyle.methods.ddim_inversion import Level, kind_of, read, split
+from instantstyle.methods.shared_attention import late
+from instantstyle.model import Model
+from instantstyle.networks.attention import Attend, Heads, TextKeysValues, plain
+from instantstyle.sampling.schedulers import scheduler
 
 TIMES = (999, 900, 700, 400)
 """Times of the single predictions, in training steps."""

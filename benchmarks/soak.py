@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import IO, Literal
 
-from instantstyle.whole import write_whole
+from instantstyle.utils.atomic_files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT_IN = ROOT / "src/instantstyle/assets/emoji"

@@ -38,11 +38,11 @@ def ours(blocks: str, batch: int) -> Callable[[int], float]:
     import numpy as np
     import torch
 
-    from instantstyle.model import load
+    from instantstyle.loading import load
     from instantstyle.train.adapter import Trained
-    from instantstyle.train.data import Features, Order, Rows
-    from instantstyle.train.fit import Part
-    from instantstyle.train.lesson import Lesson, Teaching
+    from instantstyle.train.data.dataset import Features, Order, Rows
+    from instantstyle.train.objective import Lesson, Teaching
+    from instantstyle.train.trainer import Part
 
     model = load(BUILT_IN, device="cpu", dtype="float32")
     config, side = model.family.unet, float(model.family.size[0])
@@ -173,7 +173,7 @@ def counted(blocks: str) -> tuple[float, float, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from instantstyle.families import SDXL
-    from instantstyle.nets.unet import UNet
+    from instantstyle.networks.unet import UNet
     from instantstyle.train.adapter import Trained
 
     config = SDXL.unet
@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.worker:
         print(json.dumps(worker(given.worker, given.steps, given.batch)))
         return
-    from instantstyle.whole import write_whole
+    from instantstyle.utils.atomic_files import write_whole
 
     said = page(given)
     write_whole(given.out, said.encode())

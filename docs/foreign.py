@@ -19,10 +19,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 import instantstyle as ist
-from instantstyle import pictures
-from instantstyle.whole import write_whole
-from instantstyle.world.drawn import blueprint, brush, mosaic, thing
-from instantstyle.world.treatments import Treatment, apply
+from instantstyle.emoji.procedural import blueprint, brush, mosaic, thing
+from instantstyle.emoji.style_transforms import Treatment, apply
+from instantstyle.utils import images as pictures
+from instantstyle.utils.atomic_files import write_whole
 
 DOCS = Path(__file__).resolve().parent
 PROMPTS = ("a cat", "a house")

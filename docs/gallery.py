@@ -16,12 +16,12 @@ from pathlib import Path
 from PIL import Image
 
 import instantstyle as ist
-from instantstyle import pictures
-from instantstyle.card import known_cards
+from instantstyle.emoji.procedural import on_white, thing
 from instantstyle.families import EMOJI
-from instantstyle.features import nearest_text
-from instantstyle.whole import write_whole
-from instantstyle.world.drawn import on_white, thing
+from instantstyle.methods.content_subtraction import nearest_text
+from instantstyle.request.style_card import known_cards
+from instantstyle.utils import images as pictures
+from instantstyle.utils.atomic_files import write_whole
 
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "gallery"

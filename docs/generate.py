@@ -34,7 +34,7 @@ PLAIN = {
     "src/instantstyle/assets/clip/": "CLIP's vocabulary, for checkpoints in one file",
     "src/instantstyle/assets/referee/": "the small set's questions and drawings: make referee-small",
     "src/instantstyle/assets/styles/": "style cards of our own drawing: make styles",
-    "src/instantstyle/world/splits.json": "what is held out",
+    "src/instantstyle/emoji/splits.json": "what is held out",
     "src/instantstyle/py.typed": "the types are public",
     "docs/guide.md": "setting up, making pictures, making them again",
     "docs/concepts.md": "what the words mean",
@@ -152,7 +152,7 @@ def help_page() -> str:
     return page
 
 
-TABLES = {"pairings": "tests/border/pairings.py", "proven": "tests/oracle/proven.py"}
+TABLES = {"pairings": "tests/cli/pairings.py", "proven": "tests/oracle/proven.py"}
 """Marks in docs/own-models.md, and the modules that say what stands between them: data that tests run."""
 
 

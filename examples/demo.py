@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import instantstyle as ist
-from instantstyle import pictures
+from instantstyle.utils import images as pictures
 
 HERE = Path(__file__).parent
 PROMPTS = ("a cat", "a house", "a rocket", "a guitar", "a rose", "an umbrella")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from instantstyle.world.draw import render
-from instantstyle.world.sources import concepts
-from instantstyle.world.splits import splits
-from instantstyle.world.treatments import Treatment, apply
+from instantstyle.emoji.rasterize import render
+from instantstyle.emoji.sources import concepts
+from instantstyle.emoji.splits import splits
+from instantstyle.emoji.style_transforms import Treatment, apply
 
 FOLDER = Path(__file__).parent / "references"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import instantstyle as ist
-from instantstyle import pictures
+from instantstyle.utils import images as pictures
 
 HERE = Path(__file__).parent / "references"
 WEIGHTS = (0.0, 0.3, 0.6, 1.0)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import instantstyle as ist
-from instantstyle import pictures
+from instantstyle.utils import images as pictures
 
 PLANS = ("style", "layout", "style+layout", "all", "precise")
 

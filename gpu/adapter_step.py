@@ -19,11 +19,12 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
 from gpu import kit
 from gpu.speed import files
-from instantstyle.model import Model, load
+from instantstyle.loading import load
+from instantstyle.model import Model
 from instantstyle.train.adapter import Trained
-from instantstyle.train.data import Features, Order, Rows
-from instantstyle.train.fit import Part
-from instantstyle.train.lesson import Lesson, Teaching
+from instantstyle.train.data.dataset import Features, Order, Rows
+from instantstyle.train.objective import Lesson, Teaching
+from instantstyle.train.trainer import Part
 
 Step = Callable[[], Any]
 

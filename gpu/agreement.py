@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from gpu import kit
+from instantstyle.emoji.build_style_cards import pictures_of
 from instantstyle.families import EMOJI
-from instantstyle.generate import generate
-from instantstyle.methods.image_prompt import image_prompt
-from instantstyle.model import Model, load
-from instantstyle.nets.attention import plain
+from instantstyle.loading import load
+from instantstyle.methods.instantstyle import image_prompt
+from instantstyle.model import Model
+from instantstyle.networks.attention import plain
+from instantstyle.pipeline import generate
 from instantstyle.request import Request, StyleReference
-from instantstyle.world.cards import pictures_of
 from oracle.twins import TINY, Inputs, Twins
 
 METHODS = ("none", "instantstyle", "ip-adapter", "style-aligned", "swapped", "stylekeeper", "cleanstyle", "stylestudio")

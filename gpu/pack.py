@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image
 
 from gpu import ROOT
+from instantstyle.emoji import sources
+from instantstyle.emoji.procedural import THINGS, thing
+from instantstyle.emoji.rasterize import MASTER, Rgba, masters, render
+from instantstyle.emoji.sources import PACKED, SETS, Concept, concepts, drawn_by, has, things
+from instantstyle.emoji.splits import CORE, group, splits
 from instantstyle.errors import InstantStyleError
-from instantstyle.world import sources
-from instantstyle.world.draw import MASTER, Rgba, masters, render
-from instantstyle.world.drawn import THINGS, thing
-from instantstyle.world.sources import PACKED, SETS, Concept, concepts, drawn_by, has, things
-from instantstyle.world.splits import CORE, group, splits
 
 _T = TypeVar("_T")
 FILE = ROOT / "out/gpu/drawings.zip"

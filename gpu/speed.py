@@ -19,9 +19,10 @@ from torch import Tensor
 
 from gpu import kit
 from gpu.agreement import relative
-from instantstyle.methods.image_prompt import image_prompt
-from instantstyle.model import Model, load
-from instantstyle.nets.attention import plain
+from instantstyle.loading import load
+from instantstyle.methods.instantstyle import image_prompt
+from instantstyle.model import Model
+from instantstyle.networks.attention import plain
 
 Step = Callable[[], Any]
 SCALES = {"no style": 0.0, "style": {"up": {"block_0": [0.0, 1.0, 0.0]}}, "all": 1.0}

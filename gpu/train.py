@@ -2,7 +2,7 @@
 
     python -m gpu.train STAGES [--things 700] [--side 128] [--begin MODEL] [--steps joint=20000 ...] [--minutes 9]
 
-STAGES are those of `python -m instantstyle.train.world`, and `floors`, what the result is worth.  The drawings come
+STAGES are those of `python -m instantstyle.train.emoji`, and `floors`, what the result is worth.  The drawings come
 from the pack (gpu/pack.py).  A command that is cut short leaves checkpoints in out/gpu/training, and the same command
 goes on.  Every command ends by writing the model as it then is, in diffusers' layout and in pieces, into the results:
 a machine that is new begins from there (--begin, a folder or its manifest), with its optimisers anew.
@@ -21,9 +21,9 @@ import torch
 
 from gpu import ROOT, kit, pack
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.train.world.bank import broad_labels, things
-from instantstyle.train.world.begin import begin
-from instantstyle.train.world.recipe import Recipe
+from instantstyle.train.emoji.image_bank import broad_labels, things
+from instantstyle.train.emoji.stages import Recipe
+from instantstyle.train.emoji.warm_start import begin
 
 STAGES = ("bank", "vae", "text", "clip", "unet", "look", "joint", "adapter", "control", "floors")
 SHIPPED = ROOT / "src/instantstyle/assets/emoji"
@@ -111,7 +111,7 @@ def export(recipe: Recipe) -> Path | None:
 def floors(model: Path, count: int, steps: int) -> int:
     """What the model is worth, in a process of its own; its exit status."""
     out = kit.results() / "floors.md"
-    command = [sys.executable, "-m", "instantstyle.evaluate.floors", "--model", str(model), "--out", str(out)]
+    command = [sys.executable, "-m", "instantstyle.evaluate.acceptance", "--model", str(model), "--out", str(out)]
     paths = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(
         [*command, "--count", str(count), "--steps", str(steps)], check=False, env={**os.environ, "PYTHONPATH": paths}

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-import factory
+import tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def bench(script: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of the built-in model's layout."""
-    return factory.emoji(tmp_path_factory.mktemp("benchmark") / "random")
+    return tiny_models.emoji(tmp_path_factory.mktemp("benchmark") / "random")
 
 
 def test_both_sides_draw_the_same_picture_and_the_reference_speaks(

@@ -12,18 +12,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-import factory
-from instantstyle import pictures
-from instantstyle.card import MAX_BYTES, SHIPPED, SUFFIX, Numbers, Sight, StyleCard, numbers, probe_picture, read_card
+import tiny_models
 from instantstyle.errors import InputError, PictureError, WeightsError
 from instantstyle.request import Memory, Request, StyleReference, recall
+from instantstyle.request.style_card import (
+    MAX_BYTES,
+    SHIPPED,
+    SUFFIX,
+    Numbers,
+    Sight,
+    StyleCard,
+    numbers,
+    probe_picture,
+    read_card,
+)
+from instantstyle.utils import images as pictures
 
 
 def card(name: str = "ink", **fields: Any) -> StyleCard:
     """A card without a model."""
     rng = np.random.default_rng(3)
     sights = [Sight("an encoder", numbers(rng.normal(size=5)), numbers(rng.normal(size=(2, 5))))]
-    small = [pictures.png(factory.picture(seed)) for seed in (1, 2)]
+    small = [pictures.png(tiny_models.picture(seed)) for seed in (1, 2)]
     given: dict[str, Any] = {"name": name, "sights": sights, "thumbnails": small, "licence": "CC0-1.0", **fields}
     return StyleCard(**given)
 
@@ -43,7 +53,7 @@ def test_a_card_survives_json_and_png(tmp_path: Path) -> None:
     again = Request.from_json(asked.to_json())
     assert again == asked
     assert isinstance(again.references[0].image, StyleCard)
-    pictures.write_png(factory.picture(), tmp_path / "a.png", Memory(asked).to_json())
+    pictures.write_png(tiny_models.picture(), tmp_path / "a.png", Memory(asked).to_json())
     assert recall(tmp_path / "a.png").request == asked
 
 
@@ -53,7 +63,7 @@ def test_a_reference_is_a_card_by_name_by_file_and_itself(tmp_path: Path, monkey
     path = card("my ink").save(tmp_path / f"my ink{SUFFIX}")
     given = [StyleReference(each).image for each in (card("my ink"), "my ink", path, str(path))]
     assert all(each == given[0] for each in given)
-    factory.picture().save(tmp_path / "neon", "PNG")  # a file goes before a card of its name
+    tiny_models.picture().save(tmp_path / "neon", "PNG")  # a file goes before a card of its name
     assert not isinstance(StyleReference("neon").image, StyleCard)
     assert isinstance(StyleReference("chalk").image, StyleCard)
 
@@ -95,14 +105,16 @@ def test_twelve_cards_are_shipped_with_picture_and_licence() -> None:
 
 def test_what_the_shipped_cards_hold_is_what_the_shipped_encoder_sees() -> None:
     """Against transformers reading the same folder; fails when the encoder was trained on and the cards were not made
-    anew: python -m instantstyle.world.cards."""
+    anew: python -m instantstyle.emoji.build_style_cards."""
     import torch
 
     folder = SHIPPED.parent / "emoji"
     if not folder.exists():
         pytest.skip("this tree has no built-in model")
-    net = factory.transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder").float().eval()
-    process = factory.transformers.CLIPImageProcessor.from_pretrained(folder / "feature_extractor")
+    net = (
+        tiny_models.transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder").float().eval()
+    )
+    process = tiny_models.transformers.CLIPImageProcessor.from_pretrained(folder / "feature_extractor")
     shown = [read_card(path) for path in sorted(SHIPPED.glob(f"*{SUFFIX}"))]
     seen = [probe_picture(), *(picture for each in shown for picture in each.pictures())]
     with torch.no_grad():

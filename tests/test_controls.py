@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import factory
-from instantstyle.controls import KINDS, MAKERS, choose, draw, lineart, parse, soft_edge
-from instantstyle.engine import Engine
+import tiny_models
+from instantstyle.controlnet import KINDS, MAKERS, choose, draw, lineart, parse, soft_edge
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.model import Model, load
-from instantstyle.nets.unet import Residuals
+from instantstyle.loading import load
+from instantstyle.model import Model
+from instantstyle.networks.unet import Residuals
 from instantstyle.request import Control, Request, StyleReference
+from instantstyle.sampling import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
@@ -32,8 +33,8 @@ transformers: Any = importlib.import_module("transformers")
 
 @cache
 def model() -> Model:
-    nets = {"canny": factory.controlnet("emoji"), "pose": factory.controlnet("emoji", seed=2)}
-    return load(factory.folder("emoji"), controls=nets)
+    nets = {"canny": tiny_models.controlnet("emoji"), "pose": tiny_models.controlnet("emoji", seed=2)}
+    return load(tiny_models.folder("emoji"), controls=nets)
 
 
 def halves(left: int, right: int, side: int = 64) -> np.ndarray:
@@ -104,9 +105,9 @@ def test_kinds_say_how_and_which() -> None:
     for kind, how, net in (("canny", "canny", "canny"), ("pose", "pose", "pose"), ("image:canny", "image", "canny")):
         assert choose(model(), kind) == (how, model().controls[net])
     assert choose(model(), "canny:pose") == ("canny", model().controls["pose"])
-    given = Control("pose", factory.picture(3, 64))
-    assert draw(model(), Request("a cat"), given).tobytes() == factory.picture(3, 64).tobytes()
-    only = load(factory.folder("emoji"), controls={"canny": factory.controlnet("emoji")})
+    given = Control("pose", tiny_models.picture(3, 64))
+    assert draw(model(), Request("a cat"), given).tobytes() == tiny_models.picture(3, 64).tobytes()
+    only = load(tiny_models.folder("emoji"), controls={"canny": tiny_models.controlnet("emoji")})
     for kind in ("image", "none"):
         assert choose(only, kind) == (kind, only.controls["canny"])
     assert {"canny", "soft-edge", "lineart", "depth", "image", "none"} == set(KINDS)
@@ -128,7 +129,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_not_understood_is_a_sentence(kind: str) -> None:
     with pytest.raises(InputError) as refused:
-        Engine(model()).submit(Request("a cat", controls=[Control(kind, factory.picture())]))
+        Engine(model()).submit(Request("a cat", controls=[Control(kind, tiny_models.picture())]))
     assert str(refused.value) == REFUSED[kind]
 
 
@@ -137,7 +138,7 @@ def test_a_model_without_controlnets_says_what_to_load(name: str, kind: str) -> 
     published = {"sdxl": "diffusers/controlnet-canny-sdxl-1.0", "sd15": "lllyasviel/control_v11p_sd15_lineart"}
     wanted = rf"has no ControlNet, .* controls=\{{'{kind}': '{published.get(name, 'a file')}'\}} \(--control-model\)"
     with pytest.raises(InputError, match=wanted):
-        Engine(factory.model(name)).submit(Request("a cat", controls=[Control(kind, factory.picture())]))
+        Engine(tiny_models.model(name)).submit(Request("a cat", controls=[Control(kind, tiny_models.picture())]))
 
 
 def latents(*requests: Request) -> list[Tensor]:
@@ -154,7 +155,7 @@ def bare(**fields: Any) -> Request:
 
 
 def control(seed: int = 1, kind: str = "canny", **fields: Any) -> Control:
-    return Control(kind, factory.picture(seed), **fields)
+    return Control(kind, tiny_models.picture(seed), **fields)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_a_silent_control_is_bitwise_none(silent: Control) -> None:
 def test_alone_or_together() -> None:
     """Neighbours with controls change nothing for those without, to the bit; and all are what they are alone."""
     steered = bare(
-        controls=[control(), control(2, "pose", weight=1.0)], references=[StyleReference(factory.picture(4))]
+        controls=[control(), control(2, "pose", weight=1.0)], references=[StyleReference(tiny_models.picture(4))]
     )
     windowed, plain = bare(controls=[control(window=(0.5, 1.0))], seed=6, guidance=1.0), bare(seed=7, count=2)
     others = (bare(), bare(seed=6, guidance=1.0))
@@ -182,7 +183,7 @@ def test_alone_or_together() -> None:
 
 def test_reference_rows_and_neighbours_get_zeros() -> None:
     """Residuals of several runs as one: each its own, zeros elsewhere, those of one pixel spread out."""
-    from instantstyle.engine.stack import stacked
+    from instantstyle.sampling.batch import stacked
 
     def said(rows: int, size: int, value: float) -> Residuals:
         return [torch.full((rows, 2, size, size), value)], torch.full((rows, 3, size, size), value)
@@ -199,7 +200,7 @@ def test_networks_are_never_changed() -> None:
     before = model().hash()
     latents(bare(controls=[control(), control(2, "image:pose")]))
     assert model().hash() == before
-    assert before != factory.model("emoji").hash()
+    assert before != tiny_models.model("emoji").hash()
 
 
 @pytest.fixture(scope="module")
@@ -229,17 +230,17 @@ def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_depth_is_that_of_transformers(depth_folder: Path) -> None:
-    nets = {"depth": factory.controlnet("emoji")}
-    seeing = load(factory.folder("emoji"), controls=nets, depth=depth_folder)
-    request = Request("a cat", controls=[Control("depth", factory.picture(2, 96))], size=(64, 96), steps=1)
+    nets = {"depth": tiny_models.controlnet("emoji")}
+    seeing = load(tiny_models.folder("emoji"), controls=nets, depth=depth_folder)
+    request = Request("a cat", controls=[Control("depth", tiny_models.picture(2, 96))], size=(64, 96), steps=1)
     ours = np.asarray(draw(seeing, request, request.controls[0]))[..., 0]
     pipe = transformers.pipeline("depth-estimation", model=str(depth_folder))
-    theirs = np.asarray(pipe(factory.picture(2, 96).resize((64, 96), Image.Resampling.LANCZOS))["depth"])
+    theirs = np.asarray(pipe(tiny_models.picture(2, 96).resize((64, 96), Image.Resampling.LANCZOS))["depth"])
     assert ours.shape == (96, 64)
     assert int(theirs.max()) - int(theirs.min()) > 200
     assert int(np.abs(ours.astype(int) - theirs).max()) <= 1
     Engine(seeing).submit(request)
-    assert seeing.hash() != load(factory.folder("emoji"), controls=nets).hash()
+    assert seeing.hash() != load(tiny_models.folder("emoji"), controls=nets).hash()
 
 
 def test_metres_are_turned_round(depth_folder: Path, tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def test_metres_are_turned_round(depth_folder: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "depth_estimation_type": "metric"}))
     near, far = (
-        load_depth(folder, torch.device("cpu")).look(factory.picture(2, 64)) for folder in (depth_folder, tmp_path)
+        load_depth(folder, torch.device("cpu")).look(tiny_models.picture(2, 64)) for folder in (depth_folder, tmp_path)
     )
     assert int(np.abs(255 - far.astype(int) - near).max()) <= 1
 
@@ -260,4 +261,4 @@ def test_a_depth_model_that_is_none_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"cannot load a depth model from .*; give a folder or a hub id such as depth-any"
     ):
-        load(factory.folder("emoji"), depth=tmp_path)
+        load(tiny_models.folder("emoji"), depth=tmp_path)

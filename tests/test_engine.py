@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-import factory
 import instantstyle as ist
-from instantstyle.engine import SAMPLERS, Engine, together
+import tiny_models
 from instantstyle.errors import Cancelled, InputError, InstantStyleError, PlanError
-from instantstyle.model import Model, load
-from instantstyle.nets.attention import plain
-from instantstyle.nets.projection import Resampler
+from instantstyle.loading import load
+from instantstyle.model import Model
+from instantstyle.networks.attention import plain
+from instantstyle.networks.image_projection import Resampler
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import SAMPLERS, Engine, together
 from instantstyle.weights.adapter import Adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
@@ -26,11 +27,11 @@ BLACK = Image.new("RGB", (48, 48))
 
 
 def reference(seed: int = 1, **fields: Any) -> StyleReference:
-    return StyleReference(factory.picture(seed), **fields)
+    return StyleReference(tiny_models.picture(seed), **fields)
 
 
 def latents(request: Request, name: str = "emoji") -> torch.Tensor:
-    run = Engine(factory.model(name)).submit(request)
+    run = Engine(tiny_models.model(name)).submit(request)
     for _ in run:
         pass
     return run.latents
@@ -39,19 +40,19 @@ def latents(request: Request, name: str = "emoji") -> torch.Tensor:
 def test_the_noise_is_diffusers() -> None:
     randn: Any = importlib.import_module("diffusers.utils.torch_utils").randn_tensor
     for count in (1, 3):
-        run = Engine(factory.model("sdxl")).submit(Request("a cat", seed=123, count=count))
+        run = Engine(tiny_models.model("sdxl")).submit(Request("a cat", seed=123, count=count))
         noise = randn((count, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(123), dtype=torch.float32)
         assert torch.equal(run.latents, noise * run.scheduler.init_noise_sigma)
 
 
 def test_a_result_remembers_what_was_not_said() -> None:
-    result = ist.generate(factory.model("emoji"), Request("a cat", steps=2))
+    result = ist.generate(tiny_models.model("emoji"), Request("a cat", steps=2))
     assert result.request.seed is not None
     assert result.request.size == (64, 64)
     assert result.request.sampler == "ddim"
     assert result.images[0].size == (64, 64)
-    assert result.model == str(factory.folder("emoji"))
-    again = ist.generate(factory.model("emoji"), Request.from_json(result.request.to_json()))
+    assert result.model == str(tiny_models.folder("emoji"))
+    again = ist.generate(tiny_models.model("emoji"), Request.from_json(result.request.to_json()))
     assert np.array_equal(np.asarray(again.images[0]), np.asarray(result.images[0]))
 
 
@@ -59,7 +60,7 @@ def test_a_result_remembers_what_was_not_said() -> None:
 def test_a_guidance_that_is_not_named_is_the_familys(name: str, guidance: float) -> None:
     """Taken, remembered, and no other picture than where it is named; one that is named, 0 too, stays."""
     unnamed, named = Request("a cat", seed=1, steps=1), Request("a cat", seed=1, steps=1, guidance=guidance)
-    engine = Engine(factory.model(name))
+    engine = Engine(tiny_models.model(name))
     runs = [engine.submit(each) for each in (unnamed, named, unnamed.model_copy(update={"guidance": 0.0}))]
     assert [run.request.guidance for run in runs] == [guidance, guidance, 0.0]
     result, same, other = (np.asarray(each.images[0]) for each in engine.run())
@@ -71,7 +72,7 @@ def test_a_guidance_that_is_not_named_is_the_familys(name: str, guidance: float)
 @pytest.mark.parametrize(("name", "share"), [("emoji", 0.7), ("sdxl", 0.0)])
 def test_a_rescaling_that_is_not_named_is_the_familys(name: str, share: float) -> None:
     unnamed = Request("a cat", seed=1, steps=2, guidance=5.0)
-    engine = Engine(factory.model(name))
+    engine = Engine(tiny_models.model(name))
     asked = [unnamed, *(unnamed.model_copy(update={"guidance_rescale": each}) for each in (share, 1.0))]
     runs = [engine.submit(each) for each in asked]
     assert [run.request.guidance_rescale for run in runs] == [share, share, 1.0]
@@ -81,12 +82,12 @@ def test_a_rescaling_that_is_not_named_is_the_familys(name: str, share: float) -
 
 
 def test_without_a_seed_two_pictures_differ() -> None:
-    seeds = {Engine(factory.model("emoji")).submit(Request("a cat", steps=1)).request.seed for _ in range(3)}
+    seeds = {Engine(tiny_models.model("emoji")).submit(Request("a cat", steps=1)).request.seed for _ in range(3)}
     assert len(seeds) == 3
 
 
 def test_iterating_tells_where_it_stands_and_shows_what_is_coming() -> None:
-    run = Engine(factory.model("emoji")).submit(Request("a cat", seed=1, steps=4))
+    run = Engine(tiny_models.model("emoji")).submit(Request("a cat", seed=1, steps=4))
     told = [(p.step, p.steps, p.preview()[0]) for p in run]
     assert [(step, steps) for step, steps, _ in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     final = np.asarray(run.result().images[0], int)
@@ -98,7 +99,7 @@ def test_iterating_tells_where_it_stands_and_shows_what_is_coming() -> None:
 @pytest.mark.parametrize("name", ["emoji", "sdxl"])
 def test_previews_end_in_the_picture_with_every_sampler(sampler: str, name: str) -> None:
     """Also with those schedulers that keep their expected picture to themselves."""
-    run = Engine(factory.model(name)).submit(Request("a cat", seed=1, steps=6, sampler=sampler))
+    run = Engine(tiny_models.model(name)).submit(Request("a cat", seed=1, steps=6, sampler=sampler))
     last = [p.preview()[0] for p in run][-1]
     difference = np.abs(np.asarray(last, int) - np.asarray(run.result().images[0], int))
     assert difference.mean() < 4
@@ -106,12 +107,12 @@ def test_previews_end_in_the_picture_with_every_sampler(sampler: str, name: str)
 
 def test_progress_is_told_after_each_step() -> None:
     steps: list[int] = []
-    ist.generate(factory.model("emoji"), Request("a cat", steps=3), progress=lambda p: steps.append(p.step))
+    ist.generate(tiny_models.model("emoji"), Request("a cat", steps=3), progress=lambda p: steps.append(p.step))
     assert steps == [1, 2, 3]
 
 
 def test_cancelling_takes_effect_before_the_next_step() -> None:
-    engine = Engine(factory.model("emoji"))
+    engine = Engine(tiny_models.model("emoji"))
     run, other = engine.submit(Request("a cat", steps=5)), engine.submit(Request("a dog", steps=3))
     engine.step()
     run.cancel()
@@ -126,11 +127,11 @@ def test_cancelling_takes_effect_before_the_next_step() -> None:
 
 def test_a_run_that_is_not_done_has_no_result() -> None:
     with pytest.raises(InputError, match="step 0 of 5"):
-        Engine(factory.model("emoji")).submit(Request("a cat", steps=5)).result()
+        Engine(tiny_models.model("emoji")).submit(Request("a cat", steps=5)).result()
 
 
 def test_a_failure_of_one_run_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(factory.model("emoji"))
+    engine = Engine(tiny_models.model("emoji"))
     bad, good = engine.submit(Request("a cat", steps=2)), engine.submit(Request("a dog", steps=2))
 
     def broken(*args: Any, **kwargs: Any) -> None:
@@ -145,7 +146,7 @@ def test_a_failure_of_one_run_is_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_that_run_away_are_a_sentence_and_no_black_picture(number: float) -> None:
-    run = Engine(factory.model("emoji")).submit(Request("a cat", steps=2))
+    run = Engine(tiny_models.model("emoji")).submit(Request("a cat", steps=2))
     told: list[int] = []
 
     def disturbed() -> None:
@@ -157,11 +158,11 @@ def test_numbers_that_run_away_are_a_sentence_and_no_black_picture(number: float
         disturbed()
     assert told == [1]  # the step that failed is no progress
     with pytest.raises(InstantStyleError, match="decoder made NaN or infinity"):
-        factory.model("emoji").decode(run.latents)
+        tiny_models.model("emoji").decode(run.latents)
 
 
 def test_together_gives_each_its_own_rows() -> None:
-    site = factory.model("emoji").unet.config.sites[1]
+    site = tiny_models.model("emoji").unet.config.sites[1]
     q, k, v = (torch.randn(6, 2, 5, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
     seen: list[int] = []
 
@@ -210,9 +211,9 @@ class TestReferences:
         torch.testing.assert_close(latents(there), latents(back), atol=1e-4, rtol=0)
 
     def test_auto_picks_the_nearest_word_and_remembers_it(self) -> None:
-        model = factory.model("emoji")
+        model = tiny_models.model("emoji")
         run = Engine(model).submit(Request("a cat", references=[reference(content="auto")], seed=1, steps=2))
-        image = np.asarray(model.see([factory.picture(1)]))[0]
+        image = np.asarray(model.see([tiny_models.picture(1)]))[0]
         words = [np.asarray(model.say([word]).embeds)[0] for word in ("cat", "dog", "house")]
         cosines = [float(image @ word / np.linalg.norm(word)) for word in words]
         word = ("cat", "dog", "house")[int(np.argmax(cosines))]
@@ -235,7 +236,7 @@ class TestPrecise:
     REQUEST = Request("a cat", references=[reference()], plan="precise", seed=1, steps=2)
 
     def test_the_layout_block_pushes_the_unconditional_row_alone(self) -> None:
-        model = factory.model("emoji")
+        model = tiny_models.model("emoji")
         run = Engine(model).submit(self.REQUEST)
         site = next(s for s in model.unet.config.sites if s.module == "down.2.1" and s.kind == "cross")
         k, v = run.text[site]
@@ -246,7 +247,7 @@ class TestPrecise:
 
     def test_and_there_it_is_the_reference_not_the_empty_picture(self) -> None:
         """What the unconditional row sees at the layout block is what the conditional one sees under plan layout."""
-        model = factory.model("emoji")
+        model = tiny_models.model("emoji")
         precise = Engine(model).submit(self.REQUEST)
         layout = Engine(model).submit(self.REQUEST.model_copy(update={"plan": "layout"}))
         site = next(s for s in model.unet.config.sites if s.module == "down.2.1" and s.kind == "cross")
@@ -257,12 +258,12 @@ class TestPrecise:
 
     def test_needs_guidance(self) -> None:
         with pytest.raises(InputError, match="guidance above 1"):
-            Engine(factory.model("emoji")).submit(self.REQUEST.model_copy(update={"guidance": 1.0}))
+            Engine(tiny_models.model("emoji")).submit(self.REQUEST.model_copy(update={"guidance": 1.0}))
 
 
 def plus(name: str) -> Model:
     """A model with a random Plus adapter, which reads the image encoder's hidden states."""
-    model = factory.model(name)
+    model = tiny_models.model(name)
     base = model.need_adapter()
     width = model.eyes.net.config.hidden_size if model.eyes else 0
     resampler = Resampler(width, model.family.unet.context_dim, 4, dim=64, depth=1, heads=1).requires_grad_(False)
@@ -291,13 +292,13 @@ class TestPlus:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_the_same_picture_but_for_rounding(dtype: str) -> None:
     request = Request("a cat", references=[reference(content="dog")], seed=1, steps=3)
-    model = load(factory.folder("emoji"), dtype=dtype)
-    half, full = (ist.generate(each, request).images[0] for each in (model, factory.model("emoji")))
+    model = load(tiny_models.folder("emoji"), dtype=dtype)
+    half, full = (ist.generate(each, request).images[0] for each in (model, tiny_models.model("emoji")))
     assert np.abs(np.asarray(half, float) - np.asarray(full, float)).mean() < 8
 
 
 def test_a_window_holds_for_its_part_of_the_run() -> None:
-    run = Engine(factory.model("emoji")).submit(
+    run = Engine(tiny_models.model("emoji")).submit(
         Request("a cat", references=[reference()], window=(0.25, 0.75), steps=8, seed=1)
     )
     styled: list[bool] = []
@@ -323,12 +324,16 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
         ("emoji", {"negative": "house " * 40}, "fewer words"),
         (
             "emoji",
-            {"controls": [ist.Control("edges", factory.picture())]},
+            {"controls": [ist.Control("edges", tiny_models.picture())]},
             "has no ControlNet, so no picture can be followed",
         ),
-        ("emoji", {"init": ist.Init(factory.picture(), 0.4)}, "strength 0.4 of 2 steps.*at least 0.5"),
-        ("emoji", {"init": ist.Init(factory.picture(), 1, BLACK)}, "black everywhere"),
-        ("emoji", {"init": ist.Init(factory.picture(), 1, factory.picture().resize((9, 30)))}, "in its proportions"),
+        ("emoji", {"init": ist.Init(tiny_models.picture(), 0.4)}, "strength 0.4 of 2 steps.*at least 0.5"),
+        ("emoji", {"init": ist.Init(tiny_models.picture(), 1, BLACK)}, "black everywhere"),
+        (
+            "emoji",
+            {"init": ist.Init(tiny_models.picture(), 1, tiny_models.picture().resize((9, 30)))},
+            "in its proportions",
+        ),
         ("emoji", {"references": [reference(mask=BLACK)]}, "black everywhere"),
         ("sd15", {"references": [reference(content="dog")]}, "not one shared space"),
         ("sd15", {"references": [reference(content="auto")]}, "no vocabulary"),
@@ -337,7 +342,7 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
 def test_what_cannot_be_done_is_a_sentence(name: str, fields: dict[str, Any], sentence: str) -> None:
     defaults: dict[str, Any] = {"prompt": "a cat", "references": [reference()], "steps": 2}
     request = Request(**(defaults | fields))
-    engine = Engine(factory.model(name))
+    engine = Engine(tiny_models.model(name))
     with pytest.raises(InputError, match=sentence):
         engine.submit(request)
     assert engine.runs == []
@@ -345,4 +350,4 @@ def test_what_cannot_be_done_is_a_sentence(name: str, fields: dict[str, Any], se
 
 def test_a_typo_in_a_plan_is_a_plan_error() -> None:
     with pytest.raises(PlanError):
-        Engine(factory.model("emoji")).submit(Request("a cat", references=[reference()], plan="up.7=1"))
+        Engine(tiny_models.model("emoji")).submit(Request("a cat", references=[reference()], plan="up.7=1"))

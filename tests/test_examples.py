@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instantstyle.model import load
+from instantstyle.loading import load
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from instantstyle.errors import InputError
-from instantstyle.features import average, nearest_text, strength, subtract
+from instantstyle.methods.content_subtraction import average, nearest_text, strength, subtract
 
 IMAGE = torch.tensor([[3.0, 4.0, 0.0]])
 TEXT = torch.tensor([[0.0, 2.0, 0.0]])

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from instantstyle.cli import app
 from instantstyle.errors import PictureError
-from instantstyle.foreign import read_request
 from instantstyle.request import Request, Result
+from instantstyle.request.third_party_metadata import read_request
 
 A1111 = """a cat, (masterpiece:1.2),
 sitting in a house

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import instantstyle as ist
+from instantstyle.emoji.procedural import THINGS, thing
+from instantstyle.emoji.rasterize import masters
+from instantstyle.emoji.sources import SETS, concepts, has
 from instantstyle.errors import InputError, WeightsError
+from instantstyle.train.emoji import image_bank as bank
+from instantstyle.train.emoji.warm_start import begin
 from instantstyle.train.loop import train as train_loop
-from instantstyle.train.world import bank
-from instantstyle.train.world.begin import begin
-from instantstyle.world.draw import masters
-from instantstyle.world.drawn import THINGS, thing
-from instantstyle.world.sources import SETS, concepts, has
 
 SHIPPED = train.SHIPPED
 

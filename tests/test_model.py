@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-import factory
+import tiny_models
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import InputError, InstantStyleError, WeightsError
 from instantstyle.families import EMOJI, SD15, SDXL
-from instantstyle.model import load
+from instantstyle.loading import load
 from instantstyle.weights.adapter import load_adapter, save_adapter
-from instantstyle.weights.find import find
-from instantstyle.weights.layout import family_of, unet_config
+from instantstyle.weights.resolve import find
+from instantstyle.weights.unet_config import family_of, unet_config
 
 diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
@@ -29,7 +29,7 @@ safetensors: Any = importlib.import_module("safetensors.torch")
 
 
 def copy(name: str, to: Path) -> Path:
-    return Path(shutil.copytree(factory.folder(name), to / name))
+    return Path(shutil.copytree(tiny_models.folder(name), to / name))
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -47,7 +47,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 class TestFamilies:
     @pytest.mark.parametrize("name", ["emoji", "sdxl", "sd15"])
     def test_are_told_by_layout(self, name: str) -> None:
-        model = factory.model(name)
+        model = tiny_models.model(name)
         assert model.family.name == name
         assert model.family.size == (64, 64)
         assert model.family.unet == model.unet.config
@@ -87,7 +87,7 @@ class TestFamilies:
         assert family_of(config) == SD15
 
     def test_the_built_in_layout_is_told_by_its_latents_and_pooled_text(self) -> None:
-        config: dict[str, Any] = json.loads((factory.folder("emoji") / "unet/config.json").read_text())
+        config: dict[str, Any] = json.loads((tiny_models.folder("emoji") / "unet/config.json").read_text())
         assert family_of(config).presets == EMOJI.presets
         assert family_of(config | {"in_channels": 4, "out_channels": 4}).presets == SDXL.presets
 
@@ -101,7 +101,7 @@ class TestFamilies:
         ],
     )
     def test_others_are_refused(self, changes: dict[str, Any], sentence: str) -> None:
-        config: dict[str, Any] = json.loads((factory.folder("sdxl") / "unet/config.json").read_text())
+        config: dict[str, Any] = json.loads((tiny_models.folder("sdxl") / "unet/config.json").read_text())
         with pytest.raises(WeightsError, match=sentence):
             family_of(config | changes)
 
@@ -167,7 +167,7 @@ class TestStrictness:
     def test_of_an_image_encoder_of_another_adapter(self, tmp_path: Path) -> None:
         folder = copy("sdxl", tmp_path)
         shutil.rmtree(folder / "image_encoder")
-        shutil.copytree(factory.folder("emoji") / "image_encoder", folder / "image_encoder")
+        shutil.copytree(tiny_models.folder("emoji") / "image_encoder", folder / "image_encoder")
         with pytest.raises(WeightsError, match=r"24 wide.*gives 192 wide"):
             load(folder)
 
@@ -202,14 +202,14 @@ class TestFinding:
 
     def test_an_adapter_that_is_not_there(self) -> None:
         with pytest.raises(WeightsError, match="no adapter file"):
-            find(factory.folder("sdxl"), "nowhere.safetensors")
+            find(tiny_models.folder("sdxl"), "nowhere.safetensors")
 
     def test_an_adapter_of_one_s_own(self, tmp_path: Path) -> None:
         other = tmp_path / "mine.safetensors"
-        shutil.copy(factory.folder("sdxl") / "ip_adapter.safetensors", other)
-        found = find(factory.folder("sdxl"), other)
+        shutil.copy(tiny_models.folder("sdxl") / "ip_adapter.safetensors", other)
+        found = find(tiny_models.folder("sdxl"), other)
         assert (found.adapter, found.adapter_spec) == (other, str(other))
-        assert find(factory.folder("sdxl")).adapter_spec is None
+        assert find(tiny_models.folder("sdxl")).adapter_spec is None
 
 
 def test_a_model_without_adapter_still_draws_but_takes_no_style(tmp_path: Path) -> None:
@@ -223,23 +223,23 @@ def test_a_model_without_adapter_still_draws_but_takes_no_style(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["cpu:9", "tpu", "cuda"] if not torch.cuda.is_available() else ["tpu"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(InputError, match="device"):
-        load(factory.folder("emoji"), device=name)
+        load(tiny_models.folder("emoji"), device=name)
 
 
 def test_a_dtype_that_is_not_there() -> None:
     with pytest.raises(InputError, match="did you mean 'float32'"):
-        load(factory.folder("emoji"), dtype="flot32")
+        load(tiny_models.folder("emoji"), dtype="flot32")
 
 
 def test_half_precision_is_half_throughout() -> None:
-    model = load(factory.folder("emoji"), dtype="bfloat16")
+    model = load(tiny_models.folder("emoji"), dtype="bfloat16")
     assert {t.dtype for net in model.networks.values() for t in net.parameters()} == {torch.bfloat16}
-    assert load(factory.folder("emoji"), dtype="float16").vae.dtype == torch.float32  # SDXL's overflows
+    assert load(tiny_models.folder("emoji"), dtype="float16").vae.dtype == torch.float32  # SDXL's overflows
 
 
 def test_it_says_what_diffusers_says() -> None:
-    model = factory.model("sdxl")
-    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(factory.folder("sdxl"))
+    model = tiny_models.model("sdxl")
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(tiny_models.folder("sdxl"))
     with torch.no_grad():
         context, empty, pooled, _ = pipe.encode_prompt("a red house", negative_prompt="a dog")
     said = model.say(["a dog", "a red house"])
@@ -250,10 +250,10 @@ def test_it_says_what_diffusers_says() -> None:
 
 
 def test_it_sees_what_transformers_sees() -> None:
-    model = factory.model("sdxl")
-    processor = transformers.CLIPImageProcessorPil.from_pretrained(factory.folder("sdxl") / "feature_extractor")
-    net = transformers.CLIPVisionModelWithProjection.from_pretrained(factory.folder("sdxl") / "image_encoder")
-    square, wide = factory.picture(3), factory.picture(4).resize((96, 48))
+    model = tiny_models.model("sdxl")
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tiny_models.folder("sdxl") / "feature_extractor")
+    net = transformers.CLIPVisionModelWithProjection.from_pretrained(tiny_models.folder("sdxl") / "image_encoder")
+    square, wide = tiny_models.picture(3), tiny_models.picture(4).resize((96, 48))
     with torch.no_grad():
         expected = net(processor([square, wide], return_tensors="pt").pixel_values)
     torch.testing.assert_close(model.see([square]), expected.image_embeds[:1], atol=1e-4, rtol=1e-4)
@@ -263,7 +263,7 @@ def test_it_sees_what_transformers_sees() -> None:
 
 
 def test_the_ways_of_making_square_differ() -> None:
-    model, wide = factory.model("sdxl"), factory.picture(4).resize((96, 48))
+    model, wide = tiny_models.model("sdxl"), tiny_models.picture(4).resize((96, 48))
     crop, pad, squash = (model.see([wide], how) for how in ("crop", "pad", "squash"))
     assert not torch.allclose(crop, pad)
     assert not torch.allclose(pad, squash)
@@ -271,10 +271,10 @@ def test_the_ways_of_making_square_differ() -> None:
 
 @pytest.mark.parametrize("name", ["emoji", "sdxl"])
 def test_it_encodes_and_decodes_as_diffusers(name: str) -> None:
-    model = factory.model(name)
-    vae = diffusers.AutoencoderKL.from_pretrained(factory.folder(name) / "vae")
+    model = tiny_models.model(name)
+    vae = diffusers.AutoencoderKL.from_pretrained(tiny_models.folder(name) / "vae")
     processor = diffusers.image_processor.VaeImageProcessor(vae_scale_factor=8)
-    picture = factory.picture(5, side=64)
+    picture = tiny_models.picture(5, side=64)
     with torch.no_grad():
         latents = vae.encode(processor.preprocess(picture)).latent_dist.mean * vae.config.scaling_factor
         decoded = processor.postprocess(vae.decode(latents / vae.config.scaling_factor).sample)[0]
@@ -283,8 +283,8 @@ def test_it_encodes_and_decodes_as_diffusers(name: str) -> None:
 
 
 def test_one_identity_for_the_same_weights() -> None:
-    assert load(factory.folder("sd15")).identity == factory.model("sd15").identity
-    assert factory.model("sdxl").identity != factory.model("emoji").identity
+    assert load(tiny_models.folder("sd15")).identity == tiny_models.model("sd15").identity
+    assert tiny_models.model("sdxl").identity != tiny_models.model("emoji").identity
 
 
 def test_errors_are_of_one_tree() -> None:
@@ -296,8 +296,8 @@ def test_importing_the_package_imports_no_torch_and_generate_stays_a_function() 
         "import sys, instantstyle as ist\n"
         "ist.Request('a cat')\n"
         "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules\n"
-        "import instantstyle.generate\n"
-        "from instantstyle.generate import generate\n"
+        "import instantstyle.pipeline\n"
+        "from instantstyle.pipeline import generate\n"
         "assert ist.generate is generate\n"
         "assert ist.__all__ == sorted(ist.__all__, key=str) and all(hasattr(ist, name) for name in ist.__all__)\n"
     )
@@ -306,13 +306,13 @@ def test_importing_the_package_imports_no_torch_and_generate_stays_a_function() 
 
 def test_pictures_need_not_be_rgb() -> None:
     grey = Image.new("L", (64, 64), 128)
-    assert factory.model("emoji").encode(grey).shape == (1, 32, 8, 8)
+    assert tiny_models.model("emoji").encode(grey).shape == (1, 32, 8, 8)
 
 
 def test_a_narrow_adapter_speaks_where_it_can_and_only_there(tmp_path: Path) -> None:
     """A folder may bring a second adapter for the style blocks; plans beyond them go through the full one."""
     folder = tmp_path / "model"
-    shutil.copytree(factory.folder("emoji"), folder)
+    shutil.copytree(tiny_models.folder("emoji"), folder)
     full = load(folder)
     style = full.family.presets["style"]
     narrow = load_adapter(folder / "ip_adapter.safetensors", full.family.unet, plan=style)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instantstyle.emoji.captions import OTHER_WORDS, SET_WORDS, caption
+from instantstyle.emoji.splits import CORE
+from instantstyle.emoji.style_transforms import sample
+from instantstyle.encoders.prompt_vocabulary import FILE, Names, Thing, article, key
 from instantstyle.errors import WeightsError
-from instantstyle.names import FILE, Names, Thing, article, key
-from instantstyle.weights.find import BUILT_IN
-from instantstyle.world.captions import OTHER_WORDS, SET_WORDS, caption
-from instantstyle.world.splits import CORE
-from instantstyle.world.treatments import sample
+from instantstyle.weights.resolve import BUILT_IN
 
 TABLE = BUILT_IN / "emoji" / FILE
 PIECES = ("a", "two", "cat", "🐱", "neon", "on", "blue", ",", "猫", "x")

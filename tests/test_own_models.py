@@ -12,9 +12,10 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from typer.testing import CliRunner
 
 import checkpoints
-import factory
+import tiny_models
 from instantstyle.cli import app
-from instantstyle.weights import find, hub
+from instantstyle.weights import hub
+from instantstyle.weights import resolve as find
 from instantstyle.weights.lora import Factors, save_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers' Euler and of accelerate's hooks
@@ -27,14 +28,14 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), r
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the page names."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(factory.folder("sdxl"), tmp_path / "my-sdxl")
-    shutil.copytree(factory.folder("sd15"), tmp_path / "my-sd15")
+    shutil.copytree(tiny_models.folder("sdxl"), tmp_path / "my-sdxl")
+    shutil.copytree(tiny_models.folder("sd15"), tmp_path / "my-sd15")
     shutil.copy(tmp_path / "my-sdxl/ip_adapter.safetensors", tmp_path / "ip-adapter.safetensors")
     (tmp_path / "ComfyUI/models/checkpoints").mkdir(parents=True)
     checkpoints.write(tmp_path / "dreams.safetensors", "sd15")
     shutil.copy(tmp_path / "dreams.safetensors", tmp_path / "ComfyUI/models/checkpoints")
     for name in ("ref", "other", "photo"):
-        factory.picture(len(name)).save(tmp_path / f"{name}.png")
+        tiny_models.picture(len(name)).save(tmp_path / f"{name}.png")
     for folder in ("loras", "controlnet"):
         (tmp_path / "ComfyUI/models" / folder).mkdir()
     changed = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q.weight"
@@ -43,8 +44,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_lora(tmp_path / "hyper.safetensors", {changed: factors})
     shutil.copy(controlled(tmp_path), tmp_path / "ComfyUI/models/controlnet/control_canny.safetensors")
     # The text tower of the small models' CLIP: 24 wide embeddings, as their image encoder's.
-    shutil.copytree(factory.folder("sdxl") / "text_encoder_2", tmp_path / "clip-vit-h")
-    shutil.copytree(factory.folder("sdxl") / "tokenizer_2", tmp_path / "clip-vit-h/tokenizer")
+    shutil.copytree(tiny_models.folder("sdxl") / "text_encoder_2", tmp_path / "clip-vit-h")
+    shutil.copytree(tiny_models.folder("sdxl") / "tokenizer_2", tmp_path / "clip-vit-h/tokenizer")
 
     def fetched(name: str) -> Path:
         assert name == find.HUB["sdxl"]
@@ -57,7 +58,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def controlled(place: Path) -> Path:
     """A random ControlNet for the checkpoint in one file."""
     nets = checkpoints.networks("sd15", checkpoints.SMALL["sd15"])
-    net = factory.diffusers.ControlNetModel.from_unet(nets["unet"])
+    net = tiny_models.diffusers.ControlNetModel.from_unet(nets["unet"])
     torch.nn.init.normal_(net.controlnet_mid_block.weight)
     save_file(dict(net.state_dict()), place / "control.safetensors")
     return place / "control.safetensors"

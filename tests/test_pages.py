@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import factory
-from instantstyle import pictures
-from instantstyle.engine import Engine
+import tiny_models
 from instantstyle.request import Request
+from instantstyle.sampling import Engine
+from instantstyle.utils import images as pictures
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_twenty_foreign_references_break_nothing(foreign: ModuleType) -> None:
     carried = importlib.util.find_spec("skimage") is not None
     names = [name for name in foreign.REFERENCES if carried or not foreign.photographs(name)]
     assert len(foreign.REFERENCES) == 20
-    model = factory.model("emoji")
+    model = tiny_models.model("emoji")
     given = [foreign.reference(name) for name in names]
     seen = model.see([reference.image.open() for reference in given])
     assert seen.isfinite().all()
@@ -64,7 +64,7 @@ def test_ground_and_its_correlation_are_what_they_say(foreign: ModuleType) -> No
 
 
 def test_every_section_of_the_gallery_fits_its_labels(gallery: ModuleType) -> None:
-    model = factory.model("emoji")
+    model = tiny_models.model("emoji")
     sections = [section for make in gallery.SECTIONS if (section := make(model)) is not None]
     assert [section.name for section in sections] == ["cards", "blocks", "subtraction", "strength"]
     for section in sections:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instantstyle import pictures
 from instantstyle.errors import OutputError, PictureError
-from instantstyle.pictures import Fit
+from instantstyle.utils import images as pictures
+from instantstyle.utils.images import Fit
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-import factory
-from instantstyle.engine import SAMPLERS, Engine
+import tiny_models
 from instantstyle.errors import InputError
-from instantstyle.presets import PRESETS, preset
 from instantstyle.request import Request
+from instantstyle.request.few_step_presets import PRESETS, preset
+from instantstyle.sampling import SAMPLERS, Engine
 
 TIMES = {
     "lightning-4": [999, 749, 499, 249],
@@ -37,7 +37,7 @@ def test_presets_are_runs(name: str) -> None:
     assert set(few.lora) <= {"sdxl", "sd15"}
     assert few.source.partition(",")[0].count("/") or "arXiv" in few.source
     asked = Request("a cat", steps=few.steps, guidance=few.guidance, sampler=few.sampler, seed=1)
-    run = Engine(factory.model("sdxl")).submit(asked)
+    run = Engine(tiny_models.model("sdxl")).submit(asked)
     assert (run.steps, run.guided) == (few.steps, few.guidance > 1)
     config = run.scheduler.config
     assert {key: config[key] for key in ADDED} == ADDED
@@ -51,4 +51,4 @@ def test_what_is_not_there_is_a_sentence() -> None:
     with pytest.raises(InputError, match="did you mean 'lightning-4'"):
         preset("lightnin-4")
     with pytest.raises(InputError, match="'lcm' cannot take 60 steps"):
-        Engine(factory.model("sdxl")).submit(Request("a cat", steps=60, sampler="lcm"))
+        Engine(tiny_models.model("sdxl")).submit(Request("a cat", steps=60, sampler="lcm"))

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from instantstyle import errors, pictures, request
+from instantstyle import errors, request
 from instantstyle.errors import InputError, OutputError, PictureError
-from instantstyle.noun import Noun
 from instantstyle.request import Control, Init, Memory, Picture, Request, Result, StyleReference
+from instantstyle.request.base import Noun
+from instantstyle.utils import images as pictures
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import factory
-from instantstyle.engine import Engine
+import tiny_models
 from instantstyle.errors import InputError
 from instantstyle.request import Request
+from instantstyle.sampling import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -26,7 +26,7 @@ def theirs(name: str, texts: list[str]) -> tuple[Any, Any]:
         if name == "sd15"
         else (diffusers.StableDiffusionXLPipeline, compel.CompelForSDXL)
     )
-    pipe = kind.from_pretrained(factory.folder(name), image_encoder=None, unet=None, vae=None, scheduler=None)
+    pipe = kind.from_pretrained(tiny_models.folder(name), image_encoder=None, unet=None, vae=None, scheduler=None)
     with torch.no_grad():
         said = wrapper(pipe)(texts)
     return said.embeds, said.pooled_embeds
@@ -35,20 +35,20 @@ def theirs(name: str, texts: list[str]) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", ["sdxl", "sd15"])
 def test_it_is_compel(name: str) -> None:
     texts = [WEIGHTED, LONG]
-    said = factory.model(name).say(texts, "weighted")
+    said = tiny_models.model(name).say(texts, "weighted")
     context, pooled = theirs(name, texts)
     assert said.context.shape[1] > 77
     torch.testing.assert_close(said.context, context, atol=1e-5, rtol=1e-4)
     if pooled is not None:  # of the bare words; compel's knows the weights as text
         assert said.pooled is not None
         torch.testing.assert_close(said.pooled[1], pooled[1], atol=1e-5, rtol=1e-4)
-        bare = factory.model(name).say(["a red cat in the house of ink"]).embeds
+        bare = tiny_models.model(name).say(["a red cat in the house of ink"]).embeds
         assert bare is not None
         torch.testing.assert_close(said.pooled[0], bare[0])
 
 
 def test_a_short_text_without_weights_is_read_as_plainly() -> None:
-    model = factory.model("sdxl")
+    model = tiny_models.model("sdxl")
     plain = model.say(["a red cat"])
     for reading in ("long", "weighted"):
         said = model.say(["a red cat"], reading)
@@ -57,7 +57,7 @@ def test_a_short_text_without_weights_is_read_as_plainly() -> None:
 
 
 def test_other_spellings_of_weights() -> None:
-    model = factory.model("sd15")
+    model = tiny_models.model("sd15")
     one, other = (model.say([text], "weighted").context for text in ("a (red cat:1.3) house", "a (red cat)1.3 house"))
     assert torch.equal(one, other)
     assert not torch.allclose(one, model.say(["a red cat house"]).context, atol=1e-3)
@@ -66,11 +66,11 @@ def test_other_spellings_of_weights() -> None:
 
 
 def test_runs_with_long_texts_go_beside_others() -> None:
-    engine = Engine(factory.model("sdxl"))
+    engine = Engine(tiny_models.model("sdxl"))
     long = Request(LONG, negative="red", reading="long", steps=2, seed=1)
     runs = [engine.submit(each) for each in (long, Request("a cat", steps=2, seed=1))]
     together = [np.asarray(result.images[0], np.int16) for result in engine.run()]
-    alone = Engine(factory.model("sdxl")).submit(long)
+    alone = Engine(tiny_models.model("sdxl")).submit(long)
     for _ in alone:
         pass
     assert np.abs(together[0] - np.asarray(alone.result().images[0], np.int16)).max() <= 1

@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["instantstyle/py.typed", "instantstyle/world/splits.json", "/licenses/NOTICE"])
+@pytest.mark.parametrize("name", ["instantstyle/py.typed", "instantstyle/emoji/splits.json", "/licenses/NOTICE"])
 def test_the_wheel_holds(wheel: zipfile.ZipFile, name: str) -> None:
     assert [entry for entry in wheel.namelist() if entry.endswith(name)], f"{name} is not in the wheel"
 

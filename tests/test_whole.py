@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from instantstyle.errors import OutputError, PictureError
-from instantstyle.whole import sweep, whole, write_whole
+from instantstyle.utils.atomic_files import sweep, whole, write_whole
 
 LARGE = torch.zeros(20_000)
 

@@ -7,15 +7,11 @@ request = ist.Request("a cat", references=[ist.StyleReference("ref.png", content
 ist.generate(model, request).save("cat.png")
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from instantstyle.blocks import BlockPlan, Site
-    from instantstyle.card import StyleCard, read_card
-    from instantstyle.engine import Engine, Progress, Run
     from instantstyle.errors import (
         Cancelled,
         InputError,
@@ -25,10 +21,13 @@ if TYPE_CHECKING:
         PlanError,
         WeightsError,
     )
-    from instantstyle.generate import generate
-    from instantstyle.model import Model, load
+    from instantstyle.loading import load
+    from instantstyle.methods.reference_embedding import make_card
+    from instantstyle.model import Model
+    from instantstyle.pipeline import generate
     from instantstyle.request import Control, Init, Request, Result, StyleReference, recall
-    from instantstyle.sight import make_card
+    from instantstyle.request.style_card import StyleCard, read_card
+    from instantstyle.sampling import Engine, Progress, Run
 
     __version__: str
 
@@ -62,8 +61,8 @@ __all__ = [
 
 _HOME = {
     "blocks": ("BlockPlan", "Site"),
-    "card": ("StyleCard", "read_card"),
-    "engine": ("Engine", "Progress", "Run"),
+    "request.style_card": ("StyleCard", "read_card"),
+    "sampling": ("Engine", "Progress", "Run"),
     "errors": (
         "Cancelled",
         "InputError",
@@ -73,25 +72,14 @@ _HOME = {
         "PlanError",
         "WeightsError",
     ),
-    "generate": ("generate",),
-    "model": ("Model", "load"),
+    "pipeline": ("generate",),
+    "loading": ("load",),
+    "model": ("Model",),
     "request": ("Control", "Init", "Request", "Result", "StyleReference", "recall"),
-    "sight": ("make_card",),
+    "methods.reference_embedding": ("make_card",),
 }
 """Which module each public name lives in; it is imported when the name is first used, so that importing the package
 imports no torch."""
-
-
-class _Package(ModuleType):
-    """Python binds a submodule to its package under the submodule's name; `generate` is to stay the function."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "generate" and isinstance(value, ModuleType):
-            value = value.generate
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -4,12 +4,9 @@
 tokenizers are borrowed from transformers and diffusers, here and in `encoders`.  Requests are not known here.
 """
 
-import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -18,23 +15,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan
-from instantstyle.device import pick_device, pick_dtype
-from instantstyle.encoders import BATCH, Eyes, Lent, Text, Tower, load_content_tower, load_eyes, load_tower, pixels
-from instantstyle.errors import InputError, InstantStyleError, WeightsError, nearest
+from instantstyle.encoders.clip import BATCH, Eyes, Text, Tower, pixels
+from instantstyle.encoders.prompt_weighting import Reading, read
+from instantstyle.errors import InputError, InstantStyleError, nearest
 from instantstyle.families import Family
-from instantstyle.nets.unet import UNet
-from instantstyle.parts import Speaker, load_speaker, load_unet_of, load_vae, read_vocabulary, with_index
-from instantstyle.pictures import Fit
-from instantstyle.text import Reading, read
+from instantstyle.networks.unet import UNet
+from instantstyle.utils.images import Fit
 from instantstyle.weights.adapter import ENCODERS, Adapter, LazyWeights
-from instantstyle.weights.control import ControlNet, load_controls
-from instantstyle.weights.depth import Depth, load_depth
-from instantstyle.weights.find import AdapterSpec, Found, find
-from instantstyle.weights.identity import digest, sample
-from instantstyle.weights.layout import family_of
-from instantstyle.weights.lora import lora_file, with_loras
-from instantstyle.weights.networks import count_parameters
-from instantstyle.weights.single import Part
+from instantstyle.weights.control import ControlNet
+from instantstyle.weights.depth import Depth
+from instantstyle.weights.fingerprint import digest, sample
+from instantstyle.weights.resolve import Found
 
 Memory = Literal["keep", "free", "offload"]
 """What stays on the device: everything; all but the text and image encoders, which are read anew for each use; or the
@@ -48,9 +39,17 @@ TEXT_TOWERS: Mapping[int, str] = {
 """Where the whole CLIP with image embeddings of a width is published."""
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """An adapter with the image encoder it was trained with."""
+
+    adapter: Adapter
+    eyes: Eyes | None
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The networks of one checkpoint.  Made by `load`."""
+    """The networks of one checkpoint.  Made by `loading.load`."""
 
     family: Family
     unet: UNet
@@ -278,123 +277,7 @@ class Model:
         return {name: adapter for name, adapter in named.items() if adapter is not None}
 
 
-def load(
-    model: str | Path = "emoji",
-    *,
-    adapter: AdapterSpec | None = None,
-    image_encoder: str | Path | None = None,
-    content_encoder: str | Path | None = None,
-    controls: Mapping[str, str | Path] | None = None,
-    depth: str | Path | None = None,
-    loras: Sequence[tuple[str | Path, float]] = (),
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    memory: Memory = "keep",
-    tile: bool = False,
-) -> Model:
-    """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, a checkpoint's file, a hub id.
-
-    `adapter` is an IP-Adapter file, its path on the hub or its name in a model tree, by default the one that comes with
-    the model; several are a list, known by their files' names, or a dictionary.  `image_encoder` is needed where none
-    lies beside model or adapter, `content_encoder` (a CLIP's folder or hub id) to subtract content in an adapter whose
-    CLIP is not the model's.  `memory` says what stays on the device; `tile` decodes large pictures in parts.
-
-    `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are), beside those that
-    come with the model; `depth` is a depth model of transformers for the kind depth.  `loras` are LoRAs, each with how
-    much of it: 1 as it was trained.  Both are files, folders, names in a model tree or on the hub.
-
-    `device` auto and `dtype` auto are as `instantstyle.device` decides.
-
-    Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
-    """
-    where, found = pick_device(device), find(model, adapter, image_encoder, content_encoder)
-    family = with_index(family_of(found.config("unet/config.json")), found)
-    kind = pick_dtype(dtype, where, count_parameters(family.unet))
-    home = where if memory != "offload" else torch.device("cpu")
-    keep = memory != "free"
-    unet = load_unet_of(found, family, kind, home)
-    known: tuple[tuple[Part, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
-    towers = tuple(
-        load_tower(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
-        for part, suffix in known
-        if found.has(part)
-    )
-    wide = sum(int(tower.net.config.hidden_size) for tower in towers)
-    if wide != family.unet.context_dim:
-        raise WeightsError(
-            f"the text encoders in {found.folder} give {wide} numbers a token, and the UNet reads "
-            f"{family.unet.context_dim}"
-        )
-    family = dataclasses.replace(family, text_length=towers[0].length)
-    files = [(lora_file(path, found.folder), weight) for path, weight in loras]
-    unet, towers = _with_loras(unet, towers, files, family)
-    lookers = {path: load_eyes(found, path, kind, home, keep=keep) for path in _encoders(found)}
-    speakers = {
-        name: load_speaker(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
-        for name, each in found.adapters.items()
-    }
-    eyes = lookers[found.image_encoder] if found.image_encoder else None
-    narrow = load_speaker(found.style_adapter, eyes, family, kind, where) if found.style_adapter else None
-    vae = load_vae(found, kind, home)
-    if tile:
-        vae.enable_tiling()
-    loaded = Model(
-        family=family,
-        unet=unet,
-        vae=vae,
-        towers=towers,
-        eyes=eyes,
-        adapter=next((speaker.adapter for speaker in speakers.values()), None),
-        style_adapter=narrow.adapter if narrow else None,
-        speakers=speakers,
-        content_tower=load_content_tower(found.content_encoder, kind, home, keep=keep)
-        if found.content_encoder
-        else None,
-        controls=load_controls(controls or {}, found.folder, family, kind, where),
-        depth=None if depth is None else load_depth(depth, where),
-        scheduler_config=found.config("scheduler/scheduler_config.json"),
-        vocabulary=read_vocabulary(found),
-        device=where,
-        dtype=kind,
-        found=found,
-        loras=tuple((str(path), float(weight)) for path, weight in loras),
-    )
-    return _offloaded(loaded) if memory == "offload" else loaded
-
-
-def _with_loras(
-    unet: UNet, towers: tuple[Tower, ...], loras: Sequence[tuple[str | Path, float]], family: Family
-) -> tuple[UNet, tuple[Tower, ...]]:
-    """The networks with the changes of LoRAs; a text encoder that is changed is kept, and no more read for each use."""
-    if not loras:
-        return unet, towers
-    nets: dict[str, nn.Module] = {"unet": unet}
-    for i, tower in enumerate(towers):
-        nets[f"text_encoder{f'_{i + 1}' if i else ''}"] = tower.net.make() if isinstance(tower.net, Lent) else tower.net
-    changed = with_loras(nets, loras, family.unet)
-    pairs = zip(towers, list(nets)[1:], strict=True)
-    told = tuple(t if changed[name] is nets[name] else Tower(t.tokenizer, changed[name]) for t, name in pairs)
-    return cast("UNet", changed["unet"]), told
-
-
-def _offloaded(model: Model) -> Model:
-    """The model with every network's layers brought to the device only while they work."""
-    offload: Any = importlib.import_module("accelerate").cpu_offload
-    _ = model.identity  # of the weights, while they can still be read
-    adapters = {id(speaker.adapter.projection) for speaker in model.speakers.values()}
-    for net in model.networks.values():
-        if id(net) not in adapters:
-            offload(net, execution_device=model.device)
-    return model
-
-
 def _image(pixels: Tensor) -> Image.Image:
     """From -1..1 to eight bits, rounded as diffusers rounds."""
     unit = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray((unit * 255).round().astype("uint8"))
-
-
-def _encoders(found: Found) -> list[Path]:
-    """Every image encoder once."""
-    named = [found.image_encoder, *(each.encoder for each in found.adapters.values())]
-    return list(dict.fromkeys(path for path in named if path is not None))

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from instantstyle.evaluate import nearest, real, suite
-from instantstyle.world.draw import MASTER, Rgba
-from instantstyle.world.sources import Concept
-from instantstyle.world.splits import CORE, splits
+from instantstyle.emoji.rasterize import MASTER, Rgba
+from instantstyle.emoji.sources import Concept
+from instantstyle.emoji.splits import CORE, splits
+from instantstyle.evaluate import ground_truth as real
+from instantstyle.evaluate import nearest_neighbour as nearest
+from instantstyle.evaluate import suite
 
 
 class Shapes:

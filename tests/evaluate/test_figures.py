@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from instantstyle.evaluate.figures import COLOURS, Line, Panel, Point, bars, curves, ticks
 from instantstyle.evaluate.metrics import Interval
+from instantstyle.evaluate.plots import COLOURS, Line, Panel, Point, bars, curves, ticks
 
 
 def _exactly(value: float) -> Interval:

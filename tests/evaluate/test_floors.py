@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from instantstyle.errors import InputError
-from instantstyle.evaluate.floors import MARKS, Row, into_card, table
+from instantstyle.evaluate.acceptance import MARKS, Row, into_card, table
 
 ROWS = [
     Row("content right", "conv", 0.98, 0.86, 0.73),

@@ -9,14 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import factory
+import tiny_models
+from instantstyle.emoji.style_transforms import sample
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.evaluate import probe as probing
-from instantstyle.evaluate.probe import Case, Laid, Score, all_but, figure, found, laid, score, table, write_presets
+from instantstyle.evaluate import block_probe as probing
+from instantstyle.evaluate.block_probe import (
+    Case,
+    Laid,
+    Score,
+    all_but,
+    figure,
+    found,
+    laid,
+    score,
+    table,
+    write_presets,
+)
 from instantstyle.families import EMOJI
-from instantstyle.model import Model, load
-from instantstyle.parts import PRESETS
-from instantstyle.world.treatments import sample
+from instantstyle.loading import PRESETS, load
+from instantstyle.model import Model
 
 Colour = tuple[int, int, int]
 
@@ -161,7 +172,7 @@ def test_what_is_found_is_what_alone_does_it() -> None:
 
 def test_presets_are_data_beside_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(factory.folder("emoji"), folder)
+    shutil.copytree(tiny_models.folder("emoji"), folder)
     model = load(folder)
     assert model.family.presets == EMOJI.presets, "where nothing is said, the family's"
     with pytest.raises(InputError, match="nothing to write"):

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import factory
-from factory import safetensors, transformers
+import tiny_models
+from cli_runner import Command, terminal
 from instantstyle.errors import WeightsError
 from instantstyle.evaluate.csd import load_csd
-from instantstyle.evaluate.published import Asked, Shown, load_clip, load_dino, measure
-from terminal import Command, terminal
+from instantstyle.evaluate.similarity_metrics import Asked, Shown, load_clip, load_dino, measure
+from tiny_models import safetensors, transformers
 
 SIDE, PATCH = 32, 8
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def _preprocessing(folder: Path, kind: str, **more: object) -> None:
 
 
 def _clip(folder: Path) -> Any:
-    tokens = factory.tokenizer(16)
+    tokens = tiny_models.tokenizer(16)
     special = {"bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id}
     text = {**SMALL, "vocab_size": len(tokens), "max_position_embeddings": 16, **special}
     config = transformers.CLIPConfig(text_config=text, vision_config={**SMALL, **PLACE}, projection_dim=24)
@@ -148,7 +148,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pictures")
     sizes = {"drawn": (48, 48), "reference": (70, 40), "truth": (33, 60)}
     for seed, (name, size) in enumerate(sizes.items()):
-        factory.picture(seed).resize(size, Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+        tiny_models.picture(seed).resize(size, Image.Resampling.BICUBIC).save(folder / f"{name}.png")
     Image.open(folder / "reference.png").save(folder / "copy.bmp")
     return {path.stem: path for path in folder.iterdir()}
 
@@ -173,7 +173,7 @@ def test_clip_is_what_transformers_own_forward_gives(weights: dict[str, Any], sh
     columns = measure([load_clip(folder, CPU)], drawn)
     # Each picture and text by itself, in the network as it was before it was saved, by logits and embeddings.
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
-    tokenizer = factory.tokenizer(16)
+    tokenizer = tiny_models.tokenizer(16)
     eyes = [processor(images=image, return_tensors="pt") for image in _images(shown)]
     outs = [
         weights["clip"](**pixels, **tokenizer(prompts[i % 2], return_tensors="pt")) for i, pixels in enumerate(eyes)
@@ -252,7 +252,7 @@ def test_the_command_reads_prompts_and_writes_tables(
     command: Command, weights: dict[str, Any], shown: dict[str, Path]
 ) -> None:
     folder: Path = weights["folder"]
-    small = factory.folder("emoji")
+    small = tiny_models.folder("emoji")
     drawn = command("generate", "a cat", "--model", small, "--steps", "1", "--out", "cat.png")
     assert drawn.code == 0, drawn.err
     flags = ("--clip", folder / "clip", "--csd", folder / "csd.pth", "--device", "cpu")

@@ -19,16 +19,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import factory
+import tiny_models
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.evaluate import drawing, entries, scores, tables
-from instantstyle.evaluate.drawing import Kept, Standing
-from instantstyle.evaluate.entries import Job, Kind, Subset, jobs, questions, specs
+from instantstyle.evaluate import experiments as entries
+from instantstyle.evaluate import generation_cache as drawing
+from instantstyle.evaluate import results as scores
+from instantstyle.evaluate import tables
+from instantstyle.evaluate.experiments import Job, Kind, Subset, jobs, questions, specs
+from instantstyle.evaluate.generation_cache import Kept, Standing
 from instantstyle.evaluate.metrics import excess_nats
-from instantstyle.evaluate.questions import Answers, Question, Way, ask
 from instantstyle.evaluate.report import evaluate
-from instantstyle.evaluate.scores import difference, write_scores
+from instantstyle.evaluate.results import difference, write_scores
 from instantstyle.evaluate.suite import BLOCK, CELLS, block, suite, thinned
+from instantstyle.evaluate.tasks import Answers, Question, Way, ask
 from instantstyle.methods import METHODS, STRENGTHS
 from instantstyle.model import Model
 
@@ -36,7 +39,7 @@ pytestmark = [
     pytest.mark.usefixtures("drawn_world"),
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # diffusers' Euler scheduler
 ]
-MODEL = partial(factory.model, "sdxl")
+MODEL = partial(tiny_models.model, "sdxl")
 """Its texts may be longer than the small emoji model's, which spells what it does not know."""
 A_PICTURE = 0.7
 """Seconds of one core that a plain picture of the built-in model takes, drawn with others; `make floors`."""
@@ -264,10 +267,10 @@ def test_the_published_strength_is_the_same_picture_whether_it_is_said_or_not(tm
 @pytest.mark.slow
 def test_two_workers_draw_what_one_does_and_a_dead_one_is_a_sentence(tmp_path: Path) -> None:
     """Processes of their own do not see the world drawn on the spot, so they are asked without references."""
-    from instantstyle.model import load
+    from instantstyle.loading import load
 
     model = MODEL()
-    again = partial(load, factory.folder("sdxl"))
+    again = partial(load, tiny_models.folder("sdxl"))
     asked = tuple(questions("small", 2))
     todo = [Job(Way("none"), asked[:4], 4.0), Job(Way("none"), asked[4:], 4.0)]
     one, two = Kept(tmp_path / "one", model.identity, 2), Kept(tmp_path / "two", model.identity, 2)

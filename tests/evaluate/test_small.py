@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
-from instantstyle.evaluate import drawing, entries, real, suite
-from instantstyle.evaluate.questions import Question, request
-from instantstyle.evaluate.real import picture
+from instantstyle.emoji.captions import article
+from instantstyle.evaluate import experiments as entries
+from instantstyle.evaluate import generation_cache as drawing
+from instantstyle.evaluate import ground_truth as real
+from instantstyle.evaluate import suite
+from instantstyle.evaluate.ground_truth import picture
 from instantstyle.evaluate.report import evaluate
 from instantstyle.evaluate.suite import CELLS
-from instantstyle.model import Model, load
-from instantstyle.world.captions import article
+from instantstyle.evaluate.tasks import Question, request
+from instantstyle.loading import load
+from instantstyle.model import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # diffusers' Euler scheduler
 ASKED: dict[str, Any] = {"subset": "small", "count": 2, "methods": ["instantstyle"]}

@@ -11,17 +11,17 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from instantstyle.evaluate.carried import drawings
+from instantstyle.emoji.rasterize import MASTER, masters
+from instantstyle.emoji.sources import SETS, cache_folder, concepts
+from instantstyle.emoji.splits import splits
+from instantstyle.emoji.style_transforms import sample
+from instantstyle.evaluate.build_bundle import needed
+from instantstyle.evaluate.bundled_data import drawings
+from instantstyle.evaluate.ground_truth import Style, picture
 from instantstyle.evaluate.metrics import Pixels
-from instantstyle.evaluate.pack import needed
-from instantstyle.evaluate.questions import Question
-from instantstyle.evaluate.real import Style, picture
 from instantstyle.evaluate.report import BARE, admissions
 from instantstyle.evaluate.suite import CELLS, Columns, controls, digest, made, measure, palette, suite
-from instantstyle.world.draw import MASTER, masters
-from instantstyle.world.sources import SETS, cache_folder, concepts
-from instantstyle.world.splits import splits
-from instantstyle.world.treatments import sample
+from instantstyle.evaluate.tasks import Question
 
 DRAWN = all((cache_folder() / f"masters-{MASTER}" / f"{name}.npy").exists() for name in SETS)
 drawn = pytest.mark.skipif(not DRAWN, reason="the drawings are not here: make world")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import factory
+import tiny_models
 from instantstyle.blocks import BlockPlan
-from instantstyle.engine import Engine
 from instantstyle.errors import InputError
 from instantstyle.families import Fitting
-from instantstyle.methods import fitting
+from instantstyle.methods import lora_training as fitting
 from instantstyle.methods.b_lora import addresses, b_lora, blocks, fitted
-from instantstyle.methods.fitting import Fitted, fit, low_rank, watching
+from instantstyle.methods.lora_training import Fitted, fit, low_rank, watching
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine
 from instantstyle.train.b_lora import train_b_lora
 from instantstyle.weights.lora import Deltas, Factors
 
@@ -33,13 +33,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def request(weight: float = 1.0, **fields: Any) -> Request:
-    reference = StyleReference(factory.picture(1), weight=weight)
+    reference = StyleReference(tiny_models.picture(1), weight=weight)
     given: dict[str, Any] = {"method": "b-lora", "references": [reference], "options": OPTIONS, "steps": 2, "seed": 1}
     return Request("a cat", **(given | fields))
 
 
 def pixels(name: str, asked: Request) -> Any:
-    run = Engine(factory.model(name)).submit(asked)
+    run = Engine(tiny_models.model(name)).submit(asked)
     for _ in run:
         pass
     return np.asarray(run.result().images[0], np.int16)
@@ -47,7 +47,7 @@ def pixels(name: str, asked: Request) -> Any:
 
 @pytest.mark.parametrize("name", ["sdxl", "emoji", "sd15"])
 def test_every_family_fits_two_blocks_and_speaks_at_the_style_blocks(name: str) -> None:
-    model = factory.model(name)
+    model = tiny_models.model(name)
     before, seen = model.hash(), list[Fitted]()
     with watching(seen.append):
         injection = b_lora(model, request())
@@ -61,11 +61,11 @@ def test_every_family_fits_two_blocks_and_speaks_at_the_style_blocks(name: str) 
 
 
 def test_steps_lower_the_loss_of_what_they_see() -> None:
-    model = factory.model("sdxl")
+    model = tiny_models.model("sdxl")
     plan, fitting_ = blocks(model.family), Fitting(rank=4, steps=4, rate=1e-2, batch=2)
     net, layers = low_rank(model.unet, plan, 4, 0)
     optimiser = torch.optim.AdamW([p for layer in layers.values() for p in (layer.down, layer.up)], lr=1e-2)
-    loss = fitting._loss(model, net, [factory.picture(1)], plan, fitting_, 0)  # pyright: ignore[reportPrivateUsage]
+    loss = fitting._loss(model, net, [tiny_models.picture(1)], plan, fitting_, 0)  # pyright: ignore[reportPrivateUsage]
     seen: list[float] = []
     for _ in range(4):
         value = loss(0)
@@ -78,7 +78,7 @@ def test_steps_lower_the_loss_of_what_they_see() -> None:
 
 
 def test_weight_0_is_the_bare_model_and_the_strength_acts_once() -> None:
-    model = factory.model("sdxl")
+    model = tiny_models.model("sdxl")
     assert np.array_equal(pixels("sdxl", request(0.0)), pixels("sdxl", Request("a cat", steps=2, seed=1)))
     one, half = (b_lora(model, request(weight)).unet for weight in (1.0, 0.5))
     assert one is not None
@@ -90,20 +90,20 @@ def test_weight_0_is_the_bare_model_and_the_strength_acts_once() -> None:
 
 
 def test_a_fit_is_kept_by_pictures_and_settings(cache: Path) -> None:
-    model, seen = factory.model("emoji"), list[Fitted]()
+    model, seen = tiny_models.model("emoji"), list[Fitted]()
     with watching(seen.append):
         for _ in range(2):
-            fitted(model, [factory.picture(1)], FIT)
+            fitted(model, [tiny_models.picture(1)], FIT)
         assert len(seen) == 3
-        fitted(model, [factory.picture(2)], FIT)
-        fitted(model, [factory.picture(1), factory.picture(2)], FIT)
+        fitted(model, [tiny_models.picture(2)], FIT)
+        fitted(model, [tiny_models.picture(1), tiny_models.picture(2)], FIT)
     assert len(seen) == 9
     assert sorted(path.suffix for path in cache.iterdir()) == [".safetensors"] * 3
 
 
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
-    model, plan = factory.model("emoji"), blocks(factory.model("emoji").family)
-    whole = fit(model, [factory.picture(1)], plan, FIT)
+    model, plan = tiny_models.model("emoji"), blocks(tiny_models.model("emoji").family)
+    whole = fit(model, [tiny_models.picture(1)], plan, FIT)
 
     def stop(at: Fitted) -> None:
         if at.step == 2:
@@ -111,11 +111,11 @@ def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
 
     keep = cache / "one.state"
     with pytest.raises(KeyboardInterrupt), watching(stop):
-        fit(model, [factory.picture(1)], plan, FIT, keep=keep)
+        fit(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
     assert keep.is_file()
     seen: list[Fitted] = []
     with watching(seen.append):
-        resumed = fit(model, [factory.picture(1)], plan, FIT, keep=keep)
+        resumed = fit(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
     assert [each.step for each in seen] == [3]
     assert not list(cache.iterdir())
     assert all(torch.equal(one.up, resumed[name].up) for name, one in whole.items())
@@ -123,7 +123,7 @@ def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
 
 
 def test_thin_matrices_beside_a_weight_are_its_change() -> None:
-    model = factory.model("sdxl")
+    model = tiny_models.model("sdxl")
     net, layers = low_rank(model.unet, BlockPlan({"up.0.1": 1.0}), 3, seed=4)
     assert {id(p) for p in model.unet.parameters()} < {id(p) for p in net.parameters()}
     name, layer = next(iter(layers.items()))
@@ -137,22 +137,22 @@ def test_thin_matrices_beside_a_weight_are_its_change() -> None:
 
 def test_plans_name_the_fitted_blocks() -> None:
     with pytest.raises(InputError, match=r"fitted at .*up\.0\.0.*speaks at mid"):
-        b_lora(factory.model("sdxl"), request(plan="mid=1"))
+        b_lora(tiny_models.model("sdxl"), request(plan="mid=1"))
     with pytest.raises(InputError, match="push away"):
-        b_lora(factory.model("sdxl"), request(plan="precise"))
+        b_lora(tiny_models.model("sdxl"), request(plan="precise"))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", ["style", "both"])
 def test_diffusers_reads_what_is_exported(part: Any, tmp_path: Path) -> None:
-    model = factory.model("sdxl")
-    file = train_b_lora(model, [factory.picture(1)], tmp_path / "style.safetensors", fitting=FIT, part=part)
+    model = tiny_models.model("sdxl")
+    file = train_b_lora(model, [tiny_models.picture(1)], tmp_path / "style.safetensors", fitting=FIT, part=part)
     diffusers: Any = importlib.import_module("diffusers")
-    theirs = diffusers.UNet2DConditionModel.from_pretrained(factory.folder("sdxl") / "unet")
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tiny_models.folder("sdxl") / "unet")
     theirs.load_lora_adapter(str(file.parent), weight_name=file.name, prefix="unet")
     theirs.fuse_lora(lora_scale=1.0)
     theirs.unload_lora()
-    factors, site = fitted(model, [factory.picture(1)], FIT), addresses(model)
+    factors, site = fitted(model, [tiny_models.picture(1)], FIT), addresses(model)
     for name, weight in theirs.named_parameters():
         expected = model.unet.get_parameter(name)
         if name in factors and (part == "both" or model.family.presets["style"].at(site[name])):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import factory
-from instantstyle.engine import Engine, Run
-from instantstyle.engine.samplers import signal_and_noise
+import tiny_models
 from instantstyle.methods import Moment
-from instantstyle.methods.shared import calibrated
+from instantstyle.methods.shared_attention import calibrated
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine, Run
+from instantstyle.sampling.schedulers import signal_and_noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
@@ -29,8 +29,8 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def submitted(**fields: Any) -> Run:
     options = {"calibrate": True, **fields.pop("options", {})}
-    given: dict[str, Any] = {"references": [StyleReference(factory.picture(1))], "seed": 5, "steps": 8} | fields
-    return Engine(factory.model("emoji")).submit(Request("a cat", method="swapped", options=options, **given))
+    given: dict[str, Any] = {"references": [StyleReference(tiny_models.picture(1))], "seed": 5, "steps": 8} | fields
+    return Engine(tiny_models.model("emoji")).submit(Request("a cat", method="swapped", options=options, **given))
 
 
 def test_channels_take_on_the_references_mean_and_spread() -> None:
@@ -99,7 +99,7 @@ def test_a_calibrated_step_is_the_published_one(sampler: str) -> None:
 
 def test_a_drawing_alongside_is_what_it_is_calibrated_to() -> None:
     run = submitted(references=(), options={"rows": "alongside", "caption": "a dog"}, steps=4)
-    alone = Engine(factory.model("emoji")).submit(Request("a dog", seed=5, steps=4))
+    alone = Engine(tiny_models.model("emoji")).submit(Request("a dog", seed=5, steps=4))
     rows = run.injection.rows
     assert rows is not None
     assert rows.shown is not None
@@ -110,7 +110,7 @@ def test_a_drawing_alongside_is_what_it_is_calibrated_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"references": [StyleReference(factory.picture(1), weight=0.0)]}, {"plan": "up.1=0"}]
+    "fields", [{"references": [StyleReference(tiny_models.picture(1), weight=0.0)]}, {"plan": "up.1=0"}]
 )
 def test_1_without_a_style_there_is_nothing_to_calibrate_to(fields: dict[str, Any]) -> None:
     assert submitted(**fields).injection.expects is None

@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import factory
-from instantstyle.engine import Engine, Run
-from instantstyle.engine.told import tell
+import tiny_models
 from instantstyle.families import FAMILIES
 from instantstyle.methods import METHODS, Moment, inject
 from instantstyle.methods.b_lora import blocks
-from instantstyle.methods.fitting import low_rank
+from instantstyle.methods.lora_training import low_rank
 from instantstyle.model import Model, Text
-from instantstyle.nets.projection import ImageProjection
-from instantstyle.nets.unet import UNet
+from instantstyle.networks.image_projection import ImageProjection
+from instantstyle.networks.unet import UNet
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine, Run
+from instantstyle.sampling.conditioning import tell
 from instantstyle.weights.adapter import Adapter
 from instantstyle.weights.lora import Factors
 
@@ -48,11 +48,11 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def styled(method: str, weight: float = 1.0, **fields: Any) -> Request:
     given: dict[str, Any] = {"seed": 5, "steps": 1, "options": OPTIONS.get(method, {})} | fields
-    return Request("a cat", method=method, references=[StyleReference(factory.picture(1), weight=weight)], **given)
+    return Request("a cat", method=method, references=[StyleReference(tiny_models.picture(1), weight=weight)], **given)
 
 
 def latents(name: str, request: Request) -> Tensor:
-    run: Run = Engine(factory.model(name)).submit(request)
+    run: Run = Engine(tiny_models.model(name)).submit(request)
     for _ in run:
         pass
     return run.latents
@@ -101,7 +101,7 @@ class Shapes(Model):
 
 @cache
 def full_size(name: str) -> Model:
-    family, small = FAMILIES[name], factory.model(name)
+    family, small = FAMILIES[name], tiny_models.model(name)
     context = family.unet.context_dim
     with torch.device("meta"):
         unet, projection = UNet(family.unet), ImageProjection(1280, context, 4)

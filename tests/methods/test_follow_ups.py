@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import factory
+import tiny_models
 from instantstyle.blocks import BlockPlan, Site
-from instantstyle.engine import Engine, Run
 from instantstyle.errors import InputError
-from instantstyle.methods.follow_ups import cross_adain, damped, decomposed, faded
-from instantstyle.nets.attention import join_heads, plain
+from instantstyle.methods.stylestudio import cross_adain, damped, decomposed, faded
+from instantstyle.networks.attention import join_heads, plain
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine, Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
@@ -25,8 +25,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def submitted(method: str, **fields: Any) -> Run:
-    given: dict[str, Any] = {"references": [StyleReference(factory.picture(1))], "seed": 5, "steps": 4} | fields
-    return Engine(factory.model("emoji")).submit(Request("a cat", method=method, **given))
+    given: dict[str, Any] = {"references": [StyleReference(tiny_models.picture(1))], "seed": 5, "steps": 4} | fields
+    return Engine(tiny_models.model("emoji")).submit(Request("a cat", method=method, **given))
 
 
 def test_the_tail_is_damped_as_published() -> None:

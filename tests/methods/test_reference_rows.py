@@ -7,23 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
-import factory
-from instantstyle.engine import Engine, Run
+import tiny_models
 from instantstyle.methods import METHODS, OPTIONS, STRENGTHS, Moment
-from instantstyle.methods.inversion import Level, generate, invert, levels, predictor, read, split
-from instantstyle.methods.reference_rows import along, renoised
+from instantstyle.methods.ddim_inversion import Level, generate, invert, levels, predictor, read, split
+from instantstyle.methods.reference_latents import along, renoised
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine, Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
 TOGETHER = 1e-4
 """How far latents whose largest values are near 4 may drift when other rows are in the batch: rounding alone."""
 BESIDE = ("style-aligned", "swapped", "stylekeeper")
-SIZE = (factory.PICTURE, factory.PICTURE)
+SIZE = (tiny_models.PICTURE, tiny_models.PICTURE)
 
 
 def reference(seed: int = 1, **fields: Any) -> StyleReference:
-    return StyleReference(factory.picture(seed), **fields)
+    return StyleReference(tiny_models.picture(seed), **fields)
 
 
 def styled(method: str, **fields: Any) -> Request:
@@ -33,7 +33,7 @@ def styled(method: str, **fields: Any) -> Request:
 
 def done(name: str, request: Request) -> Run:
     """The request alone in an engine."""
-    run = Engine(factory.model(name)).submit(request)
+    run = Engine(tiny_models.model(name)).submit(request)
     for _ in run:
         pass
     return run
@@ -47,7 +47,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("method", BESIDE)
 def test_1_a_style_is_not_plain_and_steps_are_any_number(name: str, method: str) -> None:
     """Three steps, seven with another sampler, without guidance, two pictures: in every family."""
-    bare = Engine(factory.model(name)).submit(Request("a cat", seed=5, steps=3))
+    bare = Engine(tiny_models.model(name)).submit(Request("a cat", seed=5, steps=3))
     for fields in ({}, {"steps": 7, "sampler": "euler"}, {"guidance": 1.0, "count": 2, "steps": 2}):
         run = done(name, styled(method, **fields))
         assert run.latents.isfinite().all()
@@ -71,7 +71,7 @@ def test_5_alone_or_together(how: str) -> None:
         styled("stylekeeper", options={"rows": how}, guidance=1.0),
         Request("a house", seed=4, steps=3, references=[reference(4)]),
     ]
-    engine = Engine(factory.model("emoji"))
+    engine = Engine(tiny_models.model("emoji"))
     runs = [engine.submit(request) for request in requests]
     engine.run()
     for run, request in zip(runs, requests, strict=True):
@@ -89,7 +89,7 @@ def test_11_a_result_remembers_every_knob(method: str) -> None:
 @pytest.mark.parametrize("method", BESIDE)
 def test_targets_do_not_see_each_other(method: str) -> None:
     """Two pictures of one run: the first is what it is alone, from the same noise."""
-    model = factory.model("emoji")
+    model = tiny_models.model("emoji")
     both, one = (Engine(model).submit(styled(method, count=count)) for count in (2, 1))
     one.latents = both.latents[:1].clone()
     for run in (both, one):
@@ -112,11 +112,11 @@ def test_a_reference_drawn_alongside_is_the_picture_it_would_be_alone() -> None:
     request = styled(
         "style-aligned", references=(), options={"rows": "alongside", "caption": "a dog"}, negative="blue", steps=4
     )
-    run = Engine(factory.model("emoji")).submit(request)
+    run = Engine(tiny_models.model("emoji")).submit(request)
     rows = run.injection.rows
     assert rows is not None
     assert len(rows) == 2
-    alone = Engine(factory.model("emoji")).submit(Request("a dog", "blue", seed=5, steps=4))
+    alone = Engine(tiny_models.model("emoji")).submit(Request("a dog", "blue", seed=5, steps=4))
     alone.latents = rows.latents(run.moment)[1:]
     for _ in alone:
         torch.testing.assert_close(rows.latents(run.moment), run.prepare().latents[-2:])
@@ -144,7 +144,7 @@ def test_renoised_rows_are_noised_as_in_training() -> None:
 @pytest.mark.parametrize("name", ["sdxl", "sd15"])
 def test_inversion_is_diffusers_inverse_scheduler(name: str) -> None:
     """`DDIMInverseScheduler`, its config the model's, asked about the level that is being moved to."""
-    model, diffusers = factory.model(name), importlib.import_module("diffusers")
+    model, diffusers = tiny_models.model(name), importlib.import_module("diffusers")
     z = random(1, 4, 8, 8)
     predict = predictor(model, read(model, ["", "a cat"]), SIZE, 2.0)
     ours = invert(predict, z, levels(model, 5), "epsilon")
@@ -188,7 +188,7 @@ def test_inversion_of_a_world_of_one_gaussian() -> None:
 
     x = z sqrt(signal^2 + noise^2 / s^2): inversion comes near it as steps grow, and back down near the picture.
     """
-    model, s = factory.model("sd15"), 0.5
+    model, s = tiny_models.model("sd15"), 0.5
 
     def predict(x: Tensor, level: Level) -> Tensor:
         return x * level.noise / (level.signal**2 * s**2 + level.noise**2)
@@ -210,7 +210,7 @@ def test_inversion_of_a_world_of_one_gaussian() -> None:
 
 def test_refined_inversion_is_the_inverse_of_the_step_down() -> None:
     """Fixed-point iteration: with each more, down again is nearer to where it came from."""
-    marks = levels(factory.model("sd15"), 5)
+    marks = levels(tiny_models.model("sd15"), 5)
     z = random(1, 4, 8, 8)
 
     def predict(x: Tensor, level: Level) -> Tensor:
@@ -227,7 +227,7 @@ def test_refined_inversion_is_the_inverse_of_the_step_down() -> None:
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_generation_is_diffusers_ddim(rescale: float) -> None:
-    model = factory.model("emoji")
+    model = tiny_models.model("emoji")
     run = Engine(model).submit(Request("a cat", seed=5, steps=4, guidance=3.0, guidance_rescale=rescale))
     marks, noise = levels(model, 4), run.latents.clone()
     way = generate(predictor(model, read(model, ["", "a cat"]), SIZE, 3.0, rescale), noise, marks, "v_prediction")
@@ -238,7 +238,7 @@ def test_generation_is_diffusers_ddim(rescale: float) -> None:
 
 def test_a_way_waits_at_its_offset() -> None:
     """Between its own levels a way is a mix of one picture and one noise; noisier than its offset it does not get."""
-    model = factory.model("sd15")
+    model = tiny_models.model("sd15")
     marks = levels(model, 10)
     way = invert(lambda x, level: 0.5 * x, random(1, 4, 4, 4), marks, "epsilon")
     pinned = along(way, offset=0.2)

@@ -16,15 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import factory
+import tiny_models
 from instantstyle.blocks import BlockPlan, Site
-from instantstyle.engine import Engine, Run
 from instantstyle.errors import InputError
 from instantstyle.families import EMOJI, SD15, SDXL
-from instantstyle.methods.reference_rows import looked
-from instantstyle.methods.shared import late, shared, swapped
-from instantstyle.nets.attention import plain
+from instantstyle.methods.reference_latents import looked
+from instantstyle.methods.shared_attention import late, shared, swapped
+from instantstyle.networks.attention import plain
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine, Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
@@ -132,9 +132,9 @@ def test_between_plain_and_swapped_attention_is_shared_out() -> None:
 def test_the_leaking_row_asks_with_the_references_queries() -> None:
     """StyleKeeper in the words of its abstract: queries swapped instead of keys and values."""
     request = Request(
-        "a cat", references=[StyleReference(factory.picture(1))], method="stylekeeper", seed=1, size=(64, 64)
+        "a cat", references=[StyleReference(tiny_models.picture(1))], method="stylekeeper", seed=1, size=(64, 64)
     )
-    run: Run = Engine(factory.model("emoji")).submit(request)
+    run: Run = Engine(tiny_models.model("emoji")).submit(request)
     assert run.rows == 3 + 2
     q, k, v = (random(5, 4, 16, 8, seed=i) for i in range(3))
     site = next(site for site in EMOJI.unet.sites if site.module == "up.1.1" and site.kind == "self")
@@ -225,10 +225,10 @@ def test_the_late_blocks_are_those_published_for_sdxl() -> None:
 )
 def test_what_is_wrong_is_a_sentence(fields: dict[str, Any], sentence: str) -> None:
     asked: dict[str, Any] = {
-        "references": [StyleReference(factory.picture(1))],
+        "references": [StyleReference(tiny_models.picture(1))],
         "method": "swapped",
         "steps": 2,
     } | fields
     with pytest.raises(InputError) as refused:
-        Engine(factory.model("emoji")).submit(Request("a cat", **asked))
+        Engine(tiny_models.model("emoji")).submit(Request("a cat", **asked))
     assert sentence in str(refused.value)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from instantstyle.blocks import Site, UNetConfig
-from instantstyle.nets.projection import ImageProjection, Resampler
+from instantstyle.networks.image_projection import ImageProjection, Resampler
 from instantstyle.weights.adapter import Adapter
 from oracle.twins import random_weights
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-import factory
-from instantstyle.engine import Engine
-from instantstyle.model import Model, load
+import tiny_models
+from instantstyle.loading import load
+from instantstyle.model import Model
 from instantstyle.request import Control, Request, StyleReference
+from instantstyle.sampling import Engine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers' own, with this numpy
@@ -35,19 +36,19 @@ STYLE = {"up": {"block_0": [0.0, 1.0, 0.0]}}
 
 @cache
 def model(name: str) -> Model:
-    return load(factory.folder(name), controls={"canny": net(name, "canny"), "tile": net(name, "tile")})
+    return load(tiny_models.folder(name), controls={"canny": net(name, "canny"), "tile": net(name, "tile")})
 
 
 @cache
 def net(name: str, kind: str) -> Path:
-    return pooled(name) if kind == "pooled" else factory.controlnet(name, seed={"canny": 1, "tile": 2}[kind])
+    return pooled(name) if kind == "pooled" else tiny_models.controlnet(name, seed={"canny": 1, "tile": 2}[kind])
 
 
 def pooled(name: str) -> Path:
     """A ControlNet that pools, such as SD1.5's shuffle: the same weights, and a word in its configuration."""
-    folder = factory.controlnet(name).with_name(".controlnet-pooled")
+    folder = tiny_models.controlnet(name).with_name(".controlnet-pooled")
     if not folder.exists():
-        shutil.copytree(factory.controlnet(name), folder)
+        shutil.copytree(tiny_models.controlnet(name), folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"global_pool_conditions": True}))
     return folder
@@ -59,14 +60,14 @@ def pipeline(name: str, kinds: tuple[str, ...]) -> Any:
     kind = (
         diffusers.StableDiffusionControlNetPipeline if name == "sd15" else diffusers.StableDiffusionXLControlNetPipeline
     )
-    pipe = kind.from_pretrained(factory.folder(name), controlnet=nets if len(nets) > 1 else nets[0])
+    pipe = kind.from_pretrained(tiny_models.folder(name), controlnet=nets if len(nets) > 1 else nets[0])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def edges(seed: int) -> Image.Image:
     """What InstantStyle's own script makes of a picture (cv2.Canny, 50 and 200), of one that has the size already."""
-    lines = cv2.Canny(np.asarray(factory.picture(seed, 64)), 50, 200)
+    lines = cv2.Canny(np.asarray(tiny_models.picture(seed, 64)), 50, 200)
     return Image.fromarray(cv2.cvtColor(lines, cv2.COLOR_GRAY2RGB))
 
 
@@ -90,9 +91,9 @@ def theirs(name: str, request: Request, given: list[tuple[str, Image.Image]], st
         "width": 64,
     }
     if style:
-        pipe.load_ip_adapter(factory.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
+        pipe.load_ip_adapter(tiny_models.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
         pipe.set_ip_adapter_scale(1.0 if name == "sd15" else STYLE)
-        seen = factory.model(name).see([factory.picture(5)])[:, None]
+        seen = tiny_models.model(name).see([tiny_models.picture(5)])[:, None]
         arguments["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(seen), seen])]
     last: list[torch.Tensor] = []
 
@@ -117,15 +118,15 @@ def ours(name: str, request: Request) -> tuple[torch.Tensor, Any]:
     return run.latents, run.result().images
 
 
-SMALL = factory.picture(1, 48)
-WIDE = factory.picture(1, 48).resize((90, 48))
-CANNY = Control("canny", factory.picture(2, 64), 0.8)
+SMALL = tiny_models.picture(1, 48)
+WIDE = tiny_models.picture(1, 48).resize((90, 48))
+CANNY = Control("canny", tiny_models.picture(2, 64), 0.8)
 TILE = Control("tile", SMALL, 0.7)
 Case = tuple[str, list[Control], list[tuple[str, Image.Image]], dict[str, Any]]
 CASES: dict[str, Case] = {
     "canny": ("sdxl", [CANNY], [("canny", edges(2))], {}),
     "as it is, of another shape": ("sdxl", [Control("image:tile", WIDE)], [("tile", WIDE)], {}),
-    "with a style": ("sdxl", [CANNY], [("canny", edges(2))], {"references": [StyleReference(factory.picture(5))]}),
+    "with a style": ("sdxl", [CANNY], [("canny", edges(2))], {"references": [StyleReference(tiny_models.picture(5))]}),
     "two": ("sdxl", [CANNY, TILE], [("canny", edges(2)), ("tile", SMALL)], {}),
     "three pictures": ("sdxl", [CANNY], [("canny", edges(2))], {"count": 3}),
     "no guidance": ("sdxl", [CANNY], [("canny", edges(2))], {"guidance": 1.0}),
@@ -135,11 +136,11 @@ CASES: dict[str, Case] = {
         "sd15",
         [CANNY],
         [("canny", edges(2))],
-        {"references": [StyleReference(factory.picture(5))], "plan": "all"},
+        {"references": [StyleReference(tiny_models.picture(5))], "plan": "all"},
     ),
     "sd15, two in windows of their own": (
         "sd15",
-        [Control("canny", factory.picture(2, 64), 0.5, (0.0, 0.6)), Control("tile", SMALL, 1.0, (0.3, 1.0))],
+        [Control("canny", tiny_models.picture(2, 64), 0.5, (0.0, 0.6)), Control("tile", SMALL, 1.0, (0.3, 1.0))],
         [("canny", edges(2)), ("tile", SMALL)],
         {},
     ),
@@ -163,7 +164,7 @@ def test_the_picture_is_diffusers(case: str) -> None:
 
 
 def test_one_that_pools_speaks_to_the_conditional_rows_alone() -> None:
-    given = load(factory.folder("sd15"), controls={"shuffle": pooled("sd15")})
+    given = load(tiny_models.folder("sd15"), controls={"shuffle": pooled("sd15")})
     request = Request("a cat", seed=3, steps=3, guidance=5.0, controls=[Control("shuffle", SMALL, 1.0)])
     expected, _ = theirs("sd15", request, [("pooled", SMALL)], False)
     run = Engine(given).submit(request)

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-import factory
-from instantstyle.engine import Engine
-from instantstyle.model import Model, load
+import tiny_models
+from instantstyle.loading import load
+from instantstyle.model import Model
 from instantstyle.request import Init, Request, StyleReference
+from instantstyle.sampling import Engine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers' own, with this numpy
@@ -37,7 +38,7 @@ KINDS = {
 
 
 def photo(width: int = 64, height: int = 64) -> Image.Image:
-    return factory.picture(21, 64).resize((width, height))
+    return tiny_models.picture(21, 64).resize((width, height))
 
 
 def mask(width: int = 64, height: int = 64) -> Image.Image:
@@ -52,10 +53,10 @@ def folder(name: str) -> Path:
     """A model's folder; of `sdxl-inpainting` the UNet reads nine channels."""
     base, _, inpainting = name.partition("-")
     if not inpainting:
-        return factory.folder(base)
+        return tiny_models.folder(base)
     path = Path(tempfile.mkdtemp(prefix="instantstyle-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    shutil.copytree(factory.folder(base), path, dirs_exist_ok=True)
+    shutil.copytree(tiny_models.folder(base), path, dirs_exist_ok=True)
     config = json.loads((path / "unet/config.json").read_text())
     torch.manual_seed(5)  # pyright: ignore[reportUnknownMemberType]
     diffusers.UNet2DConditionModel.from_config(config | {"in_channels": 9}).save_pretrained(path / "unet")
@@ -84,7 +85,7 @@ def theirs(name: str, request: Request) -> tuple[torch.Tensor, list[Image.Image]
     if request.sampler is not None:
         pipe.scheduler = getattr(diffusers, KINDS[request.sampler]).from_config(own.config)
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folder(name) / "feature_extractor")
-    reference = request.references[0].image.open() if request.references else factory.picture(1)
+    reference = request.references[0].image.open() if request.references else tiny_models.picture(1)
     with torch.no_grad():
         embeds = pipe.image_encoder(processor(reference, return_tensors="pt").pixel_values).image_embeds[None]
     scale: Any = 1.0 if name.startswith("sd15") else STYLE
@@ -158,7 +159,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_a_picture_from_a_picture_is_diffusers(case: str) -> None:
     name, init, fields = CASES[case]
     if fields.pop("references", False):
-        fields["references"] = [StyleReference(factory.picture(1))]
+        fields["references"] = [StyleReference(tiny_models.picture(1))]
     defaults: dict[str, Any] = {"prompt": "a cat", "steps": 6, "guidance": 5.0, "seed": 11}
     image = init.get("image", photo())
     given: dict[str, Any] = {"init": Init(**({"image": image} | init)), "size": image.size}
@@ -177,6 +178,6 @@ def test_the_picture_and_the_mask_are_no_small_matter_here() -> None:
     """The cases above could not fail if a random network made the same of everything."""
     request = Request("a cat", steps=6, guidance=5.0, seed=11, init=Init(photo(), 0.7, mask()))
     bare, _ = theirs("sdxl-inpainting", request)
-    for other in (Init(factory.picture(4, 64), 0.7, mask()), Init(photo(), 0.7, mask().rotate(180))):
+    for other in (Init(tiny_models.picture(4, 64), 0.7, mask()), Init(photo(), 0.7, mask().rotate(180))):
         changed, _ = theirs("sdxl-inpainting", request.model_copy(update={"init": other}))
         assert float((changed - bare).abs().max()) > 100 * 2e-4 * float(bare.abs().max())

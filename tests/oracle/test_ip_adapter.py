@@ -10,7 +10,7 @@ from torch import Tensor
 
 from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_plan
 from instantstyle.families import SD15, SDXL, Family
-from instantstyle.nets.attention import Attend, Heads, plain
+from instantstyle.networks.attention import Attend, Heads, plain
 from instantstyle.weights.adapter import Adapter, load_adapter, save_adapter
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
 from oracle.twins import TINY_SD15, TINY_SDXL, Inputs, Twins

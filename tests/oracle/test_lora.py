@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import factory
-from instantstyle.engine import Engine
-from instantstyle.model import load
+import tiny_models
+from instantstyle.loading import load
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine
 from oracle.loras import Spelling, random_lora, write
 
 pytestmark = [
@@ -43,7 +43,7 @@ def parts(pipe: Any) -> dict[str, Any]:
 
 def fresh(name: str) -> Any:
     kind = diffusers.StableDiffusionPipeline if name == "sd15" else diffusers.StableDiffusionXLPipeline
-    pipe = kind.from_pretrained(factory.folder(name), image_encoder=None)
+    pipe = kind.from_pretrained(tiny_models.folder(name), image_encoder=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -61,7 +61,7 @@ def picture(pipe: Any, **more: Any) -> Any:
 
 @cache
 def bare(name: str) -> Any:
-    return Engine(factory.model(name)).submit(REQUEST)
+    return Engine(tiny_models.model(name)).submit(REQUEST)
 
 
 def apart(one: Any, other: Any) -> float:
@@ -81,8 +81,8 @@ def test_a_lora_is_diffusers(case: str, tmp_path: Path) -> None:
     pipe.fuse_lora(components=components, lora_scale=WEIGHT)
     expected = picture(pipe)
 
-    before = factory.model(name)
-    run = Engine(load(factory.folder(name), loras=[(file, WEIGHT)])).submit(REQUEST)
+    before = tiny_models.model(name)
+    run = Engine(load(tiny_models.folder(name), loras=[(file, WEIGHT)])).submit(REQUEST)
     for _ in run:
         pass
     plain = Engine(before).submit(REQUEST)
@@ -101,13 +101,13 @@ def test_a_lora_and_a_style_at_once(name: str, tmp_path: Path) -> None:
     pipe.load_lora_weights(str(tmp_path), weight_name=file.name)
     pipe.fuse_lora(components=["unet"], lora_scale=WEIGHT)
     pipe.unload_lora_weights()
-    folder = factory.folder(name)
+    folder = tiny_models.folder(name)
     pipe.load_ip_adapter(folder, subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
     pipe.set_ip_adapter_scale(1.0)
-    seen = factory.model(name).see([factory.picture(5)])[:, None]
+    seen = tiny_models.model(name).see([tiny_models.picture(5)])[:, None]
     expected = picture(pipe, ip_adapter_image_embeds=[torch.cat([torch.zeros_like(seen), seen])])
 
-    styled = REQUEST.model_copy(update={"references": (StyleReference(factory.picture(5)),), "plan": "all"})
+    styled = REQUEST.model_copy(update={"references": (StyleReference(tiny_models.picture(5)),), "plan": "all"})
     changed = Engine(load(folder, loras=[(file, WEIGHT)]))
     with_both, without = changed.submit(styled), changed.submit(REQUEST)
     changed.run()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import factory
-from instantstyle.engine import Engine
+import tiny_models
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers' own, with this numpy
@@ -32,16 +32,16 @@ TOLERANCE = 2e-4
 @cache
 def pipeline(name: str) -> Any:
     kind = diffusers.StableDiffusionPipeline if name == "sd15" else diffusers.StableDiffusionXLPipeline
-    pipe = kind.from_pretrained(factory.folder(name))
+    pipe = kind.from_pretrained(tiny_models.folder(name))
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter(factory.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
+    pipe.load_ip_adapter(tiny_models.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
     return pipe
 
 
 def embedding(pipe: Any, name: str, seed: int, content: str | None) -> Any:
     """The image embedding by transformers' own preprocessing, less half of the content's pooled text embedding."""
-    processor = transformers.CLIPImageProcessorPil.from_pretrained(factory.folder(name) / "feature_extractor")
-    pixels = processor(factory.picture(seed), return_tensors="pt").pixel_values
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tiny_models.folder(name) / "feature_extractor")
+    pixels = processor(tiny_models.picture(seed), return_tensors="pt").pixel_values
     with torch.no_grad():
         image = pipe.image_encoder(pixels).image_embeds
         return image if content is None else image - 0.5 * pipe.encode_prompt(content)[2]
@@ -114,13 +114,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Any, list[int], str | None, str | No
 @pytest.mark.parametrize("case", CASES)
 def test_the_whole_picture_is_diffusers(case: str) -> None:
     name, fields, scale, seeds, content, kind = CASES[case]
-    references = [StyleReference(factory.picture(seed), content=content) for seed in seeds]
+    references = [StyleReference(tiny_models.picture(seed), content=content) for seed in seeds]
     defaults: dict[str, Any] = {"prompt": "a cat in the house", "steps": 6, "guidance": 5.0, "seed": 11}
     defaults["guidance_rescale"] = 0.0  # diffusers' own default, whatever the family's is
     request = Request(references=references, **(defaults | fields))
     expected, expected_pictures = theirs(name, request, scale, seeds, content, kind)
 
-    run = Engine(factory.model(name)).submit(request)
+    run = Engine(tiny_models.model(name)).submit(request)
     for _ in run:
         pass
     pictures = run.result().images

@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 import checkpoints
-import factory
-from instantstyle.engine import SAMPLERS, Engine
+import tiny_models
 from instantstyle.families import FAMILIES
-from instantstyle.model import Model, load
-from instantstyle.nets.projection import Resampler
+from instantstyle.loading import load
+from instantstyle.model import Model
+from instantstyle.networks.image_projection import Resampler
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import SAMPLERS, Engine
 from instantstyle.weights.adapter import load_adapter, save_adapter, slim_adapter
-from instantstyle.weights.vocabulary import clip_vocabulary
+from instantstyle.weights.clip_vocab import clip_vocabulary
 from oracle.proven import ADAPTERS, BASES, OTHERS, PROVEN
 from oracle.twins import random_weights
 
@@ -57,17 +58,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
             _folder(nets, here / "folder", xl=family == "sdxl")
             given, folder = file, here / "folder"
         else:
-            given = folder = factory.folder(family)
+            given = folder = tiny_models.folder(family)
         context = json.loads((folder / "unet/config.json").read_text())["cross_attention_dim"]
         torch.manual_seed(3)  # pyright: ignore[reportUnknownMemberType]
-        tensors = factory.adapter_tensors(folder, 24, context)
+        tensors = tiny_models.adapter_tensors(folder, 24, context)
         save_file(tensors, here / "base.safetensors")
         projection = Resampler(16, context, 6, dim=64, depth=4, heads=1)
         layers = {name: tensor for name, tensor in tensors.items() if name.startswith("ip_adapter.")}
         mapped = {f"image_proj.{name}": tensor for name, tensor in random_weights(projection, 4).items()}
         save_file(layers | mapped, here / "plus.safetensors")
         if not base.endswith("-file"):
-            unet = factory.model(family).family.unet
+            unet = tiny_models.model(family).family.unet
             # diffusers reads the file that we have written of what we have read.
             save_adapter(here / "written.safetensors", load_adapter(here / "base.safetensors", unet), unet)
             slim_adapter(here / "base.safetensors", here / "slim.safetensors", FAMILIES[family].presets["style"], unet)
@@ -91,7 +92,7 @@ def _folder(nets: dict[str, Any], folder: Path, *, xl: bool) -> None:
     said = folder / "scheduler/scheduler_config.json"
     # The published files say so for whichever sampler is made of them; diffusers' DDIM would clip otherwise.
     said.write_text(json.dumps(json.loads(said.read_text()) | {"clip_sample": False, "set_alpha_to_one": False}))
-    index = json.loads((factory.folder("sdxl" if xl else "sd15") / "model_index.json").read_text())
+    index = json.loads((tiny_models.folder("sdxl" if xl else "sd15") / "model_index.json").read_text())
     index |= {"scheduler": ["diffusers", kind.__name__], "image_encoder": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
 
@@ -118,8 +119,8 @@ def theirs(pipe: Any, family: str, file: Path | None, adapter: str, model: Model
     if file is not None:
         pipe.load_ip_adapter(file.parent, subfolder="", weight_name=file.name, image_encoder_folder=None)
         pipe.set_ip_adapter_scale(STYLE[family] if adapter in ("style", "slim") else 1.0)
-        net = transformers.CLIPVisionModelWithProjection.from_pretrained(factory.folder("sdxl") / EYES)
-        pixels = model.prepare([factory.picture(5)], "squash")
+        net = transformers.CLIPVisionModelWithProjection.from_pretrained(tiny_models.folder("sdxl") / EYES)
+        pixels = model.prepare([tiny_models.picture(5)], "squash")
         with torch.no_grad():
             seen, dark = (net(each, output_hidden_states=True) for each in (pixels, torch.zeros_like(pixels)))
         pair = (
@@ -158,7 +159,7 @@ def theirs(pipe: Any, family: str, file: Path | None, adapter: str, model: Model
 
 @cache
 def ours(given: Path, file: Path | None) -> Model:
-    return load(given) if file is None else load(given, adapter=file, image_encoder=factory.folder("sdxl") / EYES)
+    return load(given) if file is None else load(given, adapter=file, image_encoder=tiny_models.folder("sdxl") / EYES)
 
 
 @pytest.mark.parametrize(("base", "adapter", "sampler"), PROVEN, ids=[" ".join(each) for each in PROVEN])
@@ -171,7 +172,7 @@ def test_it_is_diffusers_picture(
     whole = adapters / ("base.safetensors" if base.endswith("-file") else "written.safetensors")
     other = None if mine is None else adapters / "plus.safetensors" if adapter == "plus" else whole
     fields: dict[str, Any] = (
-        {"method": "none"} if mine is None else {"references": [StyleReference(factory.picture(5))]}
+        {"method": "none"} if mine is None else {"references": [StyleReference(tiny_models.picture(5))]}
     )
     plan = "style" if adapter in ("style", "slim") else "all"
     request = Request("a cat", steps=3, guidance=5.0, seed=11, size=(64, 64), sampler=sampler, plan=plan, **fields)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-import factory
-from instantstyle.engine import Engine
+import tiny_models
 from instantstyle.errors import InputError
 from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import Engine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers' own, with this numpy
@@ -33,9 +33,9 @@ def half(left: bool, size: tuple[int, int]) -> Image.Image:
 @cache
 def pipeline(name: str) -> Any:
     kind = diffusers.StableDiffusionPipeline if name == "sd15" else diffusers.StableDiffusionXLPipeline
-    pipe = kind.from_pretrained(factory.folder(name))
+    pipe = kind.from_pretrained(tiny_models.folder(name))
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter(factory.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
+    pipe.load_ip_adapter(tiny_models.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
     pipe.set_ip_adapter_scale([[0.8, 1.4]])
     return pipe
 
@@ -45,7 +45,7 @@ def theirs(name: str, request: Request, masks: list[Image.Image]) -> torch.Tenso
     assert request.size is not None
     assert request.seed is not None
     width, height = request.size
-    processor = transformers.CLIPImageProcessorPil.from_pretrained(factory.folder(name) / "feature_extractor")
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(tiny_models.folder(name) / "feature_extractor")
     with torch.no_grad():
         seen = [
             pipe.image_encoder(processor(each.image.open(), return_tensors="pt").pixel_values).image_embeds
@@ -72,12 +72,12 @@ def test_each_in_its_region(name: str, size: tuple[int, int]) -> None:
     masks = [half(True, size), half(False, size)]
     weights = (0.8, 1.4)
     references = [
-        StyleReference(factory.picture(seed), weight=weight, mask=mask)
+        StyleReference(tiny_models.picture(seed), weight=weight, mask=mask)
         for seed, weight, mask in zip((1, 2), weights, masks, strict=True)
     ]
     request = Request("a cat", references=references, plan="all", steps=4, seed=3, guidance=5.0, size=size)
     expected = theirs(name, request, masks)
-    engine = Engine(factory.model(name))
+    engine = Engine(tiny_models.model(name))
     run = engine.submit(request)
     unmasked = [each.model_copy(update={"mask": None}) for each in references]
     other = engine.submit(request.model_copy(update={"references": tuple(unmasked)}))
@@ -89,10 +89,10 @@ def test_each_in_its_region(name: str, size: tuple[int, int]) -> None:
 
 
 def test_a_white_mask_is_none_and_a_black_one_a_sentence() -> None:
-    engine = Engine(factory.model("emoji"))
+    engine = Engine(tiny_models.model("emoji"))
 
     def submit(mask: Image.Image | None, **fields: Any) -> Any:
-        references = [StyleReference(factory.picture(1), mask=mask), *fields.pop("more", ())]
+        references = [StyleReference(tiny_models.picture(1), mask=mask), *fields.pop("more", ())]
         return engine.submit(Request("a cat", references=references, seed=1, steps=1, **fields))
 
     white, black = (Image.new("RGB", (20, 30), colour) for colour in ("white", "black"))
@@ -102,6 +102,6 @@ def test_a_white_mask_is_none_and_a_black_one_a_sentence() -> None:
     with pytest.raises(InputError, match="black everywhere"):
         submit(black)
     with pytest.raises(InputError, match="combine='average'"):
-        submit(white, combine="average", more=[StyleReference(factory.picture(2))])
+        submit(white, combine="average", more=[StyleReference(tiny_models.picture(2))])
     with pytest.raises(InputError, match=r"'swapped'.*mask does not go with it"):
         submit(white, method="swapped")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import Site, UNetConfig
 from instantstyle.families import FAMILIES
-from instantstyle.nets.unet import UNet
+from instantstyle.networks.unet import UNet
 from oracle.twins import TINY, TINY_SD15, TINY_SDXL, Inputs, Twins, diffusers_config, random_weights
 
 PARAMETERS = {"sdxl": 2_567_463_684, "sd15": 859_520_964}

@@ -8,7 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from instantstyle.blocks import UNetConfig
-from instantstyle.nets.unet import TextKeysValues, UNet
+from instantstyle.networks.unet import TextKeysValues, UNet
 
 TINY_SDXL = UNetConfig(channels=(32, 64, 96), heads=(1, 2, 3), context_dim=48, pooled_dim=24, size_dim=8)
 """SDXL's block layout and depths, so the published numbers of its attention layers too."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from factory import picture
-from instantstyle.pictures import png
+from instantstyle.utils.images import png
+from tiny_models import picture
 
 THINGS = ("cat", "dog", "house")
 STYLES = ("ink", "red")

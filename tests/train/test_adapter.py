@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from instantstyle.emoji.style_transforms import sample
 from instantstyle.families import EMOJI
-from instantstyle.nets.unet import UNet
-from instantstyle.train.world.adapter import Reference, train_adapter
-from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.corpus import Corpus, Words
-from instantstyle.train.world.joint import Together, train_joint
-from instantstyle.train.world.look import train_look
-from instantstyle.train.world.unet import new_unet
+from instantstyle.networks.unet import UNet
+from instantstyle.train.emoji.adapter import Reference, train_adapter
+from instantstyle.train.emoji.dataset import Corpus, Words
+from instantstyle.train.emoji.image_bank import Bank
+from instantstyle.train.emoji.joint_finetune import Together, train_joint
+from instantstyle.train.emoji.style_classifier import train_look
+from instantstyle.train.emoji.unet import new_unet
 from instantstyle.weights.adapter import load_adapter, save_adapter
-from instantstyle.world.treatments import sample
 
 
 @pytest.fixture(scope="module")

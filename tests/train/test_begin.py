@@ -8,7 +8,7 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 
 from instantstyle.blocks import parse_plan
 from instantstyle.families import EMOJI
-from instantstyle.train.world.begin import began, begin
+from instantstyle.train.emoji.warm_start import began, begin
 from instantstyle.weights.adapter import load_adapter, slim_adapter
 
 SHIPPED = Path(__file__).resolve().parents[2] / "src/instantstyle/assets/emoji"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from factory import folder as model_folder
-from factory import model as made
-from instantstyle.train.cluster import joined
-from instantstyle.train.features import Options, compute, damaged, gather
-from instantstyle.train.shards import find_shards
+from instantstyle.train.data.feature_cache import Options, compute, damaged, gather
+from instantstyle.train.data.ray_cluster import joined
+from instantstyle.train.data.sources import find_shards
+from tiny_models import folder as model_folder
+from tiny_models import model as made
 from train import gallery
 
 pytest.importorskip("ray")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 
-from instantstyle.controls import canny
+from instantstyle.controlnet import canny
+from instantstyle.emoji.style_transforms import sample
 from instantstyle.families import EMOJI
-from instantstyle.nets.unet import UNet
-from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.control import control_loss, edges, gain, moved, new_control, train_control
-from instantstyle.train.world.corpus import Corpus, Words
-from instantstyle.train.world.unet import new_unet
+from instantstyle.networks.unet import UNet
+from instantstyle.train.emoji.controlnet import control_loss, edges, gain, moved, new_control, train_control
+from instantstyle.train.emoji.dataset import Corpus, Words
+from instantstyle.train.emoji.image_bank import Bank
+from instantstyle.train.emoji.unet import new_unet
 from instantstyle.weights.control import load_controls
-from instantstyle.world.treatments import sample
 
 PICTURES = 4
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.corpus import Corpus, Words
+from instantstyle.train.emoji.dataset import Corpus, Words
+from instantstyle.train.emoji.image_bank import Bank
 
 NOTHING = Words(("",), torch.zeros(1, 1, 1), torch.zeros(1, 1))
 BANK = Bank(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), np.arange(4), (), (), ())

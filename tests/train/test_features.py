@@ -19,14 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from factory import model as made
 from instantstyle.errors import InputError, OutputError
 from instantstyle.model import Model
-from instantstyle.train.crops import buckets, crop
-from instantstyle.train.data import Features
-from instantstyle.train.features import Options, compute, damaged, fitted, gather
-from instantstyle.train.records import Shard
-from instantstyle.train.shards import find_shards
+from instantstyle.train.data.aspect_buckets import buckets, crop
+from instantstyle.train.data.dataset import Features
+from instantstyle.train.data.feature_cache import Options, compute, damaged, fitted, gather
+from instantstyle.train.data.records import Shard
+from instantstyle.train.data.sources import find_shards
+from tiny_models import model as made
 from train import gallery
 
 OPTIONS = Options()

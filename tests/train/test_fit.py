@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from instantstyle.errors import InputError, InstantStyleError, OutputError, WeightsError
-from instantstyle.train.fit import Fit, Part, Row, Settings
+from instantstyle.train.trainer import Fit, Part, Row, Settings
 
 SETTINGS = Settings(steps=23, batch=4, lr=0.05, warmup=5, clip=0.5, average=0.9, log_every=4)
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from factory import folder as model_folder
+from instantstyle.emoji.sources import cache_folder
 from instantstyle.model import Model
-from instantstyle.train.features import Options
-from instantstyle.train.fit import Progress, Row, Settings
-from instantstyle.train.follow import Log, rows
-from instantstyle.train.job import Job, train
-from instantstyle.world.sources import cache_folder
+from instantstyle.train.adapter_run import Job, train
+from instantstyle.train.data.feature_cache import Options
+from instantstyle.train.tracking import Log, rows
+from instantstyle.train.trainer import Progress, Row, Settings
+from tiny_models import folder as model_folder
 from train import gallery
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # diffusers' Euler scheduler under a newer NumPy
@@ -199,7 +199,7 @@ def test_the_referees_small_score_is_taken_in_the_emoji_world(
 ) -> None:
     """`--score-every` through the command, on the built-in model, with fewer questions."""
     from instantstyle.cli import main
-    from instantstyle.evaluate import probe
+    from instantstyle.evaluate import block_probe as probe
 
     cases, draw = probe.cases, probe.draw
 

@@ -17,20 +17,21 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
-from factory import folder as model_folder
-from factory import model as made
 from instantstyle.blocks import BlockPlan
 from instantstyle.errors import InputError
-from instantstyle.model import Model, load
+from instantstyle.loading import load
+from instantstyle.model import Model
 from instantstyle.train.adapter import Trained
-from instantstyle.train.data import Features, Order
-from instantstyle.train.features import Options, compute, gather
-from instantstyle.train.fit import Part, Settings
-from instantstyle.train.follow import rows
-from instantstyle.train.job import Job, pace, train
-from instantstyle.train.lesson import Lesson, Schedule, Teaching
-from instantstyle.train.shards import find_shards
+from instantstyle.train.adapter_run import Job, pace, train
+from instantstyle.train.data.dataset import Features, Order
+from instantstyle.train.data.feature_cache import Options, compute, gather
+from instantstyle.train.data.sources import find_shards
+from instantstyle.train.objective import Lesson, Schedule, Teaching
+from instantstyle.train.tracking import rows
+from instantstyle.train.trainer import Part, Settings
 from instantstyle.weights.adapter import load_adapter
+from tiny_models import folder as model_folder
+from tiny_models import model as made
 from train import gallery
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # diffusers' Euler scheduler under a newer NumPy

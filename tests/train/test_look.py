@@ -11,11 +11,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from instantstyle.train.world.bank import Bank
-from instantstyle.train.world.look import labels, train_look
-from instantstyle.train.world.unet import SCHEDULE, diffusion_loss
-from instantstyle.world.sources import SETS
-from instantstyle.world.treatments import TRAINED_FAMILIES, sample
+from instantstyle.emoji.sources import SETS
+from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample
+from instantstyle.train.emoji.image_bank import Bank
+from instantstyle.train.emoji.style_classifier import labels, train_look
+from instantstyle.train.emoji.unet import SCHEDULE, diffusion_loss
 
 
 def bank(styles: int = 6, each: int = 4) -> Bank:

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from instantstyle.world.sources import cache_folder
+from instantstyle.emoji.sources import cache_folder
 
 pytestmark = pytest.mark.slow
 

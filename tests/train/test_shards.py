@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from instantstyle.errors import InputError
-from instantstyle.pictures import png, read
-from instantstyle.train.records import Bad, Record, Shard
-from instantstyle.train.shards import find_shards
+from instantstyle.train.data.records import Bad, Record, Shard
+from instantstyle.train.data.sources import find_shards
+from instantstyle.utils.images import png, read
 from train import gallery
 
 EXPECTED = [(caption, style) for _, _, caption, style in gallery.PICTURES]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from instantstyle.errors import InputError, InstantStyleError, OutputError
-from instantstyle.train.cluster import joined
-from instantstyle.train.spread import spread
+from instantstyle.train.data.ray_cluster import joined
+from instantstyle.train.data.ray_map import spread
 
 Item = tuple[int, list[str]]
 

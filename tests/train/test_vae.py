@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from instantstyle.train.world.vae import LATENT_CHANNELS, encode, encode_many, make_linear, new_vae, principal, psnr
+from instantstyle.train.emoji.vae import LATENT_CHANNELS, encode, encode_many, make_linear, new_vae, principal, psnr
 
 
 def pictures(count: int, seed: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from torch import Tensor
 from instantstyle.blocks import BlockPlan
 from instantstyle.errors import OutputError, WeightsError
 from instantstyle.families import SD15, SDXL
-from instantstyle.nets.unet import UNet
-from instantstyle.weights import files
+from instantstyle.networks.unet import UNet
+from instantstyle.weights import tensor_files as files
 from instantstyle.weights.adapter import Adapter, load_adapter, save_adapter
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
 from oracle.twins import TINY_SD15, TINY_SDXL

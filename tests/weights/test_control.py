@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import factory
+import tiny_models
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES
 from instantstyle.weights.control import check_family, layout, load_control, load_controls
@@ -94,7 +94,7 @@ def test_another_family_is_named(ours: str, theirs: str) -> None:
 
 @pytest.mark.parametrize("name", ["sdxl", "sd15", "emoji"])
 def test_folder_and_single_file_are_the_same_network(name: str, tmp_path: Path) -> None:
-    folder, family = factory.controlnet(name), factory.model(name).family
+    folder, family = tiny_models.controlnet(name), tiny_models.model(name).family
     from_folder = load_control(folder, family)
     expected: Any = ControlNetModel.from_pretrained(folder)
     same(from_folder.net, expected)
@@ -116,7 +116,7 @@ def _each(value: int | list[int] | tuple[int, ...], levels: int) -> tuple[int, .
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
 def test_the_first_controlnets_names_are_converted(prefix: str, tmp_path: Path) -> None:
     """lllyasviel's files, as he and others published them; the same network as its diffusers form."""
-    folder, family = factory.controlnet("sd15"), factory.model("sd15").family
+    folder, family = tiny_models.controlnet("sd15"), tiny_models.model("sd15").family
     theirs: Any = ControlNetModel.from_pretrained(folder)
     old = {f"{prefix}{_ldm(name)}": tensor.clone() for name, tensor in theirs.state_dict().items()}
     if prefix:
@@ -164,7 +164,7 @@ def _ldm(name: str) -> str:
 
 
 def _tensors(name: str = "sdxl") -> dict[str, Tensor]:
-    return load_file(factory.controlnet(name) / "diffusion_pytorch_model.safetensors")
+    return load_file(tiny_models.controlnet(name) / "diffusion_pytorch_model.safetensors")
 
 
 WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
@@ -185,7 +185,7 @@ def test_what_is_no_controlnet_is_said_to_be_what_it_is(what: str, tmp_path: Pat
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
-    family, file = factory.model("sdxl").family, tmp_path / "file.safetensors"
+    family, file = tiny_models.model("sdxl").family, tmp_path / "file.safetensors"
 
     def refused(change: dict[str, Tensor | None]) -> str:
         tensors = {k: v for k, v in {**_tensors(), **change}.items() if v is not None}
@@ -210,17 +210,17 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
 def test_another_models_controlnet_is_refused_by_load(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is for another UNet: it has text tokens of width 32 where this model"):
-        load_control(factory.controlnet("sd15"), FAMILIES["sdxl"])
+        load_control(tiny_models.controlnet("sd15"), FAMILIES["sdxl"])
 
 
 def test_a_models_folder_may_hold_its_own(tmp_path: Path) -> None:
-    family = factory.model("emoji").family
-    shutil.copytree(factory.controlnet("emoji"), tmp_path / "controlnet_soft_edge")
+    family = tiny_models.model("emoji").family
+    shutil.copytree(tiny_models.controlnet("emoji"), tmp_path / "controlnet_soft_edge")
     (tmp_path / "controlnet_notes").mkdir()
     own = load_controls({}, tmp_path, family, torch.float32, CPU)
     assert {kind: net.spec for kind, net in own.items()} == {"soft-edge": None}
-    given = load_controls({"soft-edge": factory.controlnet("emoji", seed=2)}, tmp_path, family, torch.float32, CPU)
-    assert given["soft-edge"].spec == str(factory.controlnet("emoji", seed=2))
+    given = load_controls({"soft-edge": tiny_models.controlnet("emoji", seed=2)}, tmp_path, family, torch.float32, CPU)
+    assert given["soft-edge"].spec == str(tiny_models.controlnet("emoji", seed=2))
     assert not torch.equal(own["soft-edge"].net.conv_in.weight, given["soft-edge"].net.conv_in.weight)
 
 
@@ -228,10 +228,10 @@ def test_half_precision_files_and_configurations(tmp_path: Path) -> None:
     """`.fp16.safetensors` alone in a folder; and numbers that only the configuration knows are believed."""
     half = {name: tensor.half() for name, tensor in _tensors().items()}
     save_file(half, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
-    config = json.loads((factory.controlnet("sdxl") / "config.json").read_text())
+    config = json.loads((tiny_models.controlnet("sdxl") / "config.json").read_text())
     config |= {"global_pool_conditions": True, "controlnet_conditioning_channel_order": "bgr"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    net = load_control(tmp_path, factory.model("sdxl").family, dtype=torch.bfloat16).net
+    net = load_control(tmp_path, tiny_models.model("sdxl").family, dtype=torch.bfloat16).net
     assert net.config.global_pool_conditions
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.bfloat16}
     torch.testing.assert_close(net.conv_in.weight.float(), _tensors()["conv_in.weight"], atol=0.02, rtol=0.02)

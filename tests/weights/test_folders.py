@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-import factory
+import tiny_models
 from instantstyle.errors import WeightsError
-from instantstyle.model import load
+from instantstyle.loading import load
 
 diffusers: Any = importlib.import_module("diffusers")
 transformers: Any = importlib.import_module("transformers")
@@ -40,9 +40,11 @@ def written(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 
     def write(how: dict[str, Any]) -> Path:
         folder = tmp_path / "model"
-        shutil.copytree(factory.folder("sdxl"), folder, ignore=shutil.ignore_patterns("*.safetensors", ".controlnet*"))
+        shutil.copytree(
+            tiny_models.folder("sdxl"), folder, ignore=shutil.ignore_patterns("*.safetensors", ".controlnet*")
+        )
         for part, kind in KINDS.items():
-            net = kind.from_pretrained(factory.folder("sdxl") / part).half()
+            net = kind.from_pretrained(tiny_models.folder("sdxl") / part).half()
             # transformers writes no pickles any more, and of diffusers only the UNet's are common.
             theirs = {name: value for name, value in how.items() if name != "safe_serialization" or part == "unet"}
             net.save_pretrained(folder / part, **theirs)
@@ -58,7 +60,7 @@ def test_it_is_the_same_model(way: str, written: Callable[[dict[str, Any]], Path
     how, telling = WAYS[way]
     folder = written(how)
     assert (folder / "unet" / telling).is_file()
-    model, whole = load(folder), factory.model("sdxl")
+    model, whole = load(folder), tiny_models.model("sdxl")
     for part in KINDS:
         expected = whole.networks[part].state_dict()
         for name, tensor in model.networks[part].state_dict().items():

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 import checkpoints
-import factory
-from instantstyle import Request, generate
-from instantstyle.engine.samplers import scheduler
+import tiny_models
+from instantstyle import Request
+from instantstyle.pipeline import generate
 from instantstyle.errors import WeightsError
 from instantstyle.families import SD15, SDXL
-from instantstyle.model import Model, load
-from instantstyle.nets.unet import UNet
-from instantstyle.weights import single
-from instantstyle.weights.layout import unet_config
-from instantstyle.weights.single import open_single, unet_layout
-from instantstyle.weights.vocabulary import clip_vocabulary
+from instantstyle.loading import load
+from instantstyle.model import Model
+from instantstyle.networks.unet import UNet
+from instantstyle.sampling.schedulers import scheduler
+from instantstyle.weights import single_file as single
+from instantstyle.weights.clip_vocab import clip_vocabulary
+from instantstyle.weights.single_file import open_single, unet_layout
+from instantstyle.weights.unet_config import unet_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
@@ -182,4 +184,4 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_the_built_in_adapter_has_no_place_in_it(written: tuple[str, Path, Any], tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="this UNet's are"):
-        load(written[1], adapter=factory.folder("emoji") / "ip_adapter.safetensors")
+        load(written[1], adapter=tiny_models.folder("emoji") / "ip_adapter.safetensors")

@@ -8,12 +8,12 @@ from PIL import Image
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 import checkpoints
-import factory
+import tiny_models
+from cli_runner import terminal
 from instantstyle.errors import WeightsError
-from instantstyle.weights.find import find
 from instantstyle.weights.lora import Factors, save_lora
-from instantstyle.weights.trees import VARIABLE, files, look_up
-from terminal import terminal
+from instantstyle.weights.model_folders import VARIABLE, files, look_up
+from instantstyle.weights.resolve import find
 
 
 def touch(path: Path) -> Path:
@@ -115,8 +115,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nets = checkpoints.write(comfy / "models/checkpoints/dreams.safetensors", "sd15")
     nets["unet"].save_pretrained(root / "unet")
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
-    save_file(factory.adapter_tensors(root, 24, 64), comfy / "models/ipadapter/looks.safetensors")
-    config = factory.transformers.CLIPVisionConfig(
+    save_file(tiny_models.adapter_tensors(root, 24, 64), comfy / "models/ipadapter/looks.safetensors")
+    config = tiny_models.transformers.CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=32,
         projection_dim=24,
@@ -126,18 +126,18 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch_size=8,
         hidden_act="gelu",
     )
-    eyes = factory.transformers.CLIPVisionModelWithProjection(config).state_dict()
+    eyes = tiny_models.transformers.CLIPVisionModelWithProjection(config).state_dict()
     save_file(dict(eyes), comfy / "models/clip_vision/clip.safetensors")
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     save_lora(webui / "models/Lora/ink/wash.safetensors", {name: Factors(torch.randn(32, 2), torch.randn(2, 64))})
-    net = factory.diffusers.ControlNetModel.from_unet(nets["unet"])
+    net = tiny_models.diffusers.ControlNetModel.from_unet(nets["unet"])
     for tensor in net.parameters():
         tensor.data = 0.1 * torch.randn_like(tensor) + float(tensor.ndim == 1)
     save_file(net.state_dict(), webui / "models/ControlNet/control_canny.safetensors")
     (comfy / "extra_model_paths.yaml").write_text(
         "a111:\n    base_path: ../webui\n    loras: models/Lora\n    controlnet: models/ControlNet\n"
     )
-    factory.picture(1).save(root / "ref.png")
+    tiny_models.picture(1).save(root / "ref.png")
     return root
 
 

@@ -12,9 +12,9 @@ import typer
 from instantstyle.cli.adapter import adapter
 from instantstyle.cli.again import again
 from instantstyle.cli.doctor import doctor
+from instantstyle.cli.evaluate import compare, evaluate, probe
 from instantstyle.cli.generate import generate
 from instantstyle.cli.invert import invert
-from instantstyle.cli.referee import compare, evaluate, probe
 from instantstyle.cli.similarity import similarity
 from instantstyle.cli.style import style
 from instantstyle.cli.train import app as train

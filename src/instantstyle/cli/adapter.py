@@ -65,7 +65,7 @@ def slim(
 def _family(file: Path, model: str | None) -> Any:
     """Of the model that was named, or whichever the adapter's shapes fit."""
     from instantstyle.weights.adapter import family_of_adapter
-    from instantstyle.weights.find import find
-    from instantstyle.weights.layout import family_of
+    from instantstyle.weights.resolve import find
+    from instantstyle.weights.unet_config import family_of
 
     return family_of_adapter(file) if model is None else family_of(find(model).config("unet/config.json"))

@@ -24,10 +24,11 @@ def again(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Make a picture again from its own metadata and compare: exit code 0 if the pixels are identical, 1 if not."""
-    from instantstyle import pictures, whole
     from instantstyle.cli.progress import bar, hush
     from instantstyle.errors import InputError
     from instantstyle.request import numbered, recall
+    from instantstyle.utils import atomic_files as whole
+    from instantstyle.utils import images as pictures
 
     if as_request:
         _print_request(picture)
@@ -40,9 +41,8 @@ def again(
         whole.check_writable(numbered(out, 1)[0])
 
     hush()
-    from instantstyle.generate import generate as make
-    from instantstyle.model import load
-    from instantstyle.parts import with_presets
+    from instantstyle.loading import load, with_presets
+    from instantstyle.pipeline import generate as make
 
     loaded = load(
         model or memory.model or "emoji",
@@ -80,7 +80,7 @@ def again(
 
 def _print_request(picture: Path) -> None:
     """The request on stdout; whose it is, and what of it was left out, on stderr."""
-    from instantstyle.foreign import read_request
+    from instantstyle.request.third_party_metadata import read_request
 
     read = read_request(picture)
     typer.echo(read.request.to_json())

@@ -34,8 +34,8 @@ def b_lora(
     shown = [remember(picture, 2048) for picture in pictures]
 
     hush()
-    from instantstyle.methods.fitting import watching
-    from instantstyle.model import load
+    from instantstyle.loading import load
+    from instantstyle.methods.lora_training import watching
     from instantstyle.train.b_lora import train_b_lora
 
     loaded = load(model, device=device, dtype=dtype)

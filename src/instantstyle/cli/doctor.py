@@ -54,7 +54,7 @@ def _version(package: str) -> str | None:
 def _machine() -> dict[str, Any]:
     import torch
 
-    from instantstyle.device import pick_device, pick_dtype
+    from instantstyle.utils.device import pick_device, pick_dtype
 
     device = pick_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -69,8 +69,8 @@ def _machine() -> dict[str, Any]:
 
 def _model(spec: str) -> dict[str, Any]:
     """The model's folder, family and files.  Raises WeightsError when there is no such model."""
-    from instantstyle.weights.find import find
-    from instantstyle.weights.layout import family_of
+    from instantstyle.weights.resolve import find
+    from instantstyle.weights.unet_config import family_of
 
     found = find(spec)
     family = family_of(found.config("unet/config.json"))

@@ -20,7 +20,7 @@ from instantstyle.cli.flags import (
     with_own,
 )
 from instantstyle.families import FAMILIES
-from instantstyle.presets import preset as find_preset
+from instantstyle.request.few_step_presets import preset as find_preset
 
 
 def generate(
@@ -203,7 +203,7 @@ def generate(
     """Draw a prompt in the style of reference pictures."""
     from instantstyle.cli.progress import bar, hush
     from instantstyle.request import Request, numbered
-    from instantstyle.whole import check_writable
+    from instantstyle.utils.atomic_files import check_writable
 
     saved = {"--control-window": control_window, "--save-control": save_control, "--depth-model": depth_model}
     followed = control or [], control_kind or [], control_weight or [], control_window
@@ -247,9 +247,9 @@ def generate(
         check_writable(path)
 
     hush()
-    from instantstyle.generate import generate as make
-    from instantstyle.methods.fitting import watching
-    from instantstyle.model import load
+    from instantstyle.loading import load
+    from instantstyle.methods.lora_training import watching
+    from instantstyle.pipeline import generate as make
     from instantstyle.weights.lora import parse_lora
 
     loras = [parse_lora(text) for text in lora or []]
@@ -267,7 +267,7 @@ def generate(
         tile=tile,
     )
     if re_embed:
-        from instantstyle.sight import look_anew
+        from instantstyle.methods.reference_embedding import look_anew
 
         request = look_anew(loaded, request)
     with bar(out.name) as tick, watching(lambda at: tick(at.step, at.steps)):
@@ -277,8 +277,8 @@ def generate(
         typer.echo(f"warning: {warning}", err=True)
     paths = [str(path) for path in result.save(out, metadata=metadata)]
     if drawn:
-        from instantstyle.controls import draw
-        from instantstyle.pictures import write_png
+        from instantstyle.controlnet import draw
+        from instantstyle.utils.images import write_png
 
         for path, each in zip(drawn, result.request.controls, strict=True):
             write_png(draw(loaded, result.request, each), path)

@@ -25,9 +25,9 @@ def invert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Invert a picture to noise and generate it again: what is left of it, for each number of steps and guidance."""
-    from instantstyle import pictures
     from instantstyle.cli.progress import bar, hush
-    from instantstyle.whole import check_writable
+    from instantstyle.utils import images as pictures
+    from instantstyle.utils.atomic_files import check_writable
 
     counts, scales = _numbers("--steps", steps, 1.0, 1000.0), _numbers("--guidance", guidance, 0.0, 50.0)
     whole = [int(count) for count in counts]
@@ -39,8 +39,8 @@ def invert(
     check_writable(out)
 
     hush()
-    from instantstyle.methods.inversion import reconstruct
-    from instantstyle.model import load
+    from instantstyle.loading import load
+    from instantstyle.methods.ddim_inversion import reconstruct
 
     loaded = load(model, device=device, dtype=dtype)
     fitted = pictures.fit_to(given, "squash", loaded.family.size)

@@ -38,7 +38,7 @@ def similarity(
     instantstyle similarity cat.png --prompt "a cat" --truth right.png --clip clip-vit-large-patch14
     """
     from instantstyle.cli.progress import bar, hush
-    from instantstyle.whole import check_writable, write_whole
+    from instantstyle.utils.atomic_files import check_writable, write_whole
 
     if clip is None and dino is None and csd is None:
         raise InputError("there is nothing to measure by: give --clip FOLDER, --dino FOLDER or --csd FILE")
@@ -55,10 +55,19 @@ def similarity(
         )
 
     hush()
-    from instantstyle.device import pick_device
     from instantstyle.evaluate.csd import load_csd
-    from instantstyle.evaluate.published import CAUTION, Asked, Shown, load_clip, load_dino, markdown, measure, table
-    from instantstyle.evaluate.published import written as content
+    from instantstyle.evaluate.similarity_metrics import (
+        CAUTION,
+        Asked,
+        Shown,
+        load_clip,
+        load_dino,
+        markdown,
+        measure,
+        table,
+    )
+    from instantstyle.evaluate.similarity_metrics import written as content
+    from instantstyle.utils.device import pick_device
 
     where = pick_device(device)
     asked = [
@@ -89,7 +98,7 @@ def _each(flag: str, given: Sequence[Path], pictures: Sequence[Path]) -> list[Pa
 
 def _remembered(path: Path) -> str | None:
     """The prompt in a picture's metadata, ours or another program's; where there is none, a note says so."""
-    from instantstyle.foreign import read_request
+    from instantstyle.request.third_party_metadata import read_request
 
     try:
         return read_request(path).request.prompt or None

@@ -38,11 +38,11 @@ def make(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Write a style card: what the model's image encoder sees of pictures."""
-    from instantstyle.card import SUFFIX, StyleCard, is_name, own_folder
     from instantstyle.cli.progress import hush
     from instantstyle.errors import InputError
     from instantstyle.request import StyleReference
-    from instantstyle.whole import check_writable
+    from instantstyle.request.style_card import SUFFIX, StyleCard, is_name, own_folder
+    from instantstyle.utils.atomic_files import check_writable
 
     shown = [StyleReference(each).image for each in pictures]
     cards = [each for each in shown if isinstance(each, StyleCard)]
@@ -60,9 +60,9 @@ def make(
     check_writable(path)
 
     hush()
-    from instantstyle.model import load
+    from instantstyle.loading import load
+    from instantstyle.methods.reference_embedding import make_card, re_embedded
     from instantstyle.request import Picture
-    from instantstyle.sight import make_card, re_embedded
 
     loaded = load(model, adapter=adapter, device=device, dtype=dtype)
     if cards:
@@ -85,9 +85,9 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, numbers and pictures left out.")] = False,
 ) -> None:
     """Say what a style card holds."""
-    from instantstyle import pictures as files
-    from instantstyle.card import SUFFIX, hint, named_card, read_card
     from instantstyle.errors import InputError
+    from instantstyle.request.style_card import SUFFIX, hint, named_card, read_card
+    from instantstyle.utils import images as files
 
     found = read_card(card) if card.endswith(SUFFIX) else named_card(card)
     if found is None:
@@ -110,8 +110,8 @@ def list_cards(
     as_json: Annotated[bool, typer.Option("--json", help="Print name, file, licence and encoders as JSON.")] = False,
 ) -> None:
     """Say which style cards there are: those that come with the package, and your own."""
-    from instantstyle.card import SHIPPED, known_cards, read_card
     from instantstyle.errors import WeightsError
+    from instantstyle.request.style_card import SHIPPED, known_cards, read_card
 
     rows: list[dict[str, Any]] = []
     for name, path in known_cards().items():

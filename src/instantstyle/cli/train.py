@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from instantstyle.model import Model
-    from instantstyle.train.follow import Judge
+    from instantstyle.train.tracking import Judge
 
 app = typer.Typer(
     name="train",
@@ -117,10 +117,10 @@ def adapter(
     from instantstyle.cli.progress import hush
 
     hush()
-    from instantstyle.train.features import Options
-    from instantstyle.train.fit import Settings
-    from instantstyle.train.job import Job, bfloat16_pays, train
-    from instantstyle.train.lesson import Teaching
+    from instantstyle.train.adapter_run import Job, bfloat16_pays, train
+    from instantstyle.train.data.feature_cache import Options
+    from instantstyle.train.objective import Teaching
+    from instantstyle.train.trainer import Settings
 
     settings = Settings(
         steps=steps,
@@ -193,8 +193,8 @@ def features(
     from instantstyle.cli.progress import hush
 
     hush()
-    from instantstyle.train.features import Options
-    from instantstyle.train.job import prepare
+    from instantstyle.train.adapter_run import prepare
+    from instantstyle.train.data.feature_cache import Options
 
     options = Options(side=side, square=square, smallest=smallest, text=text == "stored")
     prepare(data, out, options, model=model, styles=styles, ray=ray, device=device, dtype=dtype, check=check)
@@ -208,7 +208,7 @@ def _judge(blocks: str) -> "Judge":
     """The referee's small score: held-out cells of the emoji world, drawn with the adapter as it is."""
     from dataclasses import asdict
 
-    from instantstyle.evaluate.probe import Case, cases, draw, score
+    from instantstyle.evaluate.block_probe import Case, cases, draw, score
 
     kept: list[tuple[list[Case], list[Image]]] = []
 

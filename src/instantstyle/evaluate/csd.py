@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from instantstyle.errors import WeightsError
-from instantstyle.evaluate.published import Sight
-from instantstyle.weights.files import TensorFile, open_tensors
-from instantstyle.weights.networks import check_names, fill_part
+from instantstyle.evaluate.similarity_metrics import Sight
+from instantstyle.weights.strict_load import check_names, fill_part
+from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 HEADS = ("style", "content")
 _RENAMED = (

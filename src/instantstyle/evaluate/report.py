@@ -12,17 +12,17 @@ import numpy as np
 from PIL import Image
 
 from instantstyle.evaluate import tables
-from instantstyle.evaluate.drawing import Kept, Load, Watch, draw
-from instantstyle.evaluate.entries import BARE, BUDGETS, Spec, Subset, jobs, questions, settled, specs
-from instantstyle.evaluate.figures import Line, Panel, Point, curves
-from instantstyle.evaluate.judges import HELD_OUT
+from instantstyle.evaluate.classifiers import HELD_OUT
+from instantstyle.evaluate.experiments import BARE, BUDGETS, Spec, Subset, jobs, questions, settled, specs
+from instantstyle.evaluate.generation_cache import Kept, Load, Watch, draw
 from instantstyle.evaluate.metrics import Floats
-from instantstyle.evaluate.questions import GUIDANCE, STEPS, Question, Way
-from instantstyle.evaluate.scores import CEILING, COPY, Admission, Entry, admissions, write_scores
+from instantstyle.evaluate.plots import Line, Panel, Point, curves
+from instantstyle.evaluate.results import CEILING, COPY, Admission, Entry, admissions, write_scores
 from instantstyle.evaluate.suite import CELLS, block, controls, digest, measure, swap_columns
+from instantstyle.evaluate.tasks import GUIDANCE, STEPS, Question, Way
 from instantstyle.model import Model
-from instantstyle.pictures import grid, png
-from instantstyle.whole import write_whole
+from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.images import grid, png
 
 __all__ = ["BARE", "CEILING", "Admission", "Entry", "admissions", "evaluate"]
 Say = Callable[[str], None]

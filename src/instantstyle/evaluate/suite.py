@@ -15,8 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from instantstyle.evaluate import carried, nearest
-from instantstyle.evaluate.judges import HELD_OUT, Verdict, judge, pixels_of, shipped
+from instantstyle.emoji.sources import concepts, has
+from instantstyle.emoji.splits import CORE, splits
+from instantstyle.emoji.style_transforms import HELD_OUT_FAMILIES, TRAINED_FAMILIES, Treatment, sample
+from instantstyle.evaluate import bundled_data as carried
+from instantstyle.evaluate import nearest_neighbour as nearest
+from instantstyle.evaluate.classifiers import HELD_OUT, Verdict, judge, pixels_of, shipped
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels, Style, picture
 from instantstyle.evaluate.metrics import (
     Floats,
     angle,
@@ -28,12 +33,8 @@ from instantstyle.evaluate.metrics import (
     sketches,
     swap_leak,
 )
-from instantstyle.evaluate.questions import SEED, Question, another_style, question
-from instantstyle.evaluate.real import TRAINED_SETS, Pixels, Style, picture
+from instantstyle.evaluate.tasks import SEED, Question, another_style, question
 from instantstyle.model import Model
-from instantstyle.world.sources import concepts, has
-from instantstyle.world.splits import CORE, splits
-from instantstyle.world.treatments import HELD_OUT_FAMILIES, TRAINED_FAMILIES, Treatment, sample
 
 CELLS = (
     "seen thing, seen style",

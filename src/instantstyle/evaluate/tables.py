@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from instantstyle.evaluate.entries import BARE, WORDS
-from instantstyle.evaluate.judges import HELD_OUT, judge, shipped
+from instantstyle.evaluate.classifiers import HELD_OUT, judge, shipped
+from instantstyle.evaluate.experiments import BARE, WORDS
 from instantstyle.evaluate.metrics import Interval, correlation, variance_shares
-from instantstyle.evaluate.scores import CEILING, LEAKS, MEASURES, Admission, Entry, difference, way_left
+from instantstyle.evaluate.results import CEILING, LEAKS, MEASURES, Admission, Entry, difference, way_left
 from instantstyle.evaluate.suite import BLOCK, CELLS, FACTORS
 
 OURS, THEIRS = "instantstyle", "ip-adapter"

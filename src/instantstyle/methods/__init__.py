@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from instantstyle.blocks import parse_plan
 from instantstyle.errors import InputError, nearest
 from instantstyle.methods.b_lora import B_LORA, b_lora
-from instantstyle.methods.follow_ups import CLEANSTYLE, cleanstyle, stylestudio
-from instantstyle.methods.image_prompt import instantstyle, ip_adapter
 from instantstyle.methods.injection import Injection, Moment, Negative, Pinned, ReferenceRows
+from instantstyle.methods.instantstyle import instantstyle, ip_adapter
 from instantstyle.methods.options import Option, Options, settle
-from instantstyle.methods.shared import (
+from instantstyle.methods.shared_attention import (
     STYLE_ALIGNED,
     STYLEKEEPER,
     SWAPPED,
@@ -18,6 +17,7 @@ from instantstyle.methods.shared import (
     stylekeeper,
     swapped_attention,
 )
+from instantstyle.methods.stylestudio import CLEANSTYLE, cleanstyle, stylestudio
 from instantstyle.model import Model
 from instantstyle.request import Request
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from instantstyle.blocks import BlockPlan, Site, parse_plan
 from instantstyle.errors import InputError
 from instantstyle.families import Family, Fitting
-from instantstyle.features import strength
-from instantstyle.methods.fitting import fit
+from instantstyle.methods.content_subtraction import strength
 from instantstyle.methods.injection import Injection
+from instantstyle.methods.lora_training import fit
 from instantstyle.methods.options import Option, Options, Value, settle
 from instantstyle.model import Model
-from instantstyle.nets.varied import varied
+from instantstyle.networks.weight_deltas import varied
 from instantstyle.request import PictureLike, Request, remember
 from instantstyle.weights.lora import Deltas, Factors, load_factors, save_lora
 

@@ -11,8 +11,8 @@ from typing import Literal
 from torch import Tensor
 
 from instantstyle.model import Text
-from instantstyle.nets.attention import Attend, plain
-from instantstyle.nets.unet import UNet
+from instantstyle.networks.attention import Attend, plain
+from instantstyle.networks.unet import UNet
 
 Said = Literal["negative", "prompt"]
 """Which of the request's two texts a row reads."""

@@ -5,7 +5,8 @@ inside it is not a path but the picture itself, bounded and as PNG bytes, with t
 is generated from is exactly what is remembered.
 """
 
-from instantstyle.request.asked import (
+from instantstyle.request.image import PICTURE_SIDE, REFERENCE_SIDE, Picture, PictureLike, remember
+from instantstyle.request.request import (
     MAX_CONTENTS,
     MAX_PROMPT,
     MAX_SIDE,
@@ -15,8 +16,7 @@ from instantstyle.request.asked import (
     Request,
     StyleReference,
 )
-from instantstyle.request.made import Memory, Result, numbered, recall, version
-from instantstyle.request.picture import PICTURE_SIDE, REFERENCE_SIDE, Picture, PictureLike, remember
+from instantstyle.request.result import Memory, Result, numbered, recall, version
 
 __all__ = [
     "MAX_CONTENTS",

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.errors import InputError
-from instantstyle.methods.image_prompt import image_prompt
-from instantstyle.nets.attention import Attend, KeysValues, plain
-from instantstyle.nets.projection import ImageProjection
-from instantstyle.nets.unet import UNet
+from instantstyle.methods.instantstyle import image_prompt
+from instantstyle.networks.attention import Attend, KeysValues, plain
+from instantstyle.networks.image_projection import ImageProjection
+from instantstyle.networks.unet import UNet
 from instantstyle.weights.adapter import Adapter
 
 ALOUD = BlockPlan({"all": 1.0})

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from instantstyle.train.muon import MuonAdamW
-from instantstyle.whole import whole
+from instantstyle.utils.atomic_files import whole
 
 Loss = Callable[[int], Tensor]
 """The loss of a batch, given the number that seeds it: step x processes + rank."""

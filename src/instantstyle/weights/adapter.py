@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from instantstyle.blocks import BlockPlan, Site, UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES, Family
-from instantstyle.nets.attention import KeysValues, split_heads
-from instantstyle.nets.projection import ImageProjection, Resampler
-from instantstyle.weights.files import TensorFile, open_tensors, peek
-from instantstyle.whole import check_writable, whole
+from instantstyle.networks.attention import KeysValues, split_heads
+from instantstyle.networks.image_projection import ImageProjection, Resampler
+from instantstyle.utils.atomic_files import check_writable, whole
+from instantstyle.weights.tensor_files import TensorFile, open_tensors, peek
 
 ENCODERS: Mapping[int, str] = {768: "CLIP ViT-L/14", 1024: "OpenCLIP ViT-H/14", 1280: "OpenCLIP ViT-bigG/14"}
 """Who makes image embeddings of a width (after the projection), among the encoders adapters were published for."""

@@ -18,10 +18,11 @@ import torch
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES, Family
-from instantstyle.weights import hub, trees
-from instantstyle.weights.files import TensorFile, open_tensors
-from instantstyle.weights.find import read_json
-from instantstyle.weights.networks import check_names, quiet, weight_files
+from instantstyle.weights import hub
+from instantstyle.weights import model_folders as trees
+from instantstyle.weights.resolve import read_json
+from instantstyle.weights.strict_load import check_names, quiet, weight_files
+from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 PUBLISHED: Mapping[str, Mapping[str, str]] = {
     "sdxl": {

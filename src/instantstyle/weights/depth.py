@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from instantstyle.errors import WeightsError
-from instantstyle.weights.networks import quiet
+from instantstyle.weights.strict_load import quiet
 
 
 @dataclass(frozen=True, eq=False)

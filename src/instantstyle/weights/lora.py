@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import InputError, WeightsError, nearest
 from instantstyle.families import FAMILIES
-from instantstyle.nets.varied import varied
-from instantstyle.weights import hub, trees
-from instantstyle.weights.files import TensorFile, open_tensors
-from instantstyle.whole import whole
+from instantstyle.networks.weight_deltas import varied
+from instantstyle.utils.atomic_files import whole
+from instantstyle.weights import hub
+from instantstyle.weights import model_folders as trees
+from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 Lora = tuple[str | Path, float]
 """A file, and how much of it: 1 is what it was trained to be."""

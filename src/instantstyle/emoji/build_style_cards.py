@@ -1,0 +1,73 @@
+"""`python -m instantstyle.emoji.build_style_cards`: the shipped style cards, made anew.
+
+To be run whenever that encoder was trained anew: a card of another encoder is refused.  Eight cards are looks of the
+emoji world on drawings of our own, four are patterns of our own; all are CC0-1.0.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from instantstyle.emoji.procedural import PATTERNS, thing
+from instantstyle.emoji.style_transforms import Treatment, apply
+from instantstyle.errors import InstantStyleError
+from instantstyle.loading import load
+from instantstyle.methods.reference_embedding import make_card
+from instantstyle.model import Model
+from instantstyle.request.style_card import SHIPPED, SUFFIX, StyleCard
+
+LICENCE = "CC0-1.0"
+CREDIT = "the InstantStyle contributors; drawn by code ({what})"
+THINGS = ("house", "fish", "mushroom", "flower")
+"""The drawings each look is shown on: in the mean of four things little of any is left."""
+
+BLACK, WHITE, CREAM = (10, 6, 16), (255, 255, 255), (252, 244, 226)
+
+LOOKS = {
+    "neon": Treatment("neon", BLACK, WHITE, (255, 60, 180), 0.5, 1),
+    "pixel": Treatment("pixel", (150, 205, 255), WHITE, WHITE, 0.3, 1),
+    "hatching": Treatment("hatching", CREAM, (70, 36, 20), (70, 36, 20), 0.3, 1),
+    "watercolour": Treatment("watercolour", (250, 246, 238), WHITE, WHITE, 0.5, 1),
+    "duotone": Treatment("duotone", (190, 245, 210), (86, 18, 66), (86, 18, 66), 0.5, 1),
+    "papercut": Treatment("papercut", (248, 206, 120), (24, 84, 92), (236, 92, 62), 0.5, 1),
+    "chalk": Treatment("chalk", (18, 52, 40), WHITE, WHITE, 0.5, 1),
+    "halftone": Treatment("halftone", (255, 238, 120), (26, 40, 120), (255, 96, 96), 0.4, 1),
+}
+"""Cards of trained families, in colours outside the held-out hues."""
+
+
+def pictures_of(name: str) -> list[Image.Image]:
+    """What a card is made of, 128 x 128 each.  Raises KeyError for a card that there is not."""
+    if name in PATTERNS:
+        return [Image.fromarray(PATTERNS[name](seed)) for seed in (1, 2)]
+    return [Image.fromarray(apply(LOOKS[name], thing(shown))) for shown in THINGS]
+
+
+def cards(model: Model) -> Iterator[StyleCard]:
+    """Every card for a model's encoder.  Patterns show nothing that could be subtracted."""
+    for name in (*LOOKS, *PATTERNS):
+        what = "a pattern" if name in PATTERNS else f"{', '.join(THINGS)} in the look {name!r}"
+        content = None if name in PATTERNS else THINGS
+        yield make_card(
+            model, name, pictures_of(name), content=content, licence=LICENCE, credit=CREDIT.format(what=what)
+        )
+
+
+def write(folder: Path = SHIPPED) -> list[Path]:
+    """Write all cards for the built-in model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [card.save(folder / f"{card.name}{SUFFIX}") for card in cards(load())]
+
+
+def main() -> None:
+    """Write the shipped cards, or cards of the same looks into a folder that is named."""
+    try:
+        print(*write(*map(Path, sys.argv[1:2])), sep="\n")
+    except (InstantStyleError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What is held out, as a committed file with a hash: concept groups, (concept, set) cells, sets, looks, hues.
+
+The file is the truth; `propose` shows how it was made and lets anybody check that it was not picked by results.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from instantstyle.emoji.sources import SETS, Concept, concepts
+from instantstyle.emoji.style_transforms import HELD_OUT_FAMILIES, HELD_OUT_HUES
+from instantstyle.errors import WeightsError
+
+_FIRST = (
+    *("cat", "dog", "rabbit", "bear", "panda", "penguin", "owl", "duck", "turtle", "fish", "octopus", "whale"),
+    *("crab", "butterfly", "snail", "elephant", "lion", "unicorn", "rose", "sunflower", "cactus", "evergreen tree"),
+    *("palm tree", "mushroom", "maple leaf", "red apple", "banana", "strawberry", "pineapple", "watermelon", "carrot"),
+    *("pizza", "hamburger", "ice cream", "doughnut", "birthday cake", "hot beverage", "house", "castle"),
+    *("automobile", "bicycle", "bus", "airplane", "sailboat", "rocket", "locomotive", "sun", "crescent moon", "star"),
+    *("rainbow", "umbrella", "snowman", "fire", "key", "light bulb", "guitar", "crown", "wrapped gift", "balloon"),
+    *("alarm clock", "camera", "bell", "anchor", "soccer ball"),
+)
+"""The 64 things that the splits were drawn around: never held out."""
+
+CORE = (
+    *_FIRST,
+    *("fox", "frog", "koala", "horse", "pig face", "monkey face", "cow face", "tiger face", "chicken", "baby chick"),
+    *("eagle", "shark", "dolphin", "snake", "honeybee", "spider", "tulip", "cherry blossom", "shamrock", "cloud"),
+    *("snowflake", "droplet", "high voltage", "lemon", "cherries", "peach", "tomato", "eggplant", "avocado"),
+    *("croissant", "taco", "french fries", "hot dog", "lollipop", "beer mug", "cooking", "helicopter", "tractor"),
+    *("motorcycle", "fire engine", "ship", "volcano", "tent", "globe showing europe-africa", "candle"),
+    *("jack-o-lantern", "trophy", "basketball", "glasses", "t-shirt", "gem stone", "violin", "television", "scissors"),
+    *("envelope", "hourglass done"),
+)
+"""What the built-in model learns to draw: 120 things that look unlike each other and that people ask for."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Names of everything never trained or tuned on."""
+
+    concepts: frozenset[str]
+    """Labels of unseen concepts (whole groups of look-alikes)."""
+    cells: frozenset[tuple[str, str]]
+    """(label, set) pairs whose drawing is unseen although the concept and the set are known."""
+    sets: frozenset[str]
+    families: frozenset[str]
+    hues: tuple[float, float]
+    sha256: str
+    """Hash of the file, for reports."""
+
+    def trains(self, concept: str, set_name: str) -> bool:
+        """Whether the drawing of a concept in a set may be trained on."""
+        return concept not in self.concepts and set_name not in self.sets and (concept, set_name) not in self.cells
+
+
+def group(concept: Concept) -> str:
+    """Look-alikes share a group: the head noun of the label within emojibase's subgroup; all clock faces are one."""
+    words = [w for w in concept.label.replace("’", "'").split() if w not in ("face", "front-facing")]
+    if concept.subgroup == "time":
+        return "time/clock"
+    return f"{concept.subgroup}/{words[-1] if words else concept.label}"
+
+
+def propose() -> dict[str, Any]:
+    """The splits as a rule makes them: by hash of the names, so that nobody chose them by results."""
+
+    def draw(text: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"instantstyle:{text}".encode()).digest()[:4], "big")
+
+    groups: dict[str, list[Concept]] = {}
+    for concept in concepts():
+        groups.setdefault(group(concept), []).append(concept)
+    free = [g for g in groups if not any(c.label in _FIRST for c in groups[g])]
+    wanted, unseen = len(concepts()) // 8, list[str]()
+    for name in sorted(free, key=draw):
+        if len(unseen) + len(groups[name]) <= wanted:
+            unseen += [c.label for c in groups[name]]
+    trained_sets = [s for s in SETS if not SETS[s].held_out]
+    cells = [
+        [c.label, s]
+        for c in concepts()
+        if c.label not in unseen
+        for s in trained_sets
+        if draw(f"{c.label}/{s}") % 12 == 0
+    ]
+    return {
+        "concepts": sorted(unseen),
+        "cells": sorted(cells),
+        "sets": sorted(s for s in SETS if SETS[s].held_out),
+        "families": sorted(HELD_OUT_FAMILIES),
+        "hues": list(HELD_OUT_HUES),
+    }
+
+
+@cache
+def splits() -> Splits:
+    """The committed splits.
+
+    Raises WeightsError when the file was changed without its hash.
+    """
+    data = json.loads(files("instantstyle.emoji").joinpath("splits.json").read_text("utf-8"))
+    body = data["held_out"]
+    found = digest(body)
+    if found != data["sha256"]:
+        raise WeightsError(f"splits.json was changed: its content hashes to {found}, the file says {data['sha256']}")
+    return Splits(
+        frozenset(body["concepts"]),
+        frozenset((concept, set_name) for concept, set_name in body["cells"]),
+        frozenset(body["sets"]),
+        frozenset(body["families"]),
+        (float(body["hues"][0]), float(body["hues"][1])),
+        data["sha256"],
+    )
+
+
+def digest(body: dict[str, Any]) -> str:
+    """The hash of the splits' content, independent of how the file is laid out."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,170 @@
+"""What the comparison asks of whom: methods, controls, variants and strengths, each with its questions and its cost.
+
+Every method is asked the same; a method that must be fitted to each reference is asked a stated part, since a fit costs
+as much as thirty pictures.  Strengths, variants and the swap of the reference's content are asked in the first cell.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from instantstyle.errors import InputError, nearest
+from instantstyle.evaluate.suite import CELLS, block, suite, thinned
+from instantstyle.evaluate.tasks import FITTED, Question, Way
+from instantstyle.methods import METHODS, STRENGTHS
+
+BARE, WRONG, BLANK, WORDS = "no reference", "reference of a wrong style", "blank reference", "style named in words"
+Kind = Literal["control", "method", "variant", "strength", "variance"]
+Subset = Literal["all", "small"]
+KNOWN = tuple(name for name in METHODS if name != "none")
+"""Methods that can be compared."""
+
+COSTS: Mapping[str, float] = {
+    "style-aligned": 3.2,
+    "swapped": 2.0,
+    "stylekeeper": 2.5,
+    "cleanstyle": 1.1,
+    "stylestudio": 1.1,
+    "b-lora": 1.5,
+}
+"""About how many plain pictures' time a picture takes, by its rows: reference rows, negatives, the inversion."""
+FIT_COST = 30.0
+"""The same of a fit to one reference."""
+CHUNK = 18
+"""Pictures a job draws together: half a cell."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One row of the report before it is drawn: who is asked what."""
+
+    name: str
+    kind: Kind
+    way: Way
+    questions: tuple[Question, ...]
+    swapped: tuple[Question, ...] = ()
+    """Those of the questions that are asked again with a reference of other content in the same style."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a subset asks; each number was chosen before anything was measured, for the time it takes."""
+
+    cells: int
+    """Questions a cell, at most; 36 are all."""
+    fitted: tuple[int, int]
+    """Questions of the first cell, and of each other, for methods that are fitted to a reference."""
+    strengths: int
+    """Strengths of every method's sweep beside the published one."""
+    swept: Sequence[str] | None
+    """Methods that are swept; None: all."""
+    variants: Sequence[str] | None
+    """Variants that are asked, by name; None: all."""
+    variance: bool
+
+
+BUDGETS: Mapping[Subset, Budget] = {
+    "all": Budget(36, (12, 6), 4, None, None, True),
+    "small": Budget(8, (2, 0), 2, ("instantstyle", "ip-adapter"), ("- content (paper 0.5)", "(precise)"), False),
+}
+
+
+def questions(subset: Subset, count: int | None = None) -> list[Question]:
+    """The questions of a subset; `count`: at most so many a cell."""
+    asked = suite(subset == "small")
+    return asked if count is None else thinned(asked, count)
+
+
+def variants() -> list[Way]:
+    """InstantStyle with its content taken out by each of the ways, by the true word or by one that CLIP found, and its
+    other plans."""
+    hows = ("paper", "normalised", "projected", "masked")
+    given = [Way(subtract=how, content_weight=1.0 if how in ("projected", "masked") else 0.5) for how in hows]
+    auto = [replace(way, content="auto") for way in (given[0], given[2])]
+    return [*given, *auto, *(Way(plan=plan) for plan in ("all", "style+layout", "precise"))]
+
+
+def specs(asked: Sequence[Question], subset: Subset = "all", methods: Sequence[str] | None = None) -> list[Spec]:
+    """All rows of the report.  Raises InputError for a method that does not exist."""
+    for name in methods or ():
+        if name not in KNOWN:
+            raise InputError(f"there is no method {name!r}: give some of {', '.join(KNOWN)}{nearest(name, KNOWN)}")
+    budget, chosen = BUDGETS[subset], list(methods or KNOWN)
+    everything, first = tuple(asked), tuple(q for q in asked if q.cell == CELLS[0])
+    rows = [
+        Spec(BARE, "control", Way("none"), everything),
+        Spec(WORDS, "control", Way("none", styled_words=True), everything),
+        Spec(WRONG, "control", Way(reference="wrong"), everything),
+        Spec(BLANK, "control", Way(reference="blank"), everything),
+    ]
+    for name in chosen:
+        given = everything if name not in FITTED else _part(asked, *budget.fitted)
+        rows.append(Spec(name, "method", Way(name), given, tuple(q for q in given if q.cell == CELLS[0])))
+    for name in chosen:
+        knob, given = STRENGTHS.get(name), first if name not in FITTED else _part(first, *budget.fitted)
+        if knob is None or (budget.swept is not None and name not in budget.swept):
+            continue
+        others = [value for value in knob.values if value != knob.published]
+        # The same number of tries for every method, from hardly any style to more than was published.
+        places = np.linspace(0, len(others) - 1, min(budget.strengths, len(others))).round().astype(int)
+        for value in sorted({knob.published, *(others[int(i)] for i in places)}):
+            rows.append(Spec(name, "strength", Way(name, strength=value), given))
+    if "instantstyle" in chosen:
+        for way in variants():
+            if budget.variants is None or any(way.name.endswith(name) for name in budget.variants):
+                rows.append(Spec(way.name, "variant", way, first))
+    if budget.variance:
+        rows += [Spec(name, "variance", Way(name), tuple(block())) for name in chosen]
+    return rows
+
+
+def _part(asked: Sequence[Question], first: int, others: int) -> tuple[Question, ...]:
+    """So many questions of the first cell and so many of each other."""
+    chosen = {q for cell in CELLS for q in thinned([q for q in asked if q.cell == cell], others)}
+    chosen = {q for q in chosen if q.cell != CELLS[0]}
+    chosen |= set(thinned([q for q in asked if q.cell == CELLS[0]], first))
+    return tuple(q for q in asked if q in chosen)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Questions that are put in one way, together."""
+
+    way: Way
+    questions: tuple[Question, ...]
+    cost: float
+    """About how many plain pictures' time they take."""
+
+
+def jobs(rows: Sequence[Spec], there: Callable[[Question, Way], bool]) -> list[Job]:
+    """What is left to draw: each (question, way) once, those that are there left out, the costliest jobs first.
+
+    Two workers end together when long jobs come first; and what shares a fit comes after the job that makes it.
+    """
+    wanted: dict[Way, dict[Question, None]] = {}
+    for row in rows:
+        for way, given in ((row.way, row.questions), (replace(row.way, reference="other"), row.swapped)):
+            wanted.setdefault(settled(way), {}).update(dict.fromkeys(given))
+    made: list[Job] = []
+    fitted: set[tuple[str, object, str]] = set()
+    for way, given in wanted.items():
+        left = [q for q in given if not there(q, way)]
+        size = math.ceil(CHUNK / 6) if way.method in FITTED else CHUNK
+        parts = math.ceil(len(left) / size)
+        for part in range(parts):
+            chunk = tuple(left[part * len(left) // parts : (part + 1) * len(left) // parts])
+            cost = COSTS.get(way.method, 1.0) * len(chunk)
+            if way.method in FITTED:
+                fits = {(way.method, q.style, q.other if way.reference == "other" else q.shown) for q in chunk}
+                cost += FIT_COST * len(fits - fitted)
+                fitted |= fits
+            made.append(Job(way, chunk, cost))
+    return sorted(made, key=lambda job: -job.cost)
+
+
+def settled(way: Way) -> Way:
+    """The way with its strength said: what is the same to a model is the same way."""
+    return replace(way, strength=way.at)

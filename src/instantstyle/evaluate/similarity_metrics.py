@@ -1,0 +1,233 @@
+"""Measures of similarity that papers publish, by weights that the user has: CLIP-T, CLIP-I, DINO and CSD.
+
+All are cosines of embeddings, from -1 to 1, computed in float32, neither scaled nor clamped.  CLIP-T is of a picture
+and a text; the others are of two pictures: CLIP-I by CLIP's projected image embedding, DINO by the class token behind
+the last norm, CSD by the two heads of `csd`.  Preprocessing is what each folder says.  None of them is a referee: what
+they reward is said in `CAUTION`.  Nothing is ever fetched.
+"""
+
+import csv
+import hashlib
+import importlib
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from instantstyle.encoders.clip import Tower, load_tokenizer
+from instantstyle.errors import InputError, WeightsError
+from instantstyle.utils import images as pictures
+from instantstyle.weights.resolve import read_json
+from instantstyle.weights.strict_load import load_part, quiet
+
+CAUTION = (
+    "CLIP-I and DINO to a reference reward copied content: a copy of the reference scores 1. CSD does so less, and a "
+    "method that copies can still top it."
+)
+BATCH = 32
+"""Pictures that go through a network at a time."""
+DINO: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "vit": ("ViTModel", {"add_pooling_layer": False}),
+    "dinov2": ("Dinov2Model", {}),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", {}),
+    "dinov3_vit": ("DINOv3ViTModel", {}),
+}
+"""The kinds of DINO by the `model_type` of their folders: a class of transformers, and how it is made."""
+Column = npt.NDArray[np.float64]
+"""One measure of n pictures, [n]; NaN where nothing was given to measure by."""
+Embed = Callable[[Float[Tensor, "n 3 h w"]], Mapping[str, Tensor]]
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture by what is in it: pictures of the same pixels are one, so a copy of the reference scores 1 exactly."""
+
+    digest: str
+    path: Path = field(compare=False)
+
+    @classmethod
+    def of(cls, path: str | Path) -> "Shown":
+        """The picture in a file.  Raises PictureError."""
+        picture = pictures.read(path)
+        return cls(hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest(), Path(path))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture to be measured, and what by: any of these may be missing."""
+
+    picture: Shown
+    prompt: str | None = None
+    reference: Shown | None = None
+    truth: Shown | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One network with its preprocessing; some give two embeddings, and one reads texts too."""
+
+    where: Path
+    prepare: Callable[[Sequence[Image.Image]], Float[Tensor, "n 3 h w"]]
+    embed: Embed
+    """By its measure's name an embedding each, [n, dim]."""
+    read: Callable[[Sequence[str]], Float[Tensor, "n dim"]] | None = None
+
+    @torch.no_grad()
+    def see(self, shown: Sequence[Shown]) -> dict[str, npt.NDArray[np.float64]]:
+        """Embeddings of pictures, each [n, dim].  Raises PictureError; WeightsError where the network takes others."""
+        pixels = self.prepare([pictures.read(each.path) for each in shown])
+        try:
+            seen = self.embed(pixels)
+        except ValueError as e:  # the preprocessing beside the weights is another network's
+            raise WeightsError(f"the network in {self.where} does not take what its preprocessing gives: {e}") from e
+        return {name: self._checked(rows) for name, rows in seen.items()}
+
+    @torch.no_grad()
+    def said(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Embeddings of texts, [n, dim].  Raises InputError for one that is too long."""
+        assert self.read is not None
+        return self._checked(self.read(texts))
+
+    def _checked(self, rows: Tensor) -> npt.NDArray[np.float64]:
+        found = rows.double().cpu().numpy()
+        lengths = np.square(found).sum(-1)
+        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise WeightsError(f"the network in {self.where} gives an embedding that is no direction: it is damaged")
+        return found
+
+
+def measure(sights: Sequence[Sight], asked: Sequence[Asked], tick: Tick = lambda done, of: None) -> dict[str, Column]:
+    """Every measure that sights and questions allow, by its name, in the order of the sights.
+
+    Raises InputError when they allow none, and as `Sight.see` does.
+    """
+    against = {"reference": [each.reference for each in asked], "truth": [each.truth for each in asked]}
+    against = {whose: theirs for whose, theirs in against.items() if any(theirs)}
+    texts = list(dict.fromkeys(each.prompt for each in asked if each.prompt))
+    used = [sight for sight in sights if against or (sight.read is not None and texts)]
+    if not used:
+        raise InputError("there is nothing to compare with: CLIP needs a prompt or a picture, DINO and CSD a picture")
+    own = [each.picture for each in asked]
+    distinct = list(dict.fromkeys([*own, *(each for theirs in against.values() for each in theirs if each)]))
+    places = {shown: i for i, shown in enumerate(distinct)}
+    columns: dict[str, Column] = {}
+    for n, sight in enumerate(used):
+        parts: list[dict[str, npt.NDArray[np.float64]]] = []
+        for i in range(0, len(distinct), BATCH):
+            parts.append(sight.see(distinct[i : i + BATCH]))
+            tick(n * len(distinct) + min(i + BATCH, len(distinct)), len(used) * len(distinct))
+        if sight.read is not None and texts:
+            said = dict(zip(texts, sight.said(texts), strict=True))
+            rows = np.concatenate([part["CLIP-I"] for part in parts])
+            columns["CLIP-T"] = _cosines([(rows[places[a.picture]], said.get(a.prompt or "")) for a in asked])
+        for name in parts[0]:
+            rows = np.concatenate([part[name] for part in parts])
+            for whose, theirs in against.items():
+                pairs = zip(own, theirs, strict=True)
+                columns[f"{name} to {whose}"] = _cosines(
+                    [(rows[places[a]], None if b is None else rows[places[b]]) for a, b in pairs]
+                )
+    return columns
+
+
+def _cosines(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]]) -> Column:
+    """1 exactly for the same numbers: the root of a square is what was squared."""
+
+    def cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64] | None) -> float:
+        return math.nan if b is None else float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
+
+    return np.array([cosine(a, b) for a, b in pairs])
+
+
+def table(names: Sequence[str], columns: Mapping[str, Column], digits: int = 3) -> list[list[str]]:
+    """A head, a row a picture, and for several the mean of each measure over the pictures that have it."""
+    rows = [["picture", *columns]]
+    rows += [[name, *(_number(c[i], digits) for c in columns.values())] for i, name in enumerate(names)]
+    if len(names) > 1:
+        rows.append(["mean", *(_number(float(np.nanmean(column)), digits) for column in columns.values())])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of words."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+
+
+def written(names: Sequence[str], columns: Mapping[str, Column], suffix: str) -> bytes:
+    """A file of the table: `.csv` to six digits and without the mean, or `.md`, with what the figures reward."""
+    if suffix == ".md":
+        return f"{markdown(table(names, columns))}\n{CAUTION}\n".encode(errors="surrogateescape")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table(names, columns, 6)[: len(names) + 1])
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def load_clip(folder: str | Path, device: torch.device) -> Sight:
+    """CLIP from a folder of transformers' with both its towers, tokenizer and preprocessing.  Raises WeightsError."""
+    folder = Path(folder).expanduser()
+    _kind(folder, {"clip": ""}, "the folder of a whole CLIP", "openai/clip-vit-large-patch14")
+    kind = importlib.import_module("transformers").CLIPModel
+    prepare, tokenizer = _preprocessing(folder), load_tokenizer(folder)
+    net = load_part(kind, folder, torch.float32, device)
+
+    def embed(pixels: Tensor) -> Mapping[str, Tensor]:
+        return {"CLIP-I": net.visual_projection(net.vision_model(pixels.to(device)).pooler_output)}
+
+    def read(texts: Sequence[str]) -> Tensor:
+        ids = Tower(tokenizer, net.text_model).ids(texts).to(device)
+        rows = [net.text_model(ids[i : i + BATCH]).pooler_output for i in range(0, len(ids), BATCH)]
+        return net.text_projection(torch.cat(rows))
+
+    return Sight(folder, prepare, embed, read)
+
+
+def load_dino(folder: str | Path, device: torch.device) -> Sight:
+    """DINO, DINOv2 or DINOv3 from a folder of transformers'.  Raises WeightsError."""
+    folder = Path(folder).expanduser()
+    kind, more = DINO[_kind(folder, DINO, "the folder of a DINO", "facebook/dino-vitb16 or facebook/dinov2-base")]
+    prepare = _preprocessing(folder)
+    cls = getattr(importlib.import_module("transformers"), kind)
+    net = load_part(cls, folder, torch.float32, device, besides=r"pooler\.", **more)
+    return Sight(folder, prepare, lambda pixels: {"DINO": net(pixels.to(device)).last_hidden_state[:, 0]})
+
+
+def _kind(folder: Path, known: Mapping[str, object], wanted: str, example: str) -> str:
+    """The `model_type` of a folder.  Raises WeightsError when it is none of those that are known."""
+    if not folder.is_dir():
+        raise WeightsError(
+            f"there is no folder {str(folder)!r}: give {wanted} as transformers saves it, such as a download of "
+            f"{example} (nothing is fetched here)"
+        )
+    said = read_json(folder / "config.json").get("model_type")
+    if said not in known:
+        raise WeightsError(f"{folder} holds a network of the kind {said!r}, not {' or '.join(known)}: give {wanted}")
+    return str(said)
+
+
+def _preprocessing(folder: Path) -> Callable[[Sequence[Image.Image]], Tensor]:
+    """What a folder's preprocessor_config.json says, done by transformers with Pillow.  Raises WeightsError."""
+    read_json(folder / "preprocessor_config.json")
+    with quiet():
+        try:
+            processor: Any = importlib.import_module("transformers").AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, backend="pil"
+            )
+        except Exception as e:  # as many kinds as of weights
+            said = (str(e).strip().splitlines() or [repr(e)])[0]
+            raise WeightsError(f"cannot read the preprocessing in {folder}: {said[:200]}") from e
+    return lambda shown: processor(images=list(shown), return_tensors="pt")["pixel_values"]

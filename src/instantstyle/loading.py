@@ -1,0 +1,220 @@
+"""From files to a Model: a folder's, a checkpoint's or a hub id's networks, adapters, and what its index says."""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from instantstyle.blocks import parse_plan
+from instantstyle.encoders.clip import Eyes, Lent, Tower, load_content_tower, load_eyes, load_tower
+from instantstyle.errors import PlanError, WeightsError
+from instantstyle.families import SAID, Family, presets_of
+from instantstyle.model import Memory, Model, Speaker
+from instantstyle.networks.unet import UNet
+from instantstyle.utils.device import pick_device, pick_dtype
+from instantstyle.weights.adapter import load_adapter
+from instantstyle.weights.control import load_controls
+from instantstyle.weights.depth import load_depth
+from instantstyle.weights.lora import lora_file, with_loras
+from instantstyle.weights.resolve import AdapterSpec, Found, find
+from instantstyle.weights.single_file import Part
+from instantstyle.weights.strict_load import count_parameters, fill_part, fill_unet, load_part, load_unet
+from instantstyle.weights.unet_config import family_of
+
+PRESETS = "presets.json"
+"""A folder's own presets, `{"style": {"up.0.1": 1.0}, "layout": ...}`: written by `instantstyle probe --write`."""
+
+
+def load(
+    model: str | Path = "emoji",
+    *,
+    adapter: AdapterSpec | None = None,
+    image_encoder: str | Path | None = None,
+    content_encoder: str | Path | None = None,
+    controls: Mapping[str, str | Path] | None = None,
+    depth: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    memory: Memory = "keep",
+    tile: bool = False,
+) -> Model:
+    """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, a checkpoint's file, a hub id.
+
+    `adapter` is an IP-Adapter file, its path on the hub or its name in a model tree, by default the one that comes with
+    the model; several are a list, known by their files' names, or a dictionary.  `image_encoder` is needed where none
+    lies beside model or adapter, `content_encoder` (a CLIP's folder or hub id) to subtract content in an adapter whose
+    CLIP is not the model's.  `memory` says what stays on the device; `tile` decodes large pictures in parts.
+
+    `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are), beside those that
+    come with the model; `depth` is a depth model of transformers for the kind depth.  `loras` are LoRAs, each with how
+    much of it: 1 as it was trained.  Both are files, folders, names in a model tree or on the hub.
+
+    `device` auto and `dtype` auto are as `instantstyle.utils.device` decides.
+
+    Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
+    """
+    where, found = pick_device(device), find(model, adapter, image_encoder, content_encoder)
+    family = with_index(family_of(found.config("unet/config.json")), found)
+    kind = pick_dtype(dtype, where, count_parameters(family.unet))
+    home = where if memory != "offload" else torch.device("cpu")
+    keep = memory != "free"
+    unet = load_unet_of(found, family, kind, home)
+    known: tuple[tuple[Part, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
+    towers = tuple(
+        load_tower(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
+        for part, suffix in known
+        if found.has(part)
+    )
+    wide = sum(int(tower.net.config.hidden_size) for tower in towers)
+    if wide != family.unet.context_dim:
+        raise WeightsError(
+            f"the text encoders in {found.folder} give {wide} numbers a token, and the UNet reads "
+            f"{family.unet.context_dim}"
+        )
+    family = dataclasses.replace(family, text_length=towers[0].length)
+    files = [(lora_file(path, found.folder), weight) for path, weight in loras]
+    unet, towers = _with_loras(unet, towers, files, family)
+    lookers = {path: load_eyes(found, path, kind, home, keep=keep) for path in _encoders(found)}
+    speakers = {
+        name: load_speaker(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
+        for name, each in found.adapters.items()
+    }
+    eyes = lookers[found.image_encoder] if found.image_encoder else None
+    narrow = load_speaker(found.style_adapter, eyes, family, kind, where) if found.style_adapter else None
+    vae = load_vae(found, kind, home)
+    if tile:
+        vae.enable_tiling()
+    loaded = Model(
+        family=family,
+        unet=unet,
+        vae=vae,
+        towers=towers,
+        eyes=eyes,
+        adapter=next((speaker.adapter for speaker in speakers.values()), None),
+        style_adapter=narrow.adapter if narrow else None,
+        speakers=speakers,
+        content_tower=load_content_tower(found.content_encoder, kind, home, keep=keep)
+        if found.content_encoder
+        else None,
+        controls=load_controls(controls or {}, found.folder, family, kind, where),
+        depth=None if depth is None else load_depth(depth, where),
+        scheduler_config=found.config("scheduler/scheduler_config.json"),
+        vocabulary=read_vocabulary(found),
+        device=where,
+        dtype=kind,
+        found=found,
+        loras=tuple((str(path), float(weight)) for path, weight in loras),
+    )
+    return _offloaded(loaded) if memory == "offload" else loaded
+
+
+def _with_loras(
+    unet: UNet, towers: tuple[Tower, ...], loras: Sequence[tuple[str | Path, float]], family: Family
+) -> tuple[UNet, tuple[Tower, ...]]:
+    """The networks with the changes of LoRAs; a text encoder that is changed is kept, and no more read for each use."""
+    if not loras:
+        return unet, towers
+    nets: dict[str, nn.Module] = {"unet": unet}
+    for i, tower in enumerate(towers):
+        nets[f"text_encoder{f'_{i + 1}' if i else ''}"] = tower.net.make() if isinstance(tower.net, Lent) else tower.net
+    changed = with_loras(nets, loras, family.unet)
+    pairs = zip(towers, list(nets)[1:], strict=True)
+    told = tuple(t if changed[name] is nets[name] else Tower(t.tokenizer, changed[name]) for t, name in pairs)
+    return cast("UNet", changed["unet"]), told
+
+
+def _offloaded(model: Model) -> Model:
+    """The model with every network's layers brought to the device only while they work."""
+    offload: Any = importlib.import_module("accelerate").cpu_offload
+    _ = model.identity  # of the weights, while they can still be read
+    adapters = {id(speaker.adapter.projection) for speaker in model.speakers.values()}
+    for net in model.networks.values():
+        if id(net) not in adapters:
+            offload(net, execution_device=model.device)
+    return model
+
+
+def _encoders(found: Found) -> list[Path]:
+    """Every image encoder once."""
+    named = [found.image_encoder, *(each.encoder for each in found.adapters.values())]
+    return list(dict.fromkeys(path for path in named if path is not None))
+
+
+def load_unet_of(found: Found, family: Family, dtype: torch.dtype, device: torch.device) -> UNet:
+    """The UNet of a folder or of a single file.  Raises WeightsError naming the key that is missing or misshapen."""
+    if found.single is None:
+        return load_unet(found.folder / "unet", family.unet, dtype, device)
+    with found.single.unet() as file:
+        return fill_unet([file], str(found.single.path), family.unet, dtype, device)
+
+
+def load_vae(found: Found, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' AutoencoderKL of a folder or of a single file.  Raises WeightsError."""
+    kind: Any = importlib.import_module("diffusers").AutoencoderKL
+    config = found.config("vae/config.json")
+    # SDXL's VAE overflows in float16 and says so.
+    dtype = torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
+    if (single := found.single) is None:
+        return load_part(kind, found.folder / "vae", dtype, device)
+
+    def tensors(net: Any) -> dict[str, Tensor]:
+        return single.tensors("vae", net)
+
+    return fill_part(lambda: kind.from_config(config), tensors, str(single.path), dtype, device)
+
+
+def load_speaker(file: Path, eyes: Eyes | None, family: Family, dtype: torch.dtype, device: torch.device) -> Speaker:
+    """An adapter, read as plans ask for it.  Raises WeightsError when it is for another UNet or encoder."""
+    adapter = load_adapter(file, family.unet, dtype=dtype, device=device, lazy=True)
+    if eyes is not None:
+        config = eyes.net.config
+        adapter.check_encoder(int(config.hidden_size if adapter.plus else config.projection_dim))
+    return Speaker(adapter, eyes)
+
+
+def with_index(family: Family, found: Found) -> Family:
+    """The family with what this checkpoint's own files say: its size, and what an empty negative prompt is."""
+    side = found.config("unet/config.json").get("sample_size")
+    levels = len(found.config("vae/config.json").get("block_out_channels") or (1,) * 4)
+    index = found.config("model_index.json") if found.has("model_index.json") else {}
+    changes: dict[str, Any] = {"zero_empty": bool(index.get("force_zeros_for_empty_prompt", family.zero_empty))}
+    if isinstance(side, int):
+        changes["size"] = (side * 2 ** (levels - 1),) * 2
+    family = dataclasses.replace(family, **changes)
+    if found.single is not None or not found.has(PRESETS):
+        return family
+    return with_presets(family, found.config(PRESETS), str(found.folder / PRESETS))
+
+
+def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
+    """The family with what presets.json says of where style and layout live; what it leaves out is the family's.
+
+    Raises WeightsError when it names blocks that the UNet does not have.
+    """
+    blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in SAID}
+    try:
+        for plan in blocks.values():
+            parse_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.unet, {})
+    except (AttributeError, PlanError) as wrong:
+        raise WeightsError(f"{where} is not understood: {wrong}") from wrong
+    return dataclasses.replace(family, presets=presets_of(**blocks), presets_source=said.get("source", where))
+
+
+def read_vocabulary(found: Found) -> tuple[str, ...]:
+    """The words in a folder's vocabulary.json, none where there is no such file.  Raises WeightsError."""
+    path = found.folder / "vocabulary.json"
+    if found.single is not None or not path.is_file():
+        return ()
+    try:
+        words: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise WeightsError(f"cannot read {path}: {e}") from e
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in cast("list[object]", words)):
+        raise WeightsError(f"{path} must be a JSON list of words")
+    return tuple(cast("list[str]", words))

@@ -1,0 +1,238 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+"""Fitting a low-rank change of a few attention modules to pictures: what B-LoRA asks of training.
+
+The network is copied around its own weights and every attention projection of the modules gets two thin matrices; all
+upstream of the first of them runs without a graph.  Each step's noise depends on its number alone, so a fit that was
+interrupted goes on as if it had not been.
+"""
+
+import copy
+import importlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from instantstyle.blocks import BlockPlan, Site
+from instantstyle.errors import InstantStyleError
+from instantstyle.families import Fitting
+from instantstyle.model import Model
+from instantstyle.networks.attention import TextKeysValues, plain
+from instantstyle.networks.unet import UNet
+from instantstyle.utils.atomic_files import whole
+from instantstyle.utils.images import fit_to
+from instantstyle.weights.lora import Factors
+
+SAVE_EVERY = 30.0
+"""Seconds between what is kept of a fit under way."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Where a fit stands after a step."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    loss: float
+
+
+Watch = Callable[[Fitted], None]
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watching(watch: Watch) -> Generator[None]:
+    """While entered, `watch` is called after every step of a fit; what it raises ends the fit, which can go on."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer plus up(down(x)), which is nothing at first."""
+
+    def __init__(self, base: nn.Linear, rank: int, make: torch.Generator) -> None:
+        super().__init__()
+        self.base = base
+        # diffusers' LoRALinearLayer, which B-LoRA was trained with: N(0, 1/rank) and zeros, in float32.
+        self.down = nn.Parameter(torch.randn(rank, base.in_features, generator=make).to(base.weight.device) / rank)
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+
+    def forward(self, x: Float[Tensor, "*rows width_in"]) -> Float[Tensor, "*rows width_out"]:
+        change = F.linear(F.linear(x.float(), self.down), self.up)
+        return self.base(x) + change.to(x.dtype)
+
+
+def low_rank(unet: UNet, plan: BlockPlan, rank: int, seed: int) -> tuple[UNet, dict[str, LowRank]]:
+    """A copy of the network that shares its weights, with thin matrices beside every attention projection of a plan.
+
+    The matrices are by parameter, as `up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight`.
+    """
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    copied = copy.deepcopy(unet, cast("dict[int, Any]", shared))
+    names = {id(module): name for name, module in copied.named_modules()}
+    make, layers = torch.Generator().manual_seed(seed), dict[str, LowRank]()
+    for site in copied.config.sites:
+        if plan.at(site):
+            attention = copied.attention(site)
+            for where, key in ((attention, "to_q"), (attention, "to_k"), (attention, "to_v"), (attention.to_out, "0")):
+                layer = LowRank(cast("nn.Linear", getattr(where, key)), rank, make)
+                setattr(where, key, layer)
+                layers[f"{names[id(where)]}.{key}.weight"] = layer
+    return copied, layers
+
+
+def fit(
+    model: Model,
+    pictures: Sequence[Image.Image],
+    plan: BlockPlan,
+    fitting: Fitting,
+    *,
+    keep: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Factors]:
+    """The change, at the plan's modules, that makes the model draw these pictures when told `fitting.prompt`.
+
+    Pictures are cut to the family's size.  With `keep`, a fit that is interrupted (also by SIGINT, which waits for the
+    end of a step) leaves its state there, and the next one goes on from it.  Raises InstantStyleError when it diverges.
+    """
+    with torch.enable_grad():  # an engine submits without
+        net, layers = low_rank(model.unet, plan, fitting.rank, seed)
+        parameters = [p for layer in layers.values() for p in (layer.down, layer.up)]
+        optimiser = torch.optim.AdamW(parameters, lr=fitting.rate, betas=(0.9, 0.999), weight_decay=1e-4)
+        loss, watch = _loss(model, net, pictures, plan, fitting, seed), _watch.get()
+        step, saved_at = _resume(keep, parameters, optimiser), time.monotonic()
+        with _patient() as asked:
+            try:
+                while step < fitting.steps:
+                    value = loss(step)
+                    if not value.isfinite():
+                        raise InstantStyleError(f"the fit diverged at step {step + 1}: give a lower rate")
+                    value.backward()
+                    nn.utils.clip_grad_norm_(parameters, 1.0)
+                    optimiser.step()
+                    optimiser.zero_grad(set_to_none=True)
+                    step += 1
+                    if watch is not None:
+                        watch(Fitted(step, fitting.steps, float(value.detach())))
+                    if asked():
+                        raise KeyboardInterrupt
+                    if time.monotonic() - saved_at > SAVE_EVERY:
+                        _save(keep, step, parameters, optimiser)
+                        saved_at = time.monotonic()
+            except InstantStyleError:
+                raise
+            except BaseException:  # between two steps, where the state is whole
+                _save(keep, step, parameters, optimiser)
+                raise
+    factors = {name: Factors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
+    if keep is not None:
+        keep.unlink(missing_ok=True)
+    return factors
+
+
+def _loss(
+    model: Model, net: UNet, pictures: Sequence[Image.Image], plan: BlockPlan, fitting: Fitting, seed: int
+) -> Callable[[int], Tensor]:
+    """The mean squared error of the prediction at a step, of pictures, times and noise that its number decides."""
+    width, height = model.family.size
+    latents = torch.cat([model.encode(fit_to(picture, "crop", (width, height))) for picture in pictures]).float()
+    with torch.no_grad():
+        said = model.say([fitting.prompt])
+        context = said.context.expand(fitting.batch, -1, -1)
+        pooled = None if said.pooled is None else said.pooled.expand(fitting.batch, -1)
+        text = model.unet.read(context)
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], device=model.device, dtype=torch.float32)
+    sizes = None if pooled is None else sizes.expand(fitting.batch, 6)
+    scheduler = importlib.import_module("diffusers").DDIMScheduler.from_config(dict(model.scheduler_config))
+    alphas, kind = scheduler.alphas_cumprod.to(model.device), scheduler.config.prediction_type
+    crossed = [site for site in net.config.sites if site.kind == "cross" and plan.at(site)]
+    spoken = {site.module for site in net.config.sites if plan.at(site)}
+    upstream, rest = net.upto(next(module for module in net.config.modules if module in spoken))
+
+    def loss(step: int) -> Tensor:
+        make = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        which = torch.randint(len(latents), (fitting.batch,), generator=make)
+        time = torch.randint(len(alphas), (fitting.batch,), generator=make).to(model.device)
+        clean = latents[which.to(latents.device)]
+        noise = torch.randn(clean.shape, generator=make).to(clean)
+        kept = alphas[time].clamp(0, 1)[:, None, None, None]
+        noised = (kept.sqrt() * clean + (1 - kept).sqrt() * noise).to(model.dtype)
+        with torch.no_grad():
+            state = upstream(noised, time.float(), text, pooled, sizes)
+        prediction = rest(state, _with_read(net, text, crossed, context), attend=plain).float()
+        match kind:
+            case "v_prediction":
+                target = kept.sqrt() * noise - (1 - kept).sqrt() * clean
+            case "sample":
+                target = clean
+            case _:
+                target = noise
+        return F.mse_loss(prediction, target)
+
+    return loss
+
+
+def _with_read(net: UNet, text: TextKeysValues, sites: Sequence[Site], context: Tensor) -> TextKeysValues:
+    """The text's keys and values, read anew where the projections that read it change."""
+    return {**text, **{site: net.attention(site).read(context) for site in sites}}
+
+
+def _save(keep: Path | None, step: int, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> None:
+    if keep is None:
+        return
+    tensors = [p.detach() for p in parameters]
+    with whole(keep) as partial:
+        torch.save({"step": step, "parameters": tensors, "optimiser": optimiser.state_dict()}, partial)
+
+
+def _resume(keep: Path | None, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> int:
+    """The step a kept fit had come to, its state restored; 0 where there is none that can be read."""
+    if keep is None or not keep.exists():
+        return 0
+    saved: Mapping[str, Any] = {}
+    with suppress(Exception):  # damaged: it is begun anew
+        saved = torch.load(keep, weights_only=True, map_location=parameters[0].device)
+    shapes = [tensor.shape for tensor in saved.get("parameters", ())]
+    if shapes != [p.shape for p in parameters]:
+        return 0
+    optimiser.load_state_dict(saved["optimiser"])
+    with torch.no_grad():
+        for parameter, tensor in zip(parameters, saved["parameters"], strict=True):
+            parameter.copy_(tensor)
+    return int(saved["step"])
+
+
+@contextmanager
+def _patient() -> Generator[Callable[[], bool]]:
+    """While entered, SIGINT only asks for a stop; the value says whether it did.  Only a main thread is asked."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: asked
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

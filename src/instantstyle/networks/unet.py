@@ -1,0 +1,380 @@
+"""The UNet of Stable Diffusion 1.5 and XL, its parameters named as diffusers publishes them.
+
+The way through it is a flat list of small steps from one `Midway` state to the next, so it can be cut before any
+attention module: `first, rest = unet.upto("up.0.1")`, and `unet(...)` is `rest(first(...))`.  Everything that may
+differ between two calls is an argument; the network keeps nothing.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from instantstyle.blocks import Site, Stage, UNetConfig
+from instantstyle.errors import InputError, PlanError, nearest
+from instantstyle.networks.attention import (
+    Attend,
+    Attention,
+    SpatialTransformer,
+    TextKeysValues,
+    TransformerLayer,
+    plain,
+)
+
+__all__ = ["First", "Midway", "Residuals", "Rest", "TextKeysValues", "UNet", "waves"]
+
+Residuals = tuple[Sequence[Tensor], Tensor]
+"""A ControlNet's say: one tensor for every skip of the down path, and one for the middle."""
+
+
+@dataclass(frozen=True)
+class Midway:
+    """A prediction on its way through the network."""
+
+    x: Float[Tensor, "rows channels height width"]
+    """The feature map."""
+    skips: tuple[Tensor, ...]
+    """Feature maps of the down path that the up path has yet to join, the next one last."""
+    temb: Float[Tensor, "rows time_dim"]
+    """The embedding of time, and of pooled text and sizes where the family has them."""
+    residuals: Residuals | None = None
+    """A ControlNet's residuals until they are added, behind the middle."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Midway":
+        """The state with every tensor changed: `state.map(lambda t: t[rows])` picks or repeats rows."""
+        residuals = self.residuals and ([change(r) for r in self.residuals[0]], change(self.residuals[1]))
+        return Midway(change(self.x), tuple(change(s) for s in self.skips), change(self.temb), residuals)
+
+
+@runtime_checkable
+class First(Protocol):
+    """The network up to a cut: arguments as `UNet.forward`."""
+
+    def __call__(
+        self,
+        latents: Tensor,
+        time: Tensor,
+        text: TextKeysValues,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+        *,
+        attend: Attend = plain,
+        residuals: Residuals | None = None,
+    ) -> Midway: ...
+
+
+@runtime_checkable
+class Rest(Protocol):
+    """The network from a cut on: the prediction, shaped like the latents."""
+
+    def __call__(self, state: Midway, text: TextKeysValues, *, attend: Attend = plain) -> Tensor: ...
+
+
+Step = Callable[[Midway, TextKeysValues, Attend], Midway]
+Steps = Iterator[tuple[str, Step]]
+"""Steps, each with the name of the attention module that it is, or an empty name."""
+
+
+class UNet(nn.Module):
+    """Predicts noise (or velocity) from noisy latents, a time and a text."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config, c = config, config
+        first = c.channels[0]
+        self.conv_in = nn.Conv2d(c.in_channels, first, 3, padding=1)
+        self.time_embedding = MLP(first, c.time_dim)
+        if c.pooled_dim is not None:
+            self.add_embedding = MLP(c.pooled_dim + 6 * c.size_dim, c.time_dim)
+
+        levels = len(c.channels)
+        skips, width = [first], first
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        for level in range(levels):
+            is_last = level == levels - 1
+            self.down_blocks.append(Block(c, level, width, [0] * c.resnets, None if is_last else Downsample))
+            width = c.channels[level]
+            skips += [width] * (c.resnets + (not is_last))
+        self.mid_block = Middle(c)
+        for level in reversed(range(levels)):
+            joined = [skips.pop() for _ in range(c.resnets + 1)]
+            self.up_blocks.append(Block(c, level, width, joined, Upsample if level else None))
+            width = c.channels[level]
+        self.conv_norm_out = nn.GroupNorm(c.groups, first)
+        self.conv_out = nn.Conv2d(first, c.out_channels, 3, padding=1)
+
+    def read(self, context: Float[Tensor, "rows tokens context_dim"]) -> TextKeysValues:
+        """The text's keys and values at every cross-attention; they do not depend on the step, so read once a run."""
+        return {site: self.attention(site).read(context) for site in self.config.sites if site.kind == "cross"}
+
+    def attention(self, site: Site) -> Attention:
+        """The attention layer at a site."""
+        if site.stage == "mid":
+            module = self.mid_block.attentions[0]
+        else:
+            blocks = self.down_blocks if site.stage == "down" else self.up_blocks
+            module = cast("nn.ModuleList", blocks[site.block].attentions)[site.attention]
+        layers = cast("SpatialTransformer", module).transformer_blocks
+        return cast("TransformerLayer", layers[site.layer]).attention(site.kind)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "rows in_channels height width"],
+        time: Float[Tensor, " rows"],
+        text: TextKeysValues,
+        pooled: Float[Tensor, "rows pooled_dim"] | None = None,
+        sizes: Float[Tensor, "rows 6"] | None = None,
+        *,
+        attend: Attend = plain,
+        residuals: Residuals | None = None,
+    ) -> Float[Tensor, "rows out_channels height width"]:
+        """Predict the noise in `latents` (or the velocity, as the checkpoint was trained).
+
+        `time` counts in training steps (0 to 999), one a row; `text` is what `read` gives; `sizes` are SDXL's
+        (original height, width, crop top, left, target height, width) in pixels; `attend` decides what every
+        attention layer does with its queries, keys and values; `residuals` come from a ControlNet.
+
+        Raises InputError when the family needs `pooled` and `sizes` and they are missing, or the residuals do not fit.
+        """
+        state = self._start(latents, time, pooled, sizes, residuals)
+        for _, step in self._steps():
+            state = step(state, text, attend)
+        return self._finish(state)
+
+    def upto(self, where: Site | str) -> tuple[First, Rest]:
+        """The network cut before an attention module, or a site's; `rest(first(...))` is the whole.
+
+        Nothing upstream of the module a plan first names can see the style, so `first` may run without a graph, and
+        once for several references.  Raises PlanError when there is no such module.
+        """
+        name = where.module if isinstance(where, Site) else where
+        if name not in self.config.modules:
+            known = ", ".join(self.config.modules)
+            raise PlanError(f"there is no block {name!r} to cut at: it has {known}{nearest(name, self.config.modules)}")
+        # Steps are listed anew at each call: a copy of the network that shares most tensors must run its own modules.
+
+        def first(
+            latents: Tensor,
+            time: Tensor,
+            text: TextKeysValues,
+            pooled: Tensor | None = None,
+            sizes: Tensor | None = None,
+            *,
+            attend: Attend = plain,
+            residuals: Residuals | None = None,
+        ) -> Midway:
+            state = self._start(latents, time, pooled, sizes, residuals)
+            for module, step in self._steps():
+                if module == name:
+                    break
+                state = step(state, text, attend)
+            return state
+
+        def rest(state: Midway, text: TextKeysValues, *, attend: Attend = plain) -> Tensor:
+            steps = list(self._steps())
+            cut = [module for module, _ in steps].index(name)
+            for _, step in steps[cut:]:
+                state = step(state, text, attend)
+            return self._finish(state)
+
+        return first, rest
+
+    def _start(
+        self,
+        latents: Tensor,
+        time: Tensor,
+        pooled: Tensor | None,
+        sizes: Tensor | None,
+        residuals: Residuals | None,
+    ) -> Midway:
+        c = self.config
+        temb = self.time_embedding(waves(time, c.channels[0]).to(latents.dtype))
+        if c.pooled_dim is not None:
+            if pooled is None or sizes is None:
+                raise InputError("this UNet is conditioned on the pooled text and six sizes: give `pooled` and `sizes`")
+            size_waves = waves(sizes.flatten(), c.size_dim).reshape(len(sizes), -1).to(latents.dtype)
+            temb = temb + self.add_embedding(torch.cat([pooled, size_waves], dim=-1))
+        x = self.conv_in(latents)
+        return Midway(x, (x,), temb, residuals)
+
+    def _steps(self) -> Steps:
+        for i, block in enumerate(cast("list[Block]", list(self.down_blocks))):
+            yield from block.down("down", i)
+        yield from self.mid_block.steps()
+        yield "", _control
+        for i, block in enumerate(cast("list[Block]", list(self.up_blocks))):
+            yield from block.up("up", i)
+
+    def _finish(self, state: Midway) -> Tensor:
+        return self.conv_out(F.silu(self.conv_norm_out(state.x)))
+
+
+def _control(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
+    """Add a ControlNet's residuals to the middle and to all that the up path will join."""
+    if state.residuals is None:
+        return state
+    down, mid = state.residuals
+    if len(down) != len(state.skips):
+        raise InputError(
+            f"{len(down)} ControlNet residuals were given, but this UNet has {len(state.skips)} places for them: "
+            "the ControlNet is for another UNet"
+        )
+    skips = tuple(skip + residual for skip, residual in zip(state.skips, down, strict=True))
+    return Midway(state.x + mid, skips, state.temb)
+
+
+class Block(nn.Module):
+    """One resolution of the UNet, on its way down or up: residual blocks, attentions where it has any, a resize."""
+
+    def __init__(
+        self,
+        c: UNetConfig,
+        level: int,
+        width_in: int,
+        joined: list[int],
+        resize: "type[Downsample | Upsample] | None",
+    ) -> None:
+        super().__init__()
+        out = c.channels[level]
+        widths = [width_in] + [out] * (len(joined) - 1)
+        pairs = zip(widths, joined, strict=True)
+        self.resnets = nn.ModuleList(ResBlock(width + skip, out, c.time_dim, c.groups) for width, skip in pairs)
+        args = out, c.context_dim, c.heads[level], c.depths[level], c.groups, c.linear
+        self.attentions = nn.ModuleList(SpatialTransformer(*args) for _ in joined) if c.depths[level] else None
+        self.downsamplers = nn.ModuleList([resize(out)]) if resize is Downsample else None
+        self.upsamplers = nn.ModuleList([resize(out)]) if resize is Upsample else None
+
+    def down(self, stage: Stage, block: int) -> Steps:
+        """The steps of a block on the way down: every result is kept as a skip."""
+        for j, resnet in enumerate(self.resnets):
+            yield "", _residual(resnet)
+            if self.attentions is not None:
+                yield _attention(self.attentions[j], (stage, block, j))
+            yield "", _keep
+        for resize in self.downsamplers or ():
+            yield "", _downsample(resize)
+            yield "", _keep
+
+    def up(self, stage: Stage, block: int) -> Steps:
+        """The steps of a block on the way up: each residual block joins a skip."""
+        for j, resnet in enumerate(self.resnets):
+            yield "", _join
+            yield "", _residual(resnet)
+            if self.attentions is not None:
+                yield _attention(self.attentions[j], (stage, block, j))
+        for resize in self.upsamplers or ():
+            yield "", _upsample(resize)
+
+
+class Middle(nn.Module):
+    """The lowest resolution once more, with an attention between two residual blocks."""
+
+    def __init__(self, c: UNetConfig) -> None:
+        super().__init__()
+        width = c.channels[-1]
+        self.resnets = nn.ModuleList(ResBlock(width, width, c.time_dim, c.groups) for _ in range(2))
+        attention = SpatialTransformer(width, c.context_dim, c.heads[-1], c.mid_depth, c.groups, c.linear)
+        self.attentions = nn.ModuleList([attention])
+
+    def steps(self) -> Steps:
+        """Residual block, attention, residual block."""
+        yield "", _residual(self.resnets[0])
+        yield _attention(self.attentions[0], ("mid", 0, 0))
+        yield "", _residual(self.resnets[1])
+
+
+def _residual(resnet: nn.Module) -> Step:
+    return lambda state, text, attend: _at(state, resnet(state.x, state.temb))
+
+
+def _attention(module: nn.Module, at: tuple[Stage, int, int]) -> tuple[str, Step]:
+    name = Site(*at, 0, "cross").module
+    return name, lambda state, text, attend: _at(state, module(state.x, text, at, attend))
+
+
+def _downsample(resize: nn.Module) -> Step:
+    return lambda state, text, attend: _at(state, resize(state.x))
+
+
+def _upsample(resize: nn.Module) -> Step:
+    # To the size of the skip that is joined next, which is not twice ours when a latent side was odd.
+    return lambda state, text, attend: _at(state, resize(state.x, state.skips[-1].shape[-2:]))
+
+
+def _keep(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
+    return dataclasses.replace(state, skips=(*state.skips, state.x))
+
+
+def _join(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
+    return dataclasses.replace(state, x=torch.cat([state.x, state.skips[-1]], dim=1), skips=state.skips[:-1])
+
+
+def _at(state: Midway, x: Tensor) -> Midway:
+    return dataclasses.replace(state, x=x)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding added between them, added to what came in."""
+
+    def __init__(self, width_in: int, width_out: int, time_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, width_out)
+        self.norm2 = nn.GroupNorm(groups, width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
+
+    def forward(
+        self, x: Float[Tensor, "rows width_in height width"], temb: Float[Tensor, "rows time_dim"]
+    ) -> Float[Tensor, "rows width_out height width"]:
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    """Half the resolution, rounded up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Float[Tensor, "rows c height width"]) -> Float[Tensor, "rows c half_height half_width"]:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """To a higher resolution, by nearest neighbours and a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "rows c height width"], size: torch.Size) -> Float[Tensor, "rows c _ _"]:
+        return self.conv(F.interpolate(x, size=list(size), mode="nearest"))
+
+
+class MLP(nn.Module):
+    """Two linear layers with a SiLU between."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(width_in, width_out), nn.Linear(width_out, width_out)
+
+    def forward(self, x: Float[Tensor, "rows width_in"]) -> Float[Tensor, "rows width_out"]:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def waves(t: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
+    """Cosines and sines of t at `dim / 2` frequencies from 1 down to 1/10000, in float32."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,13 @@
+"""The step loop: many requests in flight, their rows stacked in one UNet call.
+
+A run brings its own latents, scheduler, guidance, random generator and way of attending.  All that is linear is
+batched over runs, although every one may differ in prompt, references, method, seed, steps and guidance; at each
+attention layer `together` hands each run its own rows.  Runs join and leave between steps.
+"""
+
+from instantstyle.sampling.batch import together
+from instantstyle.sampling.engine import MAX_ROWS, Engine
+from instantstyle.sampling.run import Progress, Run
+from instantstyle.sampling.schedulers import SAMPLERS
+
+__all__ = ["MAX_ROWS", "SAMPLERS", "Engine", "Progress", "Run", "together"]

@@ -1,0 +1,120 @@
+"""One UNet call for several runs: their rows stacked, and each handed its own at every attention layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from instantstyle.blocks import Site
+from instantstyle.networks.attention import Attend, Heads, TextKeysValues, plain
+from instantstyle.networks.unet import Residuals, UNet
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a run's rows read besides their latents, a row for each; it is the same at every step."""
+
+    context: Float[Tensor, "rows tokens context_dim"]
+    """The text itself, for networks beside the UNet."""
+    text: TextKeysValues
+    """Its keys and values in the UNet."""
+    pooled: Float[Tensor, "rows pooled_dim"] | None
+    sizes: Float[Tensor, "rows 6"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What a run brings to the coming UNet call."""
+
+    unet: UNet
+    latents: Float[Tensor, "rows channels height width"]
+    """As the UNet is to see them."""
+    time: Tensor
+    """In training steps, one number for all rows."""
+    told: Told
+    attend: Attend
+    residuals: Residuals | None = None
+    """What the run's ControlNets add, for its first rows or all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The arguments of a UNet call that do not change from step to step, for runs that go together."""
+
+    tolds: Sequence[Told]
+    """Whose they are; held so that none is forgotten, and its id given to another, while the stack lives."""
+    rows: Sequence[slice]
+    text: TextKeysValues
+    pooled: Tensor | None
+    sizes: Tensor | None
+
+    @classmethod
+    def of(cls, tolds: Sequence[Told]) -> "Stack":
+        """What these runs read, one below the other."""
+        counts = [len(told.context) for told in tolds]
+        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        if len(tolds) == 1:
+            return cls(tolds, rows, tolds[0].text, tolds[0].pooled, tolds[0].sizes)
+        text = {
+            site: (torch.cat([told.text[site][0] for told in tolds]), torch.cat([told.text[site][1] for told in tolds]))
+            for site in tolds[0].text
+        }
+        pooled, sizes = ([getattr(told, name) for told in tolds] for name in ("pooled", "sizes"))
+        return cls(tolds, rows, text, _joined(pooled), _joined(sizes))
+
+    def predict(self, turns: Sequence[Turn]) -> Float[Tensor, "rows out_channels height width"]:
+        """One UNet call for the coming step of every run."""
+        latents = torch.cat([turn.latents for turn in turns])
+        times = torch.cat([turn.time.float().expand(len(turn.latents)) for turn in turns])
+        attend = together([(rows, turn.attend) for rows, turn in zip(self.rows, turns, strict=True)])
+        residuals = stacked([(turn.residuals, len(turn.latents)) for turn in turns])
+        return turns[0].unet(latents, times, self.text, self.pooled, self.sizes, attend=attend, residuals=residuals)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
+
+
+def stacked(parts: Sequence[tuple[Residuals | None, int]]) -> Residuals | None:
+    """The residuals of all rows, of each run's own and how many rows it has; zeros for rows without, None if none has.
+
+    A number plus zero is the number, so that a run is not changed by a neighbour that has controls.
+    """
+    there = [residuals for residuals, _ in parts if residuals is not None]
+    if not there:
+        return None
+    flat = [None if residuals is None else [*residuals[0], residuals[1]] for residuals, _ in parts]
+    joined: list[Tensor] = []
+    for place, each in enumerate(zip(*(one for one in flat if one is not None), strict=True)):
+        # Those of ControlNets that pool are one pixel large.
+        shape = max(tuple(tensor.shape[1:]) for tensor in each)
+        rows: list[Tensor] = []
+        for one, (_, count) in zip(flat, parts, strict=True):
+            own = each[0].new_zeros(0, *shape) if one is None else one[place].expand(-1, *shape)
+            rows += [own, own.new_zeros(count - len(own), *shape)]
+        joined.append(torch.cat(rows))
+    return joined[:-1], joined[-1]
+
+
+def together(parts: Sequence[tuple[slice, Attend]]) -> Attend:
+    """One `attend` for all rows: each run's own on its own rows; neighbours that are plain share a call."""
+    merged: list[tuple[slice, Attend]] = []
+    for rows, attend in parts:
+        if merged and attend is plain and merged[-1][1] is plain:
+            merged[-1] = slice(merged[-1][0].start, rows.stop), plain
+        else:
+            merged.append((rows, attend))
+    if len(merged) == 1:
+        return merged[0][1]
+
+    def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
+        def own(rows: slice) -> Tensor | None:
+            return bias if bias is None or bias.shape[0] == 1 else bias[rows]
+
+        return torch.cat([attend(site, q[rows], k[rows], v[rows], bias=own(rows)) for rows, attend in merged])
+
+    return attended

@@ -1,0 +1,380 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+"""What training reads of pictures, computed once: latents, and embeddings of picture and caption, in webdataset shards.
+
+One shard of pictures becomes one tar of features and a note beside it, written last, so a run that was killed goes on
+with the first shard that has none.  With Ray the shards are spread over its workers, each writing to the same folder;
+without, this process makes them one by one; the bytes are the same.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from instantstyle.errors import InputError, OutputError, PictureError
+from instantstyle.loading import load
+from instantstyle.model import Model
+from instantstyle.train.data.aspect_buckets import Crop, buckets, crop
+from instantstyle.train.data.ray_map import spread
+from instantstyle.train.data.records import Bad, Record, Shard
+from instantstyle.utils.atomic_files import sweep, whole
+from instantstyle.utils.images import Fit, read
+
+FORMAT = 1
+_TOGETHER = 32
+"""Pictures that go through the encoders together; a part of the format, as sums depend on it."""
+
+Note = dict[str, Any]
+"""What is known of a finished shard: counts, hashes, what was bad, and where in the tar every row lies."""
+Told = Callable[[int, int, Note], None]
+"""Called with the shards done, the shards in all, and the newest note."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is computed of a picture."""
+
+    side: int | None = None
+    """Pictures have about side x side pixels; by default as many as the model's own."""
+    square: bool = False
+    """Whether all are cut square instead of to the shape most like their own."""
+    smallest: int | None = None
+    """The shortest side a picture may have; by default a quarter of `side`."""
+    text: bool = True
+    """Whether captions are encoded too; else training does so each time it meets one, and a million pairs of SDXL
+    take 0.14 instead of 0.46 TB."""
+    fit: Fit = "squash"
+    """How the image encoder sees pictures that are not square, as requests say it."""
+
+    def settled(self, model: Model) -> "Options":
+        """With the model's own defaults filled in.  Raises InputError for a side the model cannot draw."""
+        side, step = self.side or model.family.size[0], model.family.multiple
+        if side % step or side < step:
+            raise InputError(f"the side {side} is no multiple of {step}, as this model's pictures are")
+        return dataclasses.replace(
+            self, side=side, smallest=max(1, side // 4 if self.smallest is None else self.smallest)
+        )
+
+
+def compute(
+    model: Model,
+    shards: Sequence[Shard],
+    folder: Path,
+    options: Options,
+    *,
+    ray: str | None = None,
+    place: tuple[int, int] = (0, 1),
+    tell: Told | None = None,
+) -> None:
+    """Make the features of all shards that have none yet.  `gather` then makes the manifest.
+
+    `ray` is a cluster's address, or "local" for this machine's cores; it needs a folder that all machines see.
+    `place` is this process's number and how many share the work.  Raises OutputError when the disk is full.
+    """
+    options = options.settled(model)
+    key = _key(model, options)
+    numbers = range(place[0], len(shards), place[1])
+    todo = [number for number in numbers if _wanted(_note(folder, number, shards[number], key), shards[number])]
+    done = len(numbers) - len(todo)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    made: Iterator[Note]
+    if ray is None or not todo:
+        made = (make(model, shards[number], number, folder, options, key) for number in todo)
+    else:
+        # Workers load the model themselves; what they are sent is how.
+        opened = partial(load, model.found.spec, device=model.device.type, dtype=model.dtype)
+        maker = partial(_maker, opened, folder.resolve(), options, key, torch.get_num_threads())
+        made = map(json.loads, spread(ray, [(number, shards[number]) for number in todo], maker))
+    try:
+        for count, note in enumerate(made, start=done + 1):
+            if tell is not None:
+                tell(count, len(numbers), note)
+    except OutputError as full:
+        kept = sum(_note(folder, number, shards[number], key) is not None for number in numbers)
+        raise OutputError(
+            f"{full}; {kept} of {len(numbers)} shards are whole and kept: the same command goes on"
+        ) from full
+
+
+def make(model: Model, shard: Shard, number: int, folder: Path, options: Options, key: str) -> Note:
+    """Compute one shard and write it, its note last."""
+    stamp = shard.stamp()
+    rows: list[dict[str, Any]] = []
+    bad: list[Bad] = []
+    records = _told_apart(shard.items(), bad)
+    cut, tar_file = 0, folder / f"{number:05}.tar"
+    with whole(tar_file) as partial, partial.open("wb") as raw:
+        file = _Hashing(raw)
+        with tarfile.open(fileobj=cast("Any", file), mode="w") as tar:
+            for group in _grouped(records, _TOGETHER):
+                for row, arrays in _computed(model, group, options, bad):
+                    cut += row["cut"]
+                    rows.append(row | {"at": _add(tar, f"{len(rows):06}", row, arrays)})
+    broken = [b for b in bad if b.broken]
+    note: Note = {
+        "shard": shard.name,
+        "stamp": stamp,
+        "key": key,
+        "sha256": file.digest.hexdigest(),
+        "bytes": file.size,
+        "read": len(rows) + len(bad) - len(broken),
+        "cut": cut,
+        "bad": [{"where": b.where, "why": b.why} for b in bad],
+        "broken": bool(broken),
+        "rows": rows,
+    }
+    with whole(tar_file.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(note, ensure_ascii=False), "utf-8")
+    return note
+
+
+def gather(model: Model, shards: Sequence[Shard], folder: Path, options: Options) -> dict[str, Any]:
+    """The manifest of a folder whose shards are all made, written to `manifest.json`; what was bad to `skipped.jsonl`.
+
+    Raises InputError when nothing is left to train on.
+    """
+    options = options.settled(model)
+    key = _key(model, options)
+    notes = [_note(folder, number, shard, key) for number, shard in enumerate(shards)]
+    missing = sum(note is None for note in notes)
+    if missing:
+        raise InputError(f"{missing} of {len(shards)} shards have no features yet: run the same command again")
+    found = cast("list[Note]", notes)
+    rows = [row for note in found for row in note["rows"]]
+    licences = Counter(row["licence"] or "not said" for row in rows)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "key": key,
+        "family": model.family.name,
+        "model": str(model.found.spec),
+        "options": asdict(options),
+        "counts": {
+            "read": sum(note["read"] for note in found),
+            "kept": len(rows),
+            "bad": sum(note["read"] - len(note["rows"]) for note in found),
+            "captions cut": sum(note["cut"] for note in found),
+            "shards": len(found),
+            "broken shards": sum(note["broken"] for note in found),
+            "styles": len({row["style"] for row in rows} - {None}),
+            "bytes": sum(note["bytes"] for note in found),
+        },
+        "licences": dict(licences.most_common()),
+        "shards": [
+            {"file": f"{n:05}.tar", "from": note["shard"], "rows": len(note["rows"]), "sha256": note["sha256"]}
+            for n, note in enumerate(found)
+        ],
+    }
+    manifest["sha256"] = hashlib.sha256("".join(note["sha256"] for note in found).encode()).hexdigest()
+    lines = [json.dumps(bad | {"shard": note["shard"]}, ensure_ascii=False) for note in found for bad in note["bad"]]
+    for name, text in (("skipped.jsonl", "\n".join(lines)), ("manifest.json", json.dumps(manifest, indent=2))):
+        with whole(folder / name) as partial:
+            partial.write_text(f"{text}\n" if text else "", "utf-8")
+    if not rows:
+        first = lines[0] if lines else "there was none"
+        raise InputError(f"not one of {manifest['counts']['read']} records can be used; the first: {first}")
+    return manifest
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files of a features folder whose content is not what its manifest says; reads all of it."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    wrong: list[str] = []
+    for shard in manifest["shards"]:
+        try:
+            with (folder / shard["file"]).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                    wrong.append(shard["file"])
+        except OSError:
+            wrong.append(shard["file"])
+    return wrong
+
+
+def _key(model: Model, options: Options) -> str:
+    """A hash of all that the features depend on beside the pictures: the encoders' weights, and the options."""
+    digest = hashlib.sha256(json.dumps([FORMAT, _TOGETHER, asdict(options), str(model.dtype)]).encode())
+    for name, net in model.networks.items():
+        if name == "vae" or name.startswith(("text_encoder", "image_encoder")):
+            for part, tensor in net.state_dict().items():
+                digest.update(f"{name}.{part}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _note(folder: Path, number: int, shard: Shard, key: str) -> Note | None:
+    """The note of a shard whose features are there and still right."""
+    file = folder / f"{number:05}.tar"
+    try:
+        note: Note = json.loads(file.with_suffix(".json").read_text("utf-8"))
+        same = (note["shard"], note["stamp"], note["key"]) == (shard.name, shard.stamp(), key)
+        return note if same and file.stat().st_size == note["bytes"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _wanted(note: Note | None, shard: Shard) -> bool:
+    """Whether a shard is to be computed: never so far, or its source, which is elsewhere, broke off the last time."""
+    return note is None or (bool(note["broken"]) and shard.remote)
+
+
+def _told_apart(items: Iterable[Record | Bad], bad: list[Bad]) -> Iterator[Record]:
+    for item in items:
+        if isinstance(item, Bad):
+            bad.append(item)
+        else:
+            yield item
+
+
+def _grouped(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    group: list[Record] = []
+    for record in records:
+        group.append(record)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _computed(
+    model: Model, records: Sequence[Record], options: Options, bad: list[Bad]
+) -> Iterator[tuple[dict[str, Any], Mapping[str, np.ndarray]]]:
+    """A row and its arrays for every record that is good."""
+    shapes = _shapes(model, options)
+    good: list[tuple[Record, Image.Image, Crop]] = []
+    for record in records:
+        try:
+            picture = read(record.picture, record.key)
+            good.append((record, picture, _fitting(picture, shapes, options)))
+        except PictureError as e:
+            bad.append(Bad(record.key, str(e)))
+    if not good:
+        return
+    embeds = model.see([picture for _, picture, _ in good], options.fit)
+    captions = [fitted(model, record.caption) for record, _, _ in good]
+    said = model.say([caption for caption, _ in captions]) if options.text else None
+    for i, (record, picture, cut) in enumerate(good):
+        tensors = {"latents": model.encode(cut.apply(picture))[0], "embed": embeds[i]}
+        if said is not None:
+            tensors["context"] = said.context[i]
+            if said.pooled is not None:
+                tensors["pooled"] = said.pooled[i]
+        arrays = {name: _half(tensor) for name, tensor in tensors.items()}
+        wild = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+        if wild is not None:
+            bad.append(Bad(record.key, f"its {wild} are NaN or too large for half precision"))
+            continue
+        caption, short = captions[i]
+        row = {
+            "key": record.key,
+            "caption": caption,
+            "cut": short,
+            "style": record.style,
+            "licence": record.licence,
+            "sizes": list(cut.conditioning),
+        }
+        yield row, arrays
+
+
+def _shapes(model: Model, options: Options) -> tuple[tuple[int, int], ...]:
+    side = cast("int", options.side)
+    if options.square:
+        return ((side, side),)
+    # SDXL's own buckets come in steps of 64; a model of small pictures has only its own step to choose from.
+    return buckets(side, max(model.family.multiple, 64) if side >= 512 else model.family.multiple)
+
+
+def _fitting(picture: Image.Image, shapes: tuple[tuple[int, int], ...], options: Options) -> Crop:
+    """How the picture is cut.  Raises PictureError when too little would be left of it."""
+    smallest, (width, height) = cast("int", options.smallest), picture.size
+    if min(width, height) < smallest:
+        raise PictureError(f"it is {width} x {height} pixels, and a side is to have at least {smallest}")
+    cut = crop(picture.size, shapes)
+    if cut.kept < 0.5:
+        raise PictureError(f"it is {width} x {height} pixels: of a shape so long more than half would be cut off")
+    return cut
+
+
+def fitted(model: Model, caption: str) -> tuple[str, bool]:
+    """A caption that the text encoders read whole: as many of its words as they take, and whether some were left."""
+    words = caption.split()
+
+    def fits(count: int) -> bool:
+        text = " ".join(words[:count])
+        return all(len(tower.tokenizer(text, verbose=False).input_ids) <= tower.length for tower in model.towers)
+
+    if fits(len(words)):
+        return caption, False
+    low, high = 0, len(words)  # `low` words fit, `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return " ".join(words[:low]), True
+
+
+def _half(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().to(torch.float16).numpy()
+
+
+def _add(
+    tar: tarfile.TarFile, key: str, row: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> dict[str, list[int]]:
+    """Add a sample; where its arrays lie, as offset and size.  Times and owners are left out: bytes are to be equal."""
+    at: dict[str, list[int]] = {}
+    content = {f"{name}.npy": _npy(array) for name, array in arrays.items()}
+    content["json"] = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    for ending, data in content.items():
+        info = tarfile.TarInfo(f"{key}.{ending}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+        at[ending.removesuffix(".npy")] = [cast("Any", tar).offset - -(-len(data) // 512) * 512, len(data)]
+    del at["json"]
+    return at
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+class _Hashing:
+    """A file that knows the hash of what went through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+
+def _maker(
+    open_model: Callable[[], Model], folder: Path, options: Options, key: str, threads: int
+) -> Callable[[tuple[int, Shard]], str]:
+    """What a worker of a cluster makes shards with: a model of its own."""
+    torch.set_num_threads(threads)  # sums in the order that the other processes take them in
+    model = open_model()
+
+    def made(shard: tuple[int, Shard]) -> str:
+        number, source = shard
+        return json.dumps(make(model, source, number, folder, options, key))
+
+    return made

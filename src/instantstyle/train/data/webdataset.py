@@ -1,0 +1,156 @@
+"""Shards that are tars in webdataset's way: files, of the web or from a command; a damaged one keeps its start."""
+
+import http.client
+import json
+import subprocess
+import tarfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.train.data.records import PICTURES, TEXTS, Bad, Record, Styles, line_of, needed, record_of
+from instantstyle.utils.images import MAX_BYTES
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar in webdataset's way: files of one name, but for what follows its first dot, are one sample."""
+
+    name: str
+    styles: Styles = "field"
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is no file of this machine."""
+        return self.name.startswith(("http://", "https://", "pipe:"))
+
+    def stamp(self) -> str:
+        """Of a file its size and time of change; of anything else its address."""
+        if self.remote:
+            return self.name
+        try:
+            state = Path(self.name).stat()
+        except OSError:
+            return "gone"
+        return f"{state.st_size} {state.st_mtime_ns}"
+
+    def items(self) -> Iterator[Record | Bad]:
+        """Samples as they come; where the tar is damaged, what came before it stands."""
+        seen, broken = 0, None
+        key, members = "", list[tuple[str, bytes | str]]()
+        try:
+            for name, ending, content in _members(self.name):
+                if members and name != key:
+                    seen += 1
+                    yield self._sample(key, members)
+                    members = []
+                key = name
+                members.append((ending, content))
+        except _ENDS as e:
+            broken = e
+        if members:
+            yield self._sample(key, members)
+        if broken is not None:
+            why = f"the tar is damaged or cut short after {seen + bool(members)} samples: {line_of(broken)}"
+            yield Bad(self.name, why, broken=True)
+
+    def _sample(self, key: str, members: list[tuple[str, bytes | str]]) -> Record | Bad:
+        where = f"{self.name}!{key}"
+        parts: dict[str, bytes] = {}
+        for ending, content in members:
+            if isinstance(content, str):
+                return Bad(where, content)
+            if ending in parts:
+                return Bad(where, f"it has two files .{ending}")
+            parts[ending] = content
+        pictures = [part for part in parts if f".{part}" in PICTURES]
+        if len(pictures) != 1:
+            return Bad(where, f"it has {len(pictures) or 'no'} pictures among its files ({', '.join(parts)})")
+        try:
+            said: Any = json.loads(parts["json"]) if "json" in parts else {}
+            text = next((parts[end[1:]].decode("utf-8") for end in TEXTS if end[1:] in parts), None)
+        except ValueError as e:
+            return Bad(where, f"its text cannot be read: {line_of(e)}")
+        folder = str(PurePosixPath(key).parent)
+        return record_of(where, key, parts[pictures[0]], said, text, folder, self.styles)
+
+
+def urls_of(spec: str) -> list[str]:
+    """A pattern's tars: braces and `::` as webdataset writes them, and `*` for files.
+
+    Raises InputError when a file among them is not there, or the pattern cannot be read.
+    """
+    try:
+        expanded = cast("list[str]", needed("webdataset.shardlists", "train").expand_urls(spec))
+    except ValueError as e:
+        raise InputError(f"cannot read {spec!r} as a pattern of tars: {line_of(e)}") from e
+    found: list[str] = []
+    for url in expanded:
+        found += _globbed(url) if not _elsewhere(url) and any(c in url for c in "*?[") else [url]
+    missing = [url for url in found if not _elsewhere(url) and not Path(url).is_file()]
+    if missing or not found:
+        raise InputError(f"there is no tar {missing[0] if missing else spec!r}")
+    return found
+
+
+def _elsewhere(url: str) -> bool:
+    return "://" in url or url.startswith("pipe:")
+
+
+def _globbed(pattern: str) -> list[str]:
+    path = Path(pattern)
+    return sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+
+
+def _members(url: str) -> Iterator[tuple[str, str, bytes | str]]:
+    """Of each file in a tar its sample's name, its ending, and its content or why it has none."""
+    with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as tar:
+        for member in tar:
+            folder, _, base = member.name.removeprefix("./").rpartition("/")
+            if not member.isfile() or base.startswith("."):
+                continue
+            stem, _, ending = base.partition(".")
+            content: bytes | str = f"{base} is too large: {member.size:,} bytes"
+            if member.size <= MAX_BYTES:
+                file = tar.extractfile(member)
+                content = file.read() if file is not None else b""
+            yield f"{folder}/{stem}".lstrip("/"), ending.lower(), content
+
+
+_ENDS = (
+    OSError,
+    EOFError,
+    tarfile.TarError,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    InstantStyleError,
+)
+"""What reading a tar may end with before its end."""
+
+
+class _Header(tarfile.TarInfo):
+    """Headers of a tar that is to end as tars end: the library takes a damaged one for the end, unsaid."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(tarfile)
+        except _END:
+            raise
+        except _DAMAGED as e:
+            raise OSError(f"{e} (at byte {tarfile.offset:,})") from e
+
+
+_END = cast("Any", tarfile).EOFHeaderError
+_DAMAGED = cast("type[Exception]", cast("Any", tarfile).HeaderError)
+
+
+def _open(url: str) -> Any:
+    if url.startswith("pipe:"):
+        return needed("webdataset.gopen", "train").gopen(url)
+    if url.startswith(("http://", "https://")):
+        return urllib.request.urlopen(url, timeout=60)
+    return Path(url).open("rb")

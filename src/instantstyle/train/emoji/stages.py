@@ -1,0 +1,269 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+"""The recipe of the built-in model: its stages in order, how long each takes, and where their results lie."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from instantstyle.emoji.splits import CORE
+from instantstyle.errors import WeightsError
+from instantstyle.families import EMOJI
+from instantstyle.networks.unet import UNet
+from instantstyle.train.emoji import image_bank as banks
+from instantstyle.train.emoji.adapter import train_adapter
+from instantstyle.train.emoji.clip import Clip, agreement, ids_of, load_tokenizer, train_image, train_text
+from instantstyle.train.emoji.controlnet import gain, train_control
+from instantstyle.train.emoji.dataset import Corpus, Words, captions, look_at, read
+from instantstyle.train.emoji.export import card, export
+from instantstyle.train.emoji.image_bank import SIDE, Bank
+from instantstyle.train.emoji.joint_finetune import Together, train_joint
+from instantstyle.train.emoji.style_classifier import Looks, train_look
+from instantstyle.train.emoji.unet import new_unet, train_unet
+from instantstyle.train.emoji.vae import encode_many, psnr, train_vae
+from instantstyle.train.emoji.warm_start import began
+from instantstyle.utils.atomic_files import whole
+from instantstyle.weights.adapter import save_adapter
+
+STEPS: Mapping[str, int] = {
+    "vae": 14_000,
+    "text": 500,
+    "clip": 3_000,
+    "unet": 5_000,
+    "look": 2_500,
+    "joint": 8_000,
+    "adapter": 1_500,
+    "control": 3_000,
+}
+"""Optimiser steps of each stage when none are named; what the shipped model was given stands in its card."""
+
+_Ran = Mapping[str, tuple[int, float]]
+"""Of each stage: optimiser steps, and seconds spent on them."""
+
+
+class Recipe:
+    """All stages over one working folder; whatever is there already is used, whatever is missing is made."""
+
+    def __init__(
+        self,
+        folder: Path,
+        steps: Mapping[str, int] = STEPS,
+        styles: tuple[int, int] = (1800, 500),
+        *,
+        things: tuple[str, ...] = CORE,
+        side: int = SIDE,
+        batches: Mapping[str, int] | None = None,
+        processes: int = 1,
+    ) -> None:
+        """`things` are what the UNet learns to draw and `side` how large; `batches` are of stages, their own if not
+        named; `processes` draw the banks.  The image encoder sees 64 pixels whatever `side` is."""
+        self.folder, self.steps, self.styles = folder, steps, styles
+        self.things, self.side, self.batches, self.processes = things, side, batches or {}, processes
+
+    @cached_property
+    def core(self) -> Bank:
+        """Pictures of what the UNet learns to draw."""
+        return banks.core(self.folder / "bank", self.styles[0], self.things, self.side, self.processes)
+
+    @cached_property
+    def broad(self) -> Bank:
+        """Pictures of everything else the encoders should know."""
+        return banks.broad(self.folder / "bank", self.styles[1], self.things, self.side, self.processes)
+
+    @cached_property
+    def eyed(self) -> list[Bank]:
+        """Both banks as the image encoder sees them."""
+        if self.side == SIDE:
+            return [self.core, self.broad]
+        folder, more = self.folder / "bank", (self.things, SIDE, self.processes)
+        return [banks.core(folder, self.styles[0], *more), banks.broad(folder, self.styles[1], *more)]
+
+    def _batch(self, stage: str) -> dict[str, int]:
+        return {"batch": self.batches[stage]} if stage in self.batches else {}
+
+    def bank(self) -> None:
+        """Draw both banks."""
+        print(f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}, {len(self.eyed)} banks seen")
+
+    def vae(self) -> None:
+        """Train the decoder; say how true a round trip is on pictures the UNet never draws."""
+        vae = train_vae(self.folder, [self.core, self.broad], self.steps["vae"], **self._batch("vae"))
+        some = self.broad.pictures[:: max(1, len(self.broad.pictures) // 512)]
+        print(f"round trip of broad pictures: {psnr(vae, some):.2f} dB")
+
+    def text(self) -> None:
+        """Train the text encoders."""
+        train_text(self.folder, self.eyed, self.steps["text"], **self._batch("text"))
+
+    def clip(self) -> None:
+        """Train the image encoder into the text encoders' space; say how often the nearest label is right."""
+        net = train_image(self.folder, self.eyed, self._text, self.steps["clip"])
+        agreed = {b.labels[0]: agreement(net, self.tokenizer, b) for b in self.eyed}
+        print("nearest label right, core and broad:", list(agreed.values()))
+
+    def unet(self) -> None:
+        """Train the base UNet on text."""
+        train_unet(self.folder, self.corpus.near(), steps=self.steps["unet"], **self._batch("unet"))
+
+    def look(self) -> None:
+        """Train the reader of looks, which judges what `joint` draws."""
+        self._looks()
+
+    def _looks(self) -> Looks:
+        return train_look(self.folder, self.core, self.latents, self.steps["look"], **self._batch("look"))
+
+    def joint(self) -> None:
+        """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks.
+
+        The reader of looks is trained first, as far as it is not; where it is given no steps there is none.
+        """
+        net = Together(self._unet(self.averaged("unet")), EMOJI.presets["style"])
+        corpus, looks = self.seen.near(), self._looks() if self.steps["look"] else None
+        weights = train_joint(self.folder, net, corpus, looks, steps=self.steps["joint"], **self._batch("joint"))
+        net.load_state_dict({**net.state_dict(), **weights})
+        net.requires_grad_(False)
+        save_adapter(self.folder / "style-adapter.safetensors", net.style.adapter, EMOJI.unet)
+
+    def adapter(self) -> None:
+        """Train the base IP-Adapter: the same picture, all blocks, the UNet frozen."""
+        unet, corpus = self._unet(self.drawing), self.seen.near()
+        everywhere, more = EMOJI.presets["all"], self._batch("adapter")
+        adapter = train_adapter(
+            self.folder, "adapter", unet, everywhere, "same", corpus, steps=self.steps["adapter"], lr=1e-3, **more
+        )
+        save_adapter(self.folder / "adapter.safetensors", adapter, EMOJI.unet)
+
+    def control(self) -> None:
+        """Train the ControlNet for Canny edges, the UNet frozen; say how much edges tell it."""
+        unet = self._unet(self.drawing)
+        net = train_control(
+            self.folder, unet, self.corpus, self._encode, steps=self.steps["control"], **self._batch("control")
+        )
+        print("error of v without and with edges: {:.4f} {:.4f}".format(*gain(net, unet, self.corpus, self._encode)))
+
+    @cached_property
+    def _encode(self) -> Callable[[npt.NDArray[np.uint8]], Tensor]:
+        vae = train_vae(self.folder, [self.core, self.broad], steps=0)
+        return partial(encode_many, vae)
+
+    def _unet(self, weights: Mapping[str, Tensor]) -> UNet:
+        unet = new_unet()
+        unet.load_state_dict({**unet.state_dict(), **weights})
+        return unet.eval()
+
+    @property
+    def drawing(self) -> Mapping[str, Tensor]:
+        """The UNet's averaged weights of the last stage that trained it."""
+        if not (self.folder / "joint.pt").exists():
+            return self.averaged("unet")
+        both = self.averaged("joint")
+        return {name.removeprefix("unet."): w for name, w in both.items() if name.startswith("unet.")}
+
+    def export(self) -> None:
+        """Write the model in diffusers' layout to `folder/emoji`, half precision, with its card."""
+        unet = self._unet(self.drawing)
+        vae = train_vae(self.folder, [self.core, self.broad], steps=0)
+        adapters = {"ip_adapter.safetensors": "adapter", "ip_adapter_style.safetensors": "style-adapter"}
+        there = {name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()}
+        control = None
+        if (self.folder / "control.pt").exists():
+            control = train_control(self.folder, unet, self.corpus, self._encode, steps=0)
+        what, before = began(self.folder)
+        said = card(_added(before, self.ran()), self.things, self.side, what)
+        parts, target = (unet.state_dict(), there, self.things, said), self.folder / "emoji"
+        export(target, vae, self.encoders, self.tokenizer, *parts, self._louder(), control, self.side)
+        print(f"{sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB in {target}")
+
+    @torch.no_grad()
+    def _louder(self) -> float:
+        """The power of two that brings image embeddings nearest to the length of the labels' text embeddings."""
+        texts = self.encoders.say(ids_of(self.tokenizer, [f"a {label}" for label in self.things]))[1]
+        return 2.0 ** round(math.log2(float(texts.norm(dim=1).mean() / self.embeds.norm(dim=1).mean())))
+
+    def ran(self) -> dict[str, tuple[int, float]]:
+        """Of each stage begun: optimiser steps done, and seconds spent on them."""
+        done = {stage: self.folder / f"{stage}.pt" for stage in STEPS}
+        saved = {s: torch.load(f, weights_only=True, mmap=True) for s, f in done.items() if f.exists()}
+        return {stage: (int(state["step"]), float(state["seconds"])) for stage, state in saved.items()}
+
+    def _need(self, stage: str) -> None:
+        if not (self.folder / f"{stage}.pt").exists():
+            raise WeightsError(f"stage {stage!r} has not been run in {self.folder}: run it first")
+
+    def averaged(self, stage: str) -> dict[str, Tensor]:
+        """The averaged weights of a stage's last checkpoint."""
+        self._need(stage)
+        return torch.load(self.folder / f"{stage}.pt", weights_only=True)["average"]
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer of both text encoders."""
+        return load_tokenizer(self.folder, self.eyed)
+
+    @cached_property
+    def _text(self) -> Clip:
+        self._need("text")
+        return train_text(self.folder, self.eyed, 0)
+
+    @cached_property
+    def encoders(self) -> Clip:
+        """All three encoders, as far as they are trained."""
+        self._need("clip")
+        return train_image(self.folder, self.eyed, self._text, 0)
+
+    @cached_property
+    def latents(self) -> Float[Tensor, "n c h w"]:
+        """Latents of the core pictures; the encoder is fixed before the decoder is trained, so they never change."""
+        vae = train_vae(self.folder, [self.core, self.broad], steps=0)
+        return self._kept("latents", "vae-linear", lambda: encode_many(vae, self.core.pictures))
+
+    @cached_property
+    def embeds(self) -> Float[Tensor, "n embed"]:
+        """Image embeddings of the core pictures."""
+        return self._kept("embeds", "clip", lambda: look_at(self.encoders, self.eyed[0].pictures))
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The core pictures as latents, and every caption of theirs as the UNet reads it."""
+        said = captions(self.core, seed=9)
+        unique = ["", *sorted({text for several in said for text in several})]
+        number = {text: i for i, text in enumerate(unique)}
+        kept = self._kept("words", "text", lambda: _pack(read(self._text, self.tokenizer, unique)))
+        width = EMOJI.unet.pooled_dim or 0
+        context = kept[:, :-width].unflatten(1, (EMOJI.text_length, -1))
+        choices = np.array([[number[text] for text in several] for several in said])
+        words = Words(tuple(unique), context, kept[:, -width:].float())
+        return Corpus(self.core, self.latents, words, choices)
+
+    @cached_property
+    def seen(self) -> Corpus:
+        """The same with image embeddings."""
+        return dataclasses.replace(self.corpus, embeds=self.embeds)
+
+    def _kept(self, name: str, source: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor made once; made anew when the stage it comes from has been trained on since."""
+        file, stage = self.folder / f"{name}.pt", self.folder / f"{source}.pt"
+        if not file.exists() or (stage.exists() and stage.stat().st_mtime > file.stat().st_mtime):
+            with whole(file) as unfinished:
+                torch.save(make(), unfinished)
+        return torch.load(file, weights_only=True, mmap=True)
+
+
+def _added(before: _Ran, now: _Ran) -> dict[str, tuple[int, float]]:
+    """Steps and seconds of two trainings together, in the recipe's order."""
+    none = (0, 0.0)
+    both = {stage: (before.get(stage, none), now.get(stage, none)) for stage in STEPS}
+    return {stage: (a[0] + b[0], a[1] + b[1]) for stage, (a, b) in both.items() if a[0] + b[0]}
+
+
+def _pack(words: Words) -> Tensor:
+    return torch.cat([words.context.flatten(1), words.pooled.half()], dim=1)

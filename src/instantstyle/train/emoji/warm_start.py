@@ -1,0 +1,144 @@
+# pyright: reportUnknownMemberType=false
+
+"""A training folder whose stages begin where a finished model is, instead of from nothing.
+
+A model in diffusers' layout holds no optimiser: every stage begins at step 0 with its weights, and its optimiser anew.
+What a model does not keep, the heads of the encoders' own training, begins untrained: train `text` before `clip`.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import ControlNetModel  # pyright: ignore[reportPrivateImportUsage] (exported lazily)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from instantstyle.errors import WeightsError
+from instantstyle.families import EMOJI
+from instantstyle.train.adapter import Trained
+from instantstyle.train.emoji.clip import Clip
+from instantstyle.train.emoji.controlnet import new_control
+from instantstyle.train.emoji.joint_finetune import Together
+from instantstyle.train.emoji.unet import new_unet
+from instantstyle.train.emoji.vae import Decode, new_vae
+from instantstyle.train.loop import ENDS
+from instantstyle.train.muon import MuonAdamW
+from instantstyle.utils.atomic_files import whole, write_whole
+from instantstyle.weights.adapter import Adapter, load_adapter
+
+_NOTE = "began.json"
+_STAGE = re.compile(r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
+"""A row of the card's table of stages: its name, optimiser steps, hours."""
+
+
+def begin(folder: Path, model: Path, labels: int) -> None:
+    """Write the checkpoints of every stage whose weights a model's folder holds; `labels` are known to the encoders.
+
+    Raises WeightsError when the training folder has checkpoints already, or the model is of another layout, and
+    OutputError when the disk is full.
+    """
+    if there := sorted(file.name for file in folder.glob("*.pt")):
+        raise WeightsError(f"{folder} has {', '.join(there)} already: a training begins in an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _encoders(folder, model, labels)
+        _decoder(folder, model)
+        _drawing(folder, model)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"{model} is no model of the built-in layout to begin from: {error}") from error
+    weights = hashlib.sha256((model / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    card = model / "README.md"
+    ran = _STAGE.findall(card.read_text("utf-8")) if card.is_file() else []
+    counted = ", whose steps are counted here" if ran else ""
+    note = {
+        "what": f"an earlier model (UNet {weights[:16]}){counted}",
+        "ran": {stage: (int(steps.replace(",", "")), 3600 * float(hours)) for stage, steps, hours in ran},
+    }
+    write_whole(folder / _NOTE, json.dumps(note).encode())
+
+
+def began(folder: Path) -> tuple[str, dict[str, tuple[int, float]]]:
+    """What a folder's training began from, for its card, and the optimiser steps and seconds of each stage before."""
+    file = folder / _NOTE
+    if not file.exists():
+        return "nothing", {}
+    note: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return note["what"], {stage: (int(steps), float(seconds)) for stage, (steps, seconds) in note["ran"].items()}
+
+
+def _encoders(folder: Path, model: Path, labels: int) -> None:
+    shutil.copytree(model / "tokenizer", folder / "tokenizer")
+    net = Clip(cast("Any", CLIPTokenizer).from_pretrained(folder / "tokenizer"), labels)
+    for mine, kind, part in (
+        (net.text_1, CLIPTextModel, "text_encoder"),
+        (net.text_2, CLIPTextModelWithProjection, "text_encoder_2"),
+        (net.image, CLIPVisionModelWithProjection, "image_encoder"),
+    ):
+        mine.load_state_dict(cast("Any", kind).from_pretrained(model / part).float().state_dict())
+    for stage, learns in (("text", (net.text_1, net.text_2, net.project_1, net.facts)), ("clip", (net.image,))):
+        net.requires_grad_(False)
+        for part in learns:
+            part.requires_grad_(True)
+        net.temperature.requires_grad_(stage == "clip")
+        _put(folder / f"{stage}.pt", net, weight_decay=0.05)
+
+
+def _decoder(folder: Path, model: Path) -> None:
+    vae = new_vae()
+    vae.load_state_dict(cast("Any", AutoencoderKL).from_pretrained(model / "vae").float().state_dict())
+    with whole(folder / "vae-linear.pt") as partial:
+        torch.save(vae.state_dict(), partial)
+    _put(folder / "vae.pt", Decode(vae))
+
+
+def _drawing(folder: Path, model: Path) -> None:
+    unet = new_unet()
+    unet.load_state_dict(load_file(model / "unet/diffusion_pytorch_model.safetensors"))
+    _put(folder / "unet.pt", unet)
+    if (there := model / "controlnet_canny").exists():
+        control = new_control(unet)
+        control.load_state_dict(cast("Any", ControlNetModel).from_pretrained(there).float().state_dict())
+        _put(folder / "control.pt", control)
+    for name, stage, preset in (
+        ("ip_adapter_style.safetensors", "joint", "style"),
+        ("ip_adapter.safetensors", "adapter", "all"),
+    ):
+        if not (model / name).exists():
+            continue
+        spoken = load_adapter(model / name, EMOJI.unet, dtype=torch.float32)
+        if stage == "adapter":
+            _put(folder / "adapter.pt", Trained(unet, EMOJI.presets[preset], begin=spoken))
+            continue
+        both = Together(unet, EMOJI.presets[preset])
+        both.style = Trained(unet, EMOJI.presets[preset], begin=_widened(spoken, both.style.adapter))
+        _put(folder / "joint.pt", both)
+
+
+def _widened(spoken: Adapter, untrained: Adapter) -> Adapter:
+    """The adapter with sites that it was not trained for: there it has the untrained one's keys, and no voice yet."""
+    silent = {site: torch.zeros_like(weight) for site, weight in untrained.values.items()}
+    return replace(spoken, keys={**untrained.keys, **spoken.keys}, values={**silent, **spoken.values})
+
+
+def _put(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
+    """A checkpoint as `loop.train` writes it, at step 0, whichever of its two optimisers the stage then takes."""
+    learns = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    adamw = torch.optim.AdamW(learns.values(), lr=1e-3, weight_decay=weight_decay, betas=(0.9, 0.99))
+    muon = MuonAdamW(net, 1e-3, 1e-3, ENDS, weight_decay)
+    state = {
+        "net": net.state_dict(),
+        "optimiser": {**adamw.state_dict(), **muon.state_dict()},
+        "average": {name: p.detach().clone() for name, p in learns.items()},
+        "step": 0,
+        "seconds": 0.0,
+    }
+    with whole(file) as partial:
+        torch.save(state, partial)

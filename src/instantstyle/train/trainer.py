@@ -1,0 +1,353 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+"""A training loop as a generator: one process or many, resumed to the bit, stopped by a signal and not by a kill.
+
+It knows nothing of what is trained.  The loss is asked for *these rows of this step* and is to depend on nothing else
+(no clock, no generator that runs on), so a run that was killed and resumed sees what an undisturbed one sees, and two
+processes see between them what one sees at twice the batch.  Launched by `accelerate launch` or torchrun, the network
+is wrapped as they say (DDP, FSDP2); the checkpoint is the same file whatever the wrapping.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from instantstyle.errors import InputError, InstantStyleError, OutputError, WeightsError
+from instantstyle.train.loop import Average
+from instantstyle.utils.atomic_files import sweep, whole
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train; defaults are those of IP-Adapter's published script where it has any."""
+
+    steps: int
+    """Optimiser steps in all."""
+    batch: int = 8
+    """Rows a process takes at a time."""
+    accumulate: int = 1
+    """How many times it does so before an optimiser step."""
+    lr: float = 1e-4
+    warmup: int = 0
+    """Steps over which the learning rate rises from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does afterwards; the cosine ends at 0 with the last step."""
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    """The norm that gradients are brought down to; 0 leaves them."""
+    average: float = 0.999
+    """How slowly the average of the weights moves, from 0 (it is the weights) to below 1."""
+    half: bool = False
+    """Whether the network runs in bfloat16; its weights stay in float32."""
+    save_seconds: float = 300.0
+    log_every: int = 10
+    """Steps between two looks at the losses, at the clock and for signals."""
+
+    def __post_init__(self) -> None:
+        at_least = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 1, "warmup": 0, "lr": 0, "clip": 0}
+        for name, least in {**at_least, "weight_decay": 0, "average": 0}.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                raise InputError(f"{name} is {value}: give a number of at least {least}")
+        if self.average >= 1:
+            raise InputError(f"average is {self.average:g}, and an average that never moves learns nothing: give .999")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.decay == "constant":
+            return self.lr
+        share = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one step that are asked for now."""
+
+    step: int
+    first: int
+    """The number of the first of them among the step's rows."""
+    count: int
+    of: int
+    """How many rows the step has, over all processes and accumulation."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one step."""
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    """The mean over all rows of all processes."""
+    norm: float
+    """Of the gradient, before it was clipped."""
+    lr: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, every few steps."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    rows: tuple[Row, ...]
+    """The steps since the last time."""
+    seconds: float
+    """Spent on the run so far, earlier processes' included."""
+    speed: float
+    """Rows a second since the last time, over all processes."""
+    of: int
+    """Rows a step has, over all processes and accumulation."""
+    warnings: tuple[str, ...] = ()
+    stopped: bool = False
+    """Whether a signal asked for an end; this is then the last, and the run is saved once it has been taken in."""
+
+    @property
+    def left(self) -> float:
+        """Seconds to go at the present speed."""
+        return (self.steps - self.step) * self.of / self.speed
+
+
+Loss = Callable[[nn.Module, Part], Tensor]
+"""The mean loss of a part's rows; the network is given as it is wrapped."""
+
+
+def accelerator(device: str = "auto") -> Accelerator:
+    """This process's place among those that train: what launched it, and its device."""
+    # Processes wait for one another's features and for the first one's sheets, which take their time.
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
+
+
+class Fit:
+    """A run of training, made anew or resumed from `folder/state.pt`."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        settings: Settings,
+        folder: Path,
+        *,
+        begun: Mapping[str, Any] | None = None,
+        place: Accelerator | None = None,
+    ) -> None:
+        """`begun` names what else the run is made of (data, model): a run is resumed with the same or not at all.
+
+        Raises InputError when the folder holds a run begun otherwise, WeightsError when its checkpoint is damaged.
+        """
+        self.place, self.settings, self.folder, self.loss = place or accelerator(), settings, folder, loss
+        self.file = folder / "state.pt"
+        self.of = settings.batch * settings.accumulate * self.place.num_processes
+        same = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+        self.begun = {**same, "betas": list(settings.betas), "rows a step": self.of, **(begun or {})}
+        if settings.decay != "constant":
+            self.begun["steps"] = settings.steps  # where the rate ends changes it all the way
+        if self.place.distributed_type == DistributedType.FSDP and not self.place.is_fsdp2:
+            raise InputError("only FSDP2 keeps weights apart as they are averaged here: launch with --fsdp_version 2")
+        parameters = [p for p in net.parameters() if p.requires_grad]
+        fused = self.place.device.type == "cuda"
+        optimiser = torch.optim.AdamW(
+            parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
+        )
+        prepared = cast("Any", self.place.prepare(net, optimiser))
+        self.net: nn.Module = prepared[0]
+        self.bare: nn.Module = self.place.unwrap_model(self.net)
+        self.optimiser: torch.optim.Optimizer = getattr(prepared[1], "optimizer", prepared[1])
+        self._average = Average(self.bare, settings.average)
+        self.first, self._spent = 0, 0.0
+        self._resume()
+
+    def steps(self) -> Generator[Progress, None, None]:
+        """Train, saying every few steps where the run stands; it is saved between two of them and at the end.
+
+        SIGINT and SIGTERM finish the step, and the last progress says that the run was stopped.  Raises
+        InstantStyleError when the loss is no longer a number, OutputError when the last checkpoint cannot be written.
+        """
+        settings, place = self.settings, self.place
+        pending: list[tuple[int, Tensor, Tensor, float]] = []
+        began = shown = saved = time.monotonic()
+        spent, warnings = self._spent, list[str]()
+        with _Stop() as stop:
+            for step in range(self.first, settings.steps):
+                pending.append((step + 1, *self._step(step), settings.rate(step)))
+                last = step + 1 == settings.steps
+                if not (last or (step + 1) % settings.log_every == 0 or (stop.asked and place.num_processes == 1)):
+                    continue
+                now = time.monotonic()
+                asked, due = self._agree(stop.asked, place.is_main_process and now - saved > settings.save_seconds)
+                rows = self._drain(pending)
+                self.first, self._spent = step + 1, spent + now - began
+                speed = len(rows) * self.of / max(now - shown, 1e-9)
+                shown, pending = now, []
+                leaving = asked and not last
+                yield Progress(
+                    step + 1, settings.steps, rows, self._spent, speed, self.of, tuple(warnings), stopped=leaving
+                )
+                warnings = []
+                if last or asked or due:
+                    warnings += self._save(must=last or asked)
+                    saved = time.monotonic()
+                shown = time.monotonic()  # what the caller did meanwhile, and the saving, are no training
+                if leaving:
+                    return
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights by name, whole and on the CPU.  Every process is to ask at the same time."""
+        return {name: _whole(weight).detach().cpu().clone() for name, weight in self._average.weights.items()}
+
+    def _step(self, step: int) -> tuple[Tensor, Tensor]:
+        settings, place = self.settings, self.place
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.rate(step)
+        losses: list[Tensor] = []
+        for micro in range(settings.accumulate):
+            first = (micro * place.num_processes + place.process_index) * settings.batch
+            last = micro + 1 == settings.accumulate
+            # Gradients are averaged over the processes once a step, with its last part.
+            with nullcontext() if last else place.no_sync(self.net):
+                value = self.loss(self.net, Part(step, first, settings.batch, self.of))
+                (value / settings.accumulate).backward()
+            losses.append(value.detach())
+        parameters = [p for p in self.bare.parameters() if p.requires_grad]
+        norm = _whole(nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf))
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._average.update(self.bare, step)
+        return torch.stack(losses).mean(), norm.detach()
+
+    def _drain(self, pending: list[tuple[int, Tensor, Tensor, float]]) -> tuple[Row, ...]:
+        """The steps' numbers, the only time that they leave the device."""
+        both = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm, _ in pending])
+        numbers = cast("Tensor", self.place.reduce(both, "mean")).tolist()
+        rows = tuple(Row(step, loss, norm, lr) for (step, _, _, lr), (loss, norm) in zip(pending, numbers, strict=True))
+        wild = next((row for row in rows if not (math.isfinite(row.loss) and math.isfinite(row.norm))), None)
+        if wild is not None:
+            raise InstantStyleError(
+                f"at step {wild.step} the loss is {wild.loss:g} and the gradient's norm {wild.norm:g}: the run is not "
+                f"saved; the last checkpoint is {self.file}, go on from it with a lower learning rate in a new folder"
+            )
+        return rows
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Whether any process says so, of each: all must leave and save at the same step."""
+        if self.place.num_processes == 1:
+            return list(flags)
+        said = torch.tensor(flags, dtype=torch.float32, device=self.place.device)
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in said.tolist()]
+
+    def _save(self, *, must: bool) -> list[str]:
+        """Write the checkpoint; when it cannot be written the old one stays, and training goes on unless it `must`."""
+        state = {
+            "net": get_model_state_dict(self.bare, options=_FULL),
+            "optimiser": get_optimizer_state_dict(self.bare, self.optimiser, options=_FULL),
+            "average": self.averaged(),
+            "step": self.first,
+            "seconds": self._spent,
+            "begun": self.begun,
+        }
+        if not self.place.is_main_process:
+            return []
+        try:
+            with whole(self.file) as partial:
+                torch.save(state, partial)
+        except OutputError as refused:
+            if must:
+                raise
+            return [f"no checkpoint at step {self.first}: {refused}"]
+        return []
+
+    def _resume(self) -> None:
+        state = self._read() if self.place.is_main_process else None
+        if self.place.num_processes > 1:
+            said: list[Any] = [state]
+            broadcast_object_list(said)
+            state = said[0]
+        if isinstance(state, InstantStyleError):
+            raise state
+        if state is None:
+            return
+        set_model_state_dict(self.bare, state["net"], options=StateDictOptions(full_state_dict=True))
+        set_optimizer_state_dict(
+            self.bare, self.optimiser, state["optimiser"], options=StateDictOptions(full_state_dict=True)
+        )
+        for name, weight in self._average.weights.items():
+            saved = state["average"][name].to(weight.device)
+            if isinstance(weight, DTensor):
+                saved = distribute_tensor(saved, weight.device_mesh, weight.placements)
+            weight.copy_(saved)
+        self.first, self._spent = state["step"], state["seconds"]
+
+    def _read(self) -> dict[str, Any] | InstantStyleError | None:
+        """The checkpoint, none, or what is wrong with it: said by all processes alike, so that none waits in vain."""
+        sweep(self.folder)
+        if not self.file.exists():
+            return None
+        try:
+            state = torch.load(self.file, weights_only=True, map_location="cpu")
+            then = state["begun"]
+        except Exception as e:  # a damaged pickle may fail in any way
+            return WeightsError(f"the checkpoint {self.file} is damaged ({type(e).__name__}): remove it to begin anew")
+        names = sorted(k for k in {*then, *self.begun} if then.get(k) != self.begun.get(k))
+        if names:
+            how = ", ".join(f"{name} {then.get(name)!r} (now {self.begun.get(name)!r})" for name in names)
+            return InputError(
+                f"the run in {self.folder} was begun with {how}: resume it with the same, or give another folder"
+            )
+        return state
+
+
+_FREE = {"steps", "batch", "accumulate", "save_seconds", "log_every"}
+"""Settings that may differ when a run is resumed: they do not change what a step computes."""
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class _Stop:
+    """While entered, SIGINT and SIGTERM only ask for a stop; a second one no longer asks."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "_Stop":
+        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

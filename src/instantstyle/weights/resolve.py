@@ -1,0 +1,299 @@
+"""Where a model's files are: built in, in a folder, in one file, in a model tree or on the hub.
+
+A model is a folder in diffusers' layout, `model_index.json` and a folder for each part, or a single file (`single`).
+Which family it belongs to, `layout` tells.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from instantstyle.errors import InputError, WeightsError, nearest
+from instantstyle.weights import hub
+from instantstyle.weights import model_folders as trees
+from instantstyle.weights.adapter import reads
+from instantstyle.weights.single_file import SingleFile, open_single, vision_layout
+from instantstyle.weights.tensor_files import open_tensors
+
+BUILT_IN = Path(__file__).resolve().parent.parent / "assets"
+HUB: Mapping[str, str] = {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+"""Short names of hub repositories."""
+HUB_ADAPTERS: Mapping[str, str] = {
+    "sdxl": "h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors",
+    "sd15": "h94/IP-Adapter/models/ip-adapter_sd15.safetensors",
+}
+"""The adapter that goes with each short name, where none is asked for."""
+CONTENT_ENCODER = "content_encoder"
+"""The folder of a model in which such a text tower may lie."""
+ADAPTER = "ip_adapter.safetensors"
+STYLE_ADAPTER = "ip_adapter_style.safetensors"
+
+AdapterSpec = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+"""An adapter's file or its path on the hub; several, known by their files' names or by names of one's own."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """Where an adapter is."""
+
+    file: Path
+    encoder: Path | None
+    """The image encoder that it was trained with, as far as is known: a folder, or a single file."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's files on this machine."""
+
+    spec: str
+    """What was asked for; asking for it again finds the same."""
+    folder: Path
+    """In diffusers' layout; for a single file the folder it lies in."""
+    adapters: Mapping[str, AdapterFile]
+    """The first is the one that is meant when none is named."""
+    adapter_spec: str | dict[str, str] | None
+    """What adapter was asked for, None for the one that comes with the model."""
+    style_adapter: Path | None
+    """A second adapter of the model's folder, for the style blocks alone; None where another adapter was asked for."""
+    image_encoder: Path | None
+    """The image encoder's folder or file: the one asked for, the model's own, or the one published with the adapter."""
+    encoder_specs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What was asked for as `image_encoder` and `content_encoder`, where something was."""
+    content_encoder: Path | None = None
+    """The folder of a text tower that shares a space with the image encoder, where the model's own do not."""
+    single: SingleFile | None = None
+    """The file that all parts of the model are in, where it is no folder."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """The file of the adapter that is meant when none is named."""
+        return next((adapter.file for adapter in self.adapters.values()), None)
+
+    def has(self, part: str) -> bool:
+        """Whether the model has a part, by its folder's or file's name."""
+        if self.single is not None:
+            return any(name == part or name.startswith(f"{part}/") for name in self.single.configs)
+        return (self.folder / part).exists()
+
+    def config(self, path: str) -> dict[str, Any]:
+        """A JSON object of the model's folder, or what stands for it of a single file.  Raises WeightsError."""
+        if self.single is not None:
+            return dict(self.single.configs[path])
+        return read_json(self.folder / path)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the model, each once."""
+        own = [self.single.path] if self.single is not None else sorted(self.folder.rglob("*"))
+        encoders = {self.image_encoder, self.content_encoder, *(each.encoder for each in self.adapters.values())}
+        beside = (sorted(path.rglob("*")) if path.is_dir() else [path] for path in encoders if path is not None)
+        every = (
+            *own,
+            *(adapter.file for adapter in self.adapters.values()),
+            *(path for each in beside for path in each),
+        )
+        return tuple(dict.fromkeys(path for path in every if path.is_file() and not path.name.startswith(".")))
+
+
+def find(
+    spec: str | Path = "emoji",
+    adapter: AdapterSpec | None = None,
+    image_encoder: str | Path | None = None,
+    content_encoder: str | Path | None = None,
+) -> Found:
+    """A built-in model's name, a folder, a single file, a hub id (fetched when it is not here yet), or a tree's name.
+
+    `adapter` is a file, `owner/name/path/in/it.safetensors` on the hub, or a name in a model tree (`trees`); by default
+    the one in the model's folder.  Encoders are folders, or `owner/name/folder` on the hub.  Raises WeightsError,
+    naming what is known, when there is no such model.
+    """
+    place = _place(spec)
+    single = open_single(place) if place.is_file() else None
+    folder = place.parent if single is not None else place
+    if single is None and not (folder / "unet" / "config.json").is_file():
+        raise WeightsError(f"{str(folder)!r} is no model in diffusers' layout: it has no unet/config.json")
+    own = {} if single is not None else {name: folder / name for name in (ADAPTER, STYLE_ADAPTER, "image_encoder")}
+    here = {name: path for name, path in own.items() if path.exists()}
+    asked = _asked(adapter)
+    specs = asked
+    if adapter is None and ADAPTER not in here and str(spec) in HUB_ADAPTERS:
+        specs = {"adapter": HUB_ADAPTERS[str(spec)]}
+    adapter_files = {name: _adapter(each, place) for name, each in specs.items()}
+    if adapter is None and not specs and ADAPTER in here:
+        adapter_files["adapter"] = here[ADAPTER]
+    given = None if image_encoder is None else _encoder(str(image_encoder), place)
+    adapters = {
+        name: AdapterFile(file, given or _encoder_of(file, here.get("image_encoder"), specs.get(name, ""), place))
+        for name, file in adapter_files.items()
+    }
+    first = next((each.encoder for each in adapters.values()), None)
+    said = {name: str(each) for name, each in asked.items()}
+    return Found(
+        spec=str(spec),
+        folder=folder,
+        adapters=adapters,
+        adapter_spec=None if adapter is None else str(adapter) if isinstance(adapter, str | Path) else said,
+        style_adapter=here.get(STYLE_ADAPTER) if adapter is None else None,
+        image_encoder=given or first or here.get("image_encoder"),
+        content_encoder=_content_encoder(content_encoder, folder if single is None else None),
+        single=single,
+        encoder_specs={
+            name: str(each)
+            for name, each in (("image_encoder", image_encoder), ("content_encoder", content_encoder))
+            if each is not None
+        },
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model.  Raises WeightsError."""
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"the model has no {path.parent.name}/{path.name} (looked in {path.parent.parent})"
+        ) from None
+    except (OSError, ValueError) as e:
+        raise WeightsError(f"cannot read {path}: {e}") from e
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} is no JSON object")
+    return cast("dict[str, Any]", content)
+
+
+def _place(spec: str | Path) -> Path:
+    """The folder or the single file of a model."""
+    name = str(spec)
+    if (BUILT_IN / name / "unet").is_dir() and "/" not in name:
+        return BUILT_IN / name
+    path = Path(spec).expanduser()
+    if path.exists():
+        return path
+    if isinstance(spec, str) and (inside := trees.look_up("checkpoints", name) or trees.look_up("diffusers", name)):
+        return inside
+    hub_id = HUB.get(name, name)
+    if isinstance(spec, str) and hub.is_hub_path(hub_id, 0):
+        return hub.fetch_model(hub_id)
+    if isinstance(spec, str) and hub.is_hub_path(hub_id, 1) and path.suffix == ".safetensors":
+        return hub.fetch_file(hub_id)
+    known = sorted({*HUB, "emoji"})
+    if name == "emoji":
+        raise WeightsError(f"the built-in model is not in this installation: {BUILT_IN / name} holds no unet")
+    raise WeightsError(
+        f"there is no model {name!r}: give {', '.join(known)}, a folder in diffusers' layout, a .safetensors "
+        f"checkpoint, its name in a tree that {trees.VARIABLE} names, or a hub id such as owner/name"
+        f"{nearest(name, known) or trees.suggestion('checkpoints', name)}"
+    )
+
+
+def _asked(adapter: AdapterSpec | None) -> dict[str, str | Path]:
+    """Adapters by name.  Raises InputError when two of a list have one name."""
+    if adapter is None:
+        return {}
+    if isinstance(adapter, str | Path):
+        return {"adapter": adapter}
+    if isinstance(adapter, Mapping):
+        return dict(adapter)
+    named = {Path(each).stem: each for each in adapter}
+    if len(named) < len(adapter):
+        raise InputError("two adapters have one file name: give them as a dictionary, under names of your own")
+    return named
+
+
+def _adapter(spec: str | Path, near: Path) -> Path:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        path = path / ADAPTER
+    if path.is_file():
+        return path
+    name = str(spec)
+    if (inside := trees.look_up("ipadapter", name, near)) is not None:
+        return inside
+    if isinstance(spec, str) and hub.is_hub_path(name, 1):
+        return hub.fetch_file(name)
+    raise WeightsError(f"there is no adapter file at {str(path)!r}{trees.suggestion('ipadapter', name)}")
+
+
+def _encoder_of(file: Path, own: Path | None, spec: str | Path, near: Path) -> Path | None:
+    """The image encoder an adapter was trained with: the first that fits of those that lie near; else the first."""
+    try:
+        plus, width = reads(file)
+    except WeightsError:  # said with more knowledge when the adapter is loaded
+        return own
+    beside = (file.parent / "image_encoder", file.parent.parent / "models/image_encoder")
+    candidates = [path for path in (own, *beside) if path is not None and (path / "config.json").is_file()]
+    candidates += trees.files("clip_vision", near if near.is_file() else file)
+    if not Path(spec).exists() and isinstance(spec, str) and hub.is_hub_path(spec, 1) and file.name in spec:
+        # Published beside the adapter, or in the folder that h94/IP-Adapter's two families share.
+        repo = "/".join(spec.split("/")[:2])
+        for folder in dict.fromkeys(("/".join([*spec.split("/")[2:-1], "image_encoder"]), "models/image_encoder")):
+            if (config := _tried(f"{repo}/{folder}/config.json")) is not None and _fits(config.parent, plus, width):
+                return hub.fetch_folder(f"{repo}/{folder}")
+    fitting = (path for path in candidates if _fits(path, plus, width))
+    return next(fitting, candidates[0] if candidates else None)
+
+
+def _tried(spec: str) -> Path | None:
+    try:
+        return hub.fetch_file(spec)
+    except WeightsError:
+        return None
+
+
+def _fits(encoder: Path, plus: bool, width: int) -> bool:
+    """Whether an image encoder's features are as wide as an adapter reads them."""
+    try:
+        layout = encoder_layout(encoder)
+    except WeightsError:
+        return False
+    # A configuration leaves out what is transformers' own default.
+    return (layout.get("hidden_size", 768) if plus else layout.get("projection_dim", 512)) == width
+
+
+def encoder_layout(encoder: Path) -> dict[str, Any]:
+    """The configuration of an image encoder's folder, or what a single file's shapes say.  Raises WeightsError."""
+    if encoder.is_dir():
+        config = read_json(encoder / "config.json")
+        # A whole CLIP keeps its image tower's numbers one level deeper.
+        return cast("dict[str, Any]", config.get("vision_config")) or config
+    with open_tensors(encoder) as file:
+        try:
+            return vision_layout(file.shapes)
+        except (KeyError, ValueError) as e:
+            raise WeightsError(f"{encoder} is no CLIP image encoder with a projection: it lacks {e}") from e
+
+
+def _encoder(spec: str, near: Path) -> Path:
+    """An image encoder that was asked for."""
+    path = Path(spec).expanduser()
+    if path.is_file() or (path / "config.json").is_file():
+        return path
+    if (path / "image_encoder/config.json").is_file():
+        return path / "image_encoder"
+    if (inside := trees.look_up("clip_vision", spec, near)) is not None:
+        return inside
+    if (not path.exists() and hub.is_hub_path(spec, 0)) or hub.is_hub_path(spec, 1):
+        return hub.fetch_folder(spec)
+    raise WeightsError(
+        f"there is no image encoder at {spec!r}: give a folder with a config.json, a single file, or its path on the "
+        f"hub such as h94/IP-Adapter/models/image_encoder{trees.suggestion('clip_vision', spec)}"
+    )
+
+
+def _content_encoder(spec: str | Path | None, folder: Path | None) -> Path | None:
+    if spec is None:
+        own = None if folder is None else folder / CONTENT_ENCODER
+        return own if own is not None and (own / "config.json").is_file() else None
+    path = Path(spec).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if not path.exists() and isinstance(spec, str) and hub.is_hub_path(spec, 0):
+        return hub.fetch_folder(spec)
+    raise WeightsError(
+        f"there is no text encoder at {str(spec)!r}: give the folder of a CLIP with its tokenizer, or a hub id such as "
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    )

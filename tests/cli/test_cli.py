@@ -1,0 +1,281 @@
+"""The command line does what it says: pictures that remember, made again to the pixel; light, quiet and atomic."""
+
+import inspect
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+import tiny_models
+from cli_runner import Command, Said, terminal
+from instantstyle import cli
+from instantstyle.cli.generate import generate
+from instantstyle.request import Request, StyleReference, recall
+from instantstyle.sampling import Engine
+from instantstyle.utils import images as pictures
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """The command line as a function, run in an own folder that holds `ref.png` and `other.png`."""
+    monkeypatch.chdir(tmp_path)
+    tiny_models.picture(1).save("ref.png")
+    tiny_models.picture(2).save("other.png")
+    return terminal(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model of the built-in's layout."""
+    return tiny_models.emoji(tmp_path_factory.mktemp("models") / "emoji")
+
+
+@pytest.fixture
+def draw(command: Command, small: Path) -> Command:
+    """`instantstyle generate "a cat" --seed 7 --out cat.png` of two steps with more flags."""
+
+    def run(*flags: str | Path) -> Said:
+        return command("generate", "a cat", "--model", small, "--steps", "2", "--seed", "7", "--out", "cat.png", *flags)
+
+    return run
+
+
+def opened(path: str | Path) -> Image.Image:
+    """A picture with what its file says of it, the file closed again."""
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+def pixels(path: str | Path) -> np.ndarray[Any, Any]:
+    return np.asarray(opened(path))
+
+
+def test_a_picture_is_made_again_from_itself_alone(draw: Command, command: Command) -> None:
+    done = draw("--style", "ref.png", "--content", "dog")
+    assert (done.code, done.out) == (0, "cat.png\n")
+    assert "s a step" in done.err
+    Path("ref.png").unlink()
+    again = command("again", "cat.png", "--out", "again.png")
+    assert again.code == 0, again
+    assert again.out.splitlines() == ["cat.png: identical, all 4,096 pixels", "again.png"]
+    assert np.array_equal(pixels("cat.png"), pixels("again.png"))
+    assert recall("cat.png") == recall("again.png")
+
+
+def test_a_picture_changed_by_hand_is_told(draw: Command, command: Command) -> None:
+    draw()
+    with Image.open("cat.png") as made:
+        made.load()
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(pictures.CHUNK, recall("cat.png").to_json())
+        red, green, blue = made.getpixel((3, 4))  # pyright: ignore
+        made.putpixel((3, 4), (red, green, blue ^ 0b1000))  # pyright: ignore
+        made.save("cat.png", pnginfo=info)
+    again = command("again", "cat.png")
+    assert (again.code, again.out) == (1, "cat.png: differs in 1 of 4,096 pixels, by at most 8 of 255\n")
+    found = json.loads(command("again", "cat.png", "--json").out)
+    assert (found["identical"], found["differing"], found["largest"]) == (False, 1, 8)
+
+
+def test_again_notices_other_weights(draw: Command, command: Command, tmp_path: Path) -> None:
+    draw()
+    other = tiny_models.emoji(tmp_path / "other", seed=1)
+    again = command("again", "cat.png", "--model", other)
+    assert again.code == 1
+    assert "note: the picture was made with weights" in again.err
+
+
+def test_each_of_several_pictures_is_made_again(draw: Command, command: Command) -> None:
+    done = draw("--style", "ref.png", "--count", "3")
+    assert done.out.split() == ["cat-1.png", "cat-2.png", "cat-3.png"]
+    assert not Path("cat.png").exists()
+    assert not np.array_equal(pixels("cat-1.png"), pixels("cat-3.png"))
+    assert command("again", "cat-3.png").code == 0
+
+
+def test_a_picture_is_made_again_after_the_models_presets_changed(command: Command, small: Path) -> None:
+    shutil.copytree(small, "own")
+    ask = ("generate", "a cat", "--model", "own", "--style", "ref.png", "--steps", "2", "--seed", "7", "--out")
+    assert command(*ask, "cat.png").code == 0
+    Path("own/presets.json").write_text(json.dumps({"style": {"mid": 5.0, "down": 5.0}}))
+    assert command(*ask, "other.png").code == 0
+    assert not np.array_equal(pixels("cat.png"), pixels("other.png")), "they would be told apart"
+    assert command("again", "cat.png").code == 0
+    assert command("again", "other.png").code == 0
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # diffusers' Euler
+def test_flags_pair_up_and_become_the_request(draw: Command) -> None:
+    flags = "--style ref.png --style other.png --weight 0.5 --weight 0.7 --content-weight 0.25 --method instantstyle"
+    more = "--plan up.0.1=1.2,mid=0.5 --window 0.1 0.9 --size 96x64 --guidance 3 --negative dog --sampler euler"
+    last = "--subtraction masked --combine average --fit crop --count 1 --dtype float32 --device cpu"
+    done = draw("--content", "dog", "--content", "house", *f"{flags} {more} {last} --guidance-rescale 0.4".split())
+    assert done.code == 0, done
+    memory = recall("cat.png")
+    assert memory.request == Request(
+        "a cat",
+        "dog",
+        [StyleReference("ref.png", "dog", 0.25, 0.5), StyleReference("other.png", "house", 0.25, 0.7)],
+        "instantstyle",
+        "up.0.1=1.2,mid=0.5",
+        (0.1, 0.9),
+        size=(96, 64),
+        steps=2,
+        guidance=3,
+        sampler="euler",
+        seed=7,
+        subtraction="masked",
+        combine="average",
+        fit="crop",
+        guidance_rescale=0.4,
+    )
+    assert opened("cat.png").size == (96, 64)
+
+
+def test_several_contents_of_one_reference(draw: Command) -> None:
+    assert draw("--style", "ref.png", "--content", "dog", "--content", "house").code == 0
+    assert recall("cat.png").request.references[0].contents == ("dog", "house")
+
+
+def test_every_field_has_a_flag_that_shows_its_default() -> None:
+    later = {"controls", "init"}
+    parameters = inspect.signature(generate).parameters
+    assert set(Request.model_fields) - later - {"references"} <= set(parameters)
+    for noun in (Request, StyleReference):
+        for name in set(noun.model_fields) & set(parameters) - {"prompt", "content"}:
+            default: Any = noun.model_fields[name].default
+            if default not in (None, "", {}):
+                values = cast("tuple[object, ...]", default if isinstance(default, tuple) else (default,))
+                told = " ".join(str(value).removesuffix(".0") for value in values)
+                assert parameters[name].annotation.__metadata__[0].show_default == told, name
+
+
+def test_json_is_for_programs(draw: Command) -> None:
+    said = json.loads(draw("--style", "ref.png", "--json").out)
+    assert said["paths"] == ["cat.png"]
+    assert Request.from_fields(said["request"]) == recall("cat.png").request
+    assert said["identity"] == recall("cat.png").identity
+
+
+def test_without_metadata_the_file_says_nothing(draw: Command) -> None:
+    assert draw("--style", "ref.png", "--no-metadata").code == 0
+    assert opened("cat.png").info == {}
+
+
+def test_the_line_that_others_read(draw: Command) -> None:
+    draw()
+    line = opened("cat.png").info["parameters"]
+    assert line.startswith("a cat\nSteps: 2, Sampler: ddim, CFG scale: 3, Seed: 7, Size: 64x64, Model hash: ")
+
+
+def test_an_animated_reference_is_its_first_frame(draw: Command) -> None:
+    tiny_models.picture(1).save("moving.gif", save_all=True, append_images=[tiny_models.picture(2)])
+    assert draw("--style", "moving.gif").code == 0
+    kept = recall("cat.png").request.references[0].image.open()
+    assert kept.tobytes() == opened("moving.gif").convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("when", ["stepping", "writing"])
+def test_an_interruption_leaves_no_file(when: str, draw: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if when == "stepping":
+        monkeypatch.setattr(Engine, "step", interrupted)
+    else:
+        monkeypatch.setattr(os, "fsync", interrupted)
+    before = sorted(Path().iterdir())
+    done = draw()
+    assert done.code in (1, 130)  # 1 with versions of typer before 0.20
+    assert "Traceback" not in done.err
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_for_real(small: Path, tmp_path: Path) -> None:
+    words = ["generate", "a cat", "--model", str(small), "--steps", "1000", "--count", "16", "--out", "cat.png"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "instantstyle", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(12)
+    assert process.poll() is None, "it was done, or failed, before it could be interrupted"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode in (1, 130)
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_our_own_mistakes_are_sentences_too(draw: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(Engine, "submit", broken)
+    done = draw()
+    assert done.code == 1
+    assert done.err.startswith("error: ZeroDivisionError: division by zero (")
+    monkeypatch.setenv("INSTANTSTYLE_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_doctor_tells_what_a_bug_report_needs(command: Command, small: Path) -> None:
+    import hashlib
+
+    import torch
+
+    report = json.loads(command("doctor", "--model", small, "--json").out)
+    assert report["versions"]["torch"] == torch.__version__
+    assert (report["threads"], report["dtype"]) == (
+        torch.get_num_threads(),
+        "float32" if report["device"] == "cpu" else report["dtype"],
+    )
+    hashes = {file["name"]: file["sha256"] for file in report["model"]["files"]}
+    weights = small / "unet/diffusion_pytorch_model.safetensors"
+    assert hashes["unet/diffusion_pytorch_model.safetensors"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    shown = command("doctor", "--model", small)
+    assert shown.code == 0
+    assert hashes["ip_adapter.safetensors"][:16] in shown.out
+
+
+def test_help_is_light() -> None:
+    """None of what takes long is imported, and it takes under 0.3 s.
+
+    Of the processor, at best of five: when cores are shared the wall clock measures the others.
+    """
+    code = "import sys; sys.argv[1:] = ['--help']; from instantstyle.cli import main"
+    then = "try: main()\nexcept SystemExit: print(sorted(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", f"{code}\n{then}"], capture_output=True, text=True, check=True).stdout
+    assert all(name in shown for name in ("generate", "again", "doctor"))
+    for heavy in ("torch", "diffusers", "transformers", "numpy", "PIL", "pydantic"):
+        assert f"'{heavy}'" not in shown
+    taken: list[float] = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "instantstyle", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) < 0.3
+
+
+def test_invert_draws_a_table_and_a_figure(command: Command, small: Path) -> None:
+    flags = ("--model", small, "--steps", "2,3", "--guidance", "1,2", "--prompt", "a cat", "--json")
+    done = command("invert", "ref.png", "--out", "fig.png", *flags)
+    assert done.code == 0, done
+    said = json.loads(done.out)
+    assert [(row["guidance"], row["steps"]) for row in said["reconstructions"]] == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    assert opened("fig.png").size[0] > 4 * 128
+    refused = command("invert", "ref.png", "--out", "fig.png", "--steps", "2,many")
+    assert refused.code == 2
+    assert "--steps takes numbers from 1 to 1000 with commas between, not '2,many'" in refused.err

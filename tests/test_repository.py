@@ -1,0 +1,76 @@
+"""The house keeps what it says: pages are up to date, imports stay light, pins fit ranges."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from instantstyle.emoji.sources import EMOJIBASE, SETS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def pages(script: Callable[[str], ModuleType]) -> ModuleType:
+    """docs/generate.py as a module."""
+    return script("docs/generate.py")
+
+
+def test_the_tree_in_the_readme_is_the_tree(pages: ModuleType) -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == pages.readme(), "run `make docs`"
+
+
+def test_the_help_page_is_the_help(pages: ModuleType) -> None:
+    assert (ROOT / "docs/help.md").read_text(encoding="utf-8") == pages.help_page(), "run `make docs`"
+
+
+def test_the_tables_of_own_models_are_what_is_tested(pages: ModuleType) -> None:
+    assert (ROOT / "docs/own-models.md").read_text(encoding="utf-8") == pages.own_models(), "run `make docs`"
+
+
+def test_every_link_of_the_pages_leads_somewhere() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"), ROOT / "gpu/QUEUE.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    "module", ["instantstyle", "instantstyle.cli", "instantstyle.request", "instantstyle.families"]
+)
+def test_nothing_heavy_is_imported(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+def test_the_pins_lie_in_the_ranges_and_torch_comes_first() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert next(iter(pins)) == "torch"
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "instantstyle":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)
+
+
+def test_the_version_is_the_changelogs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest
+    assert newest[1] == project["version"]
+
+
+def test_every_emoji_set_is_attributed_as_fetched() -> None:
+    notice = " ".join((ROOT / "NOTICE").read_text(encoding="utf-8").split())
+    for package in (EMOJIBASE, *(drawing_set.package for drawing_set in SETS.values())):
+        assert f"{package.name} {package.version}" in notice
+        assert package.licence.replace("-2.0", " License 2.0").replace("MIT", "MIT License") in notice

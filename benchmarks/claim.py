@@ -49,17 +49,17 @@ from instantstyle.evaluate.classifiers import HELD_OUT
 from instantstyle.evaluate.metrics import Interval, bootstrap
 from instantstyle.evaluate.plots import intervals
 from instantstyle.evaluate.suite import measure
-from instantstyle.evaluate.tasks import STEPS, Question, Way, ask, held_out_cells
+from instantstyle.evaluate.tasks import STEPS, Setting, Task, held_out_tasks, run_tasks
 from instantstyle.loading import load
 from instantstyle.model import Model
-from instantstyle.train.data.feature_cache import fitted
+from instantstyle.train.data.feature_cache import fit_to_square
 from instantstyle.train.emoji.adapter import train_adapter
-from instantstyle.train.emoji.dataset import Corpus, Words, captions
-from instantstyle.train.emoji.image_bank import Bank
-from instantstyle.train.emoji.image_bank import core as drawn_bank
+from instantstyle.train.emoji.dataset import CaptionEmbeddings, TrainingSet, caption_choices
+from instantstyle.train.emoji.image_bank import ImageBank
+from instantstyle.train.emoji.image_bank import core_bank as drawn_bank
 from instantstyle.train.emoji.vae import encode_many
 from instantstyle.train.tracking import with_adapter
-from instantstyle.utils.atomic_files import sweep, whole, write_whole
+from instantstyle.utils.atomic_files import atomic_write, remove_stale_temp_files, write_atomic
 from instantstyle.utils.images import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,7 @@ _PREPARED, _DRAWN = 0.015, 0.35
 
 
 @dataclass(frozen=True)
-class Seeded(Corpus):
+class Seeded(TrainingSet):
     """A corpus whose steps are another run's: rows are what a step draws first, and everything after them differs."""
 
     seed: int = 0
@@ -103,33 +103,40 @@ class Seeded(Corpus):
         return super().rows(count, rng, often)
 
 
-def first_looks(bank: Bank, looks: int) -> Bank:
+def first_looks(bank: ImageBank, looks: int) -> ImageBank:
     """The bank's first so many styles."""
     rows = int(np.searchsorted(bank.style, looks))  # styles stand one after another
     return replace(bank, pictures=bank.pictures[:rows], concept=bank.concept[:rows], style=bank.style[:rows])
 
 
-def corpus(model: Model, folder: Path, looks: int, processes: int = 1) -> Corpus:
+def corpus(model: Model, folder: Path, looks: int, processes: int = 1) -> TrainingSet:
     """The pictures as the shipped model reads them: computed once, kept in the folder."""
     bank = first_looks(drawn_bank(folder / f"bank-{looks}", looks, processes=processes), looks)
-    said = captions(bank, seed=9)
+    said = caption_choices(bank, seed=9)
     texts = ("", *sorted({text for several in said for text in several}))
     number = {text: i for i, text in enumerate(texts)}
-    mark = f"{model.identity[:12]}-{looks}"
+    mark = f"{model.weights_fingerprint[:12]}-{looks}"
 
     def words() -> Tensor:
-        short = [fitted(model, text)[0] for text in texts]
-        parts = [model.say(short[i : i + _PIECE]) for i in range(0, len(short), _PIECE)]
-        return torch.cat([torch.cat([p.context.flatten(1), cast("Tensor", p.pooled)], dim=1).half() for p in parts])
+        short = [fit_to_square(model, text)[0] for text in texts]
+        parts = [model.encode_prompt(short[i : i + _PIECE]) for i in range(0, len(short), _PIECE)]
+        return torch.cat(
+            [
+                torch.cat([p.prompt_embeds.flatten(1), cast("Tensor", p.pooled_prompt_embeds)], dim=1).half()
+                for p in parts
+            ]
+        )
 
     def embeds() -> Tensor:
         shown = [bank.pictures[i : i + _PIECE] for i in range(0, len(bank.pictures), _PIECE)]
-        return torch.cat([model.see([Image.fromarray(np.asarray(x)) for x in each]).float() for each in shown])
+        return torch.cat([model.encode_image([Image.fromarray(np.asarray(x)) for x in each]).float() for each in shown])
 
     packed = _kept(folder / f"words-{mark}.pt", words)
-    width = model.family.unet.pooled_dim or 0
-    read = Words(texts, packed[:, :-width].unflatten(1, (model.family.text_length, -1)), packed[:, -width:].float())
-    return Corpus(
+    width = model.family.unet.pooled_projection_dim or 0
+    read = CaptionEmbeddings(
+        texts, packed[:, :-width].unflatten(1, (model.family.max_text_tokens, -1)), packed[:, -width:].float()
+    )
+    return TrainingSet(
         bank,
         _kept(folder / f"latents-{mark}.pt", lambda: encode_many(model.vae, bank.pictures)),
         read,
@@ -142,14 +149,14 @@ def corpus(model: Model, folder: Path, looks: int, processes: int = 1) -> Corpus
 def _kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
     if not file.exists():
         made = make()
-        with whole(file) as partial_file:
+        with atomic_write(file) as partial_file:
             torch.save(made, partial_file)
     return torch.load(file, weights_only=True, mmap=True)
 
 
-def speed(model: Model, read: Corpus, folder: Path, batch: int) -> Mapping[str, float]:
+def speed(model: Model, read: TrainingSet, folder: Path, batch: int) -> Mapping[str, float]:
     """Rows a second of one core by the blocks that learn: measured once, and kept with the model it was measured of."""
-    file = folder / f"speed-{model.identity[:12]}-{batch}.json"
+    file = folder / f"speed-{model.weights_fingerprint[:12]}-{batch}.json"
     if not file.exists():
         torch.set_num_threads(1)
         found: dict[str, float] = {}
@@ -159,7 +166,7 @@ def speed(model: Model, read: Corpus, folder: Path, batch: int) -> Mapping[str, 
                 plan = model.family.presets[blocks]
                 train_adapter(Path(there), blocks, model.unet, plan, "same", read, steps=12, batch=batch)
                 found[blocks] = 12 * batch / (time.process_time() - began)
-        write_whole(file, json.dumps(found).encode())
+        write_atomic(file, json.dumps(found).encode())
     return json.loads(file.read_text("utf-8"))
 
 
@@ -176,10 +183,10 @@ class Size:
     def file(self, folder: Path, model: Model, run: str) -> Path:
         """Where a run's measures are kept: by all that they depend on."""
         trained = "" if run == "without" else f"-{self.looks}-{self.steps}-{self.batch}"
-        return folder / f"{run}-{model.identity[:12]}{trained}-{self.drawn}-{self.count}.npz"
+        return folder / f"{run}-{model.weights_fingerprint[:12]}{trained}-{self.drawn}-{self.count}.npz"
 
 
-def trial(folder: Path, size: Size, asked: Sequence[Question], run: str) -> str:
+def trial(folder: Path, size: Size, asked: Sequence[Task], run: str) -> str:
     """Train one arm with one seed, draw and measure; kept by its name, and returned when all is there."""
     name, number = run.split("-")
     plans = {name: "style", "loud": "all"} if name == "mute" else {name: "style"}
@@ -192,13 +199,13 @@ def trial(folder: Path, size: Size, asked: Sequence[Question], run: str) -> str:
     seeded = Seeded(read.bank, read.latents, read.words, read.choices, read.embeds, int(number))
     blocks, reference = ARMS[name]
     plan = model.family.presets[blocks]
-    state = f"{run}-{model.identity[:12]}-{size.looks}-{size.steps}-{size.batch}"
+    state = f"{run}-{model.weights_fingerprint[:12]}-{size.looks}-{size.steps}-{size.batch}"
     adapter = train_adapter(
         folder, state, model.unet, plan, reference, seeded, steps=size.steps, batch=size.batch, lr=1e-3
     )
     for each, file in files.items():
         print(f"{each}-{number} draws {size.count} pictures", flush=True)
-        _judge(with_adapter(model, adapter), Way(plan=plans[each]), asked, size.drawn, file)
+        _judge(with_adapter(model, adapter), Setting(plan=plans[each]), asked, size.drawn, file)
     return run
 
 
@@ -250,11 +257,11 @@ def side_by_side(work: Callable[[str], str], runs: Sequence[str], processes: int
         signal.signal(signal.SIGTERM, before)
 
 
-def _judge(model: Model, way: Way, asked: Sequence[Question], steps: int, file: Path) -> None:
+def _judge(model: Model, way: Setting, asked: Sequence[Task], steps: int, file: Path) -> None:
     if file.exists():
         return
-    columns = measure(asked, ask(model, asked, way, steps).pixels)
-    with whole(file) as partial_file, partial_file.open("wb") as out:
+    columns = measure(asked, run_tasks(model, asked, way, steps).pixels)
+    with atomic_write(file) as partial_file, partial_file.open("wb") as out:
         np.savez(out, **cast("Any", compared(columns)))
 
 
@@ -292,11 +299,11 @@ def fitting(
     return max(20, int((minutes - none) / each * 1000))
 
 
-def interval(of: Sequence[Floats], asked: Sequence[Question]) -> Interval:
+def interval(of: Sequence[Floats], asked: Sequence[Task]) -> Interval:
     """The mean over seeds and questions; things, styles and seeds are drawn anew."""
     seeds = len(of)
     clusters: dict[str, Sequence[object]] = {
-        "thing": [q.thing for _ in range(seeds) for q in asked],
+        "thing": [q.target for _ in range(seeds) for q in asked],
         "style": [repr(q.style) for _ in range(seeds) for q in asked],
     }
     if seeds > 1:
@@ -304,18 +311,18 @@ def interval(of: Sequence[Floats], asked: Sequence[Question]) -> Interval:
     return bootstrap(np.concatenate(of), clusters)
 
 
-def means(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Question]) -> Mapping[str, Mapping[str, Interval]]:
+def means(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Task]) -> Mapping[str, Mapping[str, Interval]]:
     """Each arm's measures with their intervals."""
     return {arm: {m: interval([each[m] for each in found], asked) for m in MEASURES} for arm, found in scores.items()}
 
 
-def figure(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Question]) -> Image.Image:
+def figure(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Task]) -> Image.Image:
     """The same as a picture: a small plot a measure, a line an arm."""
     found = means(scores, asked)
     return intervals(list(found), {MEASURES[m]: [each[m] for each in found.values()] for m in MEASURES})
 
 
-def page(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Question], said: Sequence[str]) -> str:
+def page(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Task], said: Sequence[str]) -> str:
     """The tables: each arm with its interval, its seeds one by one, and by how much it is apart from `mute`."""
     heads = ["", *MEASURES.values()]
     rows = [[arm, *map(str, each.values())] for arm, each in means(scores, asked).items()]
@@ -404,8 +411,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(told(_SPEED))
         return
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    asked = held_out_cells(given.count)
+    remove_stale_temp_files(folder)
+    asked = held_out_tasks(given.count)
     model = load("emoji", device="cpu", dtype="float32")
     read = corpus(model, folder, given.looks, given.processes)  # before the others need it
     speeds = speed(model, read, folder, given.batch)
@@ -414,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [f"{arm}-{seed}" for seed in range(given.seeds) for arm in ARMS]
     side_by_side(partial(trial, folder, size, asked), runs, given.processes)
     without = size.file(folder, model, "without")
-    _judge(model, Way("none"), asked, given.drawn, without)
+    _judge(model, Setting("none"), asked, given.drawn, without)
 
     def kept(file: Path) -> Columns:
         with np.load(file) as columns:
@@ -431,9 +438,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"`python benchmarks/claim.py --folder FOLDER --steps {steps} --batch {given.batch} --seeds {given.seeds} "
         f"--looks {given.looks} --count {given.count}` on {date.today()}: {steps} steps of {given.batch} rows, "
         f"{given.looks} looks of at most {_EACH} things, {given.seeds} seeds; {given.count} questions about unseen "
-        f"cells, {given.drawn} steps each. The frozen UNet is the shipped one (`{model.identity[:12]}`); its style "
-        f"blocks are {', '.join(model.family.presets['style'].weights)}. A core trained on this many rows a second "
-        f"by the blocks that learn: {pace}.",
+        f"cells, {given.drawn} steps each. The frozen UNet is the shipped one (`{model.weights_fingerprint[:12]}`); "
+        f"its style blocks are {', '.join(model.family.presets['style'].weights)}. A core trained on this many rows a "
+        f"second by the blocks that learn: {pace}.",
         "",
         "`mute`: all blocks trained, each picture its own reference, all but the style blocks muted afterwards. "
         "`style`: the style blocks alone, the same. `paired`: the style blocks alone, the reference another thing in "
@@ -442,7 +449,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"![each arm's measures with their intervals]({drawing.name})",
     ]
     write_png(figure(scores, asked), drawing)
-    write_whole(given.out, page(scores, asked, said).encode())
+    write_atomic(given.out, page(scores, asked, said).encode())
     print(given.out.read_text("utf-8"))
 
 

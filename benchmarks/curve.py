@@ -3,8 +3,8 @@
     python benchmarks/curve.py [--floors benchmarks/results/curve] [--out benchmarks/results/curve.md]
 
 Each file of the folder is what `python -m instantstyle.evaluate.acceptance --out FOLDER/SAMPLES.md` says of a model,
-its name the samples of the stage `joint` behind it.  Models in a row differ in more than samples (benchmarks/LOG.md says
-in what), so the line is what a day's work bought and no law.
+its name the samples of the stage `joint` behind it.  Models in a row differ in more than samples (benchmarks/LOG.md
+says in what), so the line is what a day's work bought and no law.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 from instantstyle.evaluate.acceptance import JUDGES
 from instantstyle.evaluate.metrics import Interval, wilson
 from instantstyle.evaluate.plots import Line, Panel, Point, curves
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.atomic_files import write_atomic
 from instantstyle.utils.images import write_png
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[int, Rows]:
     models: dict[int, Rows] = {}
     for file in sorted(folder.glob("*.json")):
         rows: Sequence[Mapping[str, Any]] = json.loads(file.read_text("utf-8"))
-        models[int(file.stem)] = {(row["what"], row["judge"]): row for row in rows}
+        models[int(file.stem)] = {(row["what"], row["judge"]): {"value": row.get("figure"), **row} for row in rows}
     if len(models) < 2:
         raise SystemExit(f"error: {folder} holds the floors of {len(models)} models: a curve needs two at least")
     return models
@@ -69,7 +69,7 @@ def table(models: Mapping[int, Rows], speed: float) -> str:
     for what in QUESTIONS:
         for judge in JUDGES:
             rows = [model[what, judge] for model in models.values()]
-            shares = [float(row["figure"]) for row in rows]
+            shares = [float(row["value"]) for row in rows]
             slope, start = doubling(list(models), shares)
             need, last = reached(rows[-1]["floor"], slope, start), max(models)
             when = (
@@ -96,7 +96,7 @@ def figure(models: Mapping[int, Rows]) -> list[Panel]:
         for judge in JUDGES:
             points: list[Point] = []
             for samples, model in models.items():
-                share = float(model[what, judge]["figure"])
+                share = float(model[what, judge]["value"])
                 x = Interval(samples / 1e6, samples / 1e6, samples / 1e6)
                 points.append(Point(x, Interval(share, *wilson(round(share * count), count))))
             lines.append(Line(judge, points))
@@ -116,7 +116,7 @@ def main() -> None:
     given = parser.parse_args()
     models = read(given.floors)
     write_png(curves(figure(models), width=430), given.out.with_suffix(".png"))
-    write_whole(given.out, (table(models, given.speed) + "\n").encode())
+    write_atomic(given.out, (table(models, given.speed) + "\n").encode())
     print(f"{given.out} and its figure")
 
 

@@ -80,7 +80,7 @@ def write(folder: Path, *, small: bool) -> None:
         tokenizer(vocab=vocabulary, merges=merges, model_max_length=77).save_pretrained(folder / f"tokenizer{suffix}")
     scheduler: Any = diffusers.EulerDiscreteScheduler
     scheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(folder / "scheduler")
-    width, embed = config.context_dim, config.pooled_dim or 0
+    width, embed = config.cross_attention_dim, config.pooled_projection_dim or 0
     shapes: dict[str, tuple[int, ...]] = {
         "image_proj.proj.weight": (4 * width, embed),
         "image_proj.proj.bias": (4 * width,),
@@ -89,7 +89,7 @@ def write(folder: Path, *, small: bool) -> None:
     }
     for n, site in enumerate(config.sites):
         if site.kind == "cross":
-            wide = config.channels[site.level(len(config.channels))]
+            wide = config.block_out_channels[site.resolution_level(len(config.block_out_channels))]
             shapes |= {f"ip_adapter.{n}.to_{kind}_ip.weight": (wide, width) for kind in "kv"}
     tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
     for tensor in tensors.values():
@@ -126,18 +126,18 @@ def measure(side: str, folder: Path, latent: int) -> dict[str, float]:
         sys.path[:0] = [str(ROOT / "src")]
         from instantstyle.blocks import BlockPlan
         from instantstyle.loading import load
-        from instantstyle.methods.instantstyle import image_prompt
+        from instantstyle.methods.instantstyle import add_image_prompt
         from instantstyle.networks.attention import plain
 
         model = load(folder, dtype="bfloat16", device="cpu")
         config = model.unet.config
         loaded = time.perf_counter()
-        given = inputs(config.context_dim, config.pooled_dim or 0, latent)
+        given = inputs(config.cross_attention_dim, config.pooled_projection_dim or 0, latent)
 
         def step() -> Tensor:
-            adapter, plan = model.need_adapter(), BlockPlan({"up.0.1": 1.0})
-            image = adapter.read(adapter.tokens(given["image"]), plan, config)
-            attend, text = image_prompt(plain, plan, image, None), model.unet.read(given["context"])
+            adapter, plan = model.get_adapter(), BlockPlan({"up.0.1": 1.0})
+            image = adapter.project_kv(adapter.image_tokens(given["image"]), plan, config)
+            attend, text = add_image_prompt(plain, plan, image, None), model.unet.precompute_kv(given["context"])
             time_now = torch.tensor([500.0])
             return model.unet(given["latents"], time_now, text, given["pooled"], given["sizes"], attend=attend)
     else:

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from instantstyle.emoji.sources import concepts, has
-from instantstyle.emoji.splits import CORE, splits
-from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample
-from instantstyle.evaluate.classifiers import judge, pixels_of, shipped
+from instantstyle.emoji.sources import concepts, in_set
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
+from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample_transform
+from instantstyle.evaluate.classifiers import load_classifier, pixels_of, predict
 from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels
-from instantstyle.evaluate.tasks import BATCH, STEPS, Question, Way, question, request
+from instantstyle.evaluate.tasks import BATCH, STEPS, Setting, Task, make_task, to_request
 from instantstyle.loading import load
 from instantstyle.model import Model
 from instantstyle.sampling import Engine
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.atomic_files import write_atomic
 
 OUT = Path(__file__).resolve().parent / "results/guidance.md"
 SEED = 4242
@@ -35,30 +35,30 @@ HEAD = """# Guidance on trained cells
 """
 
 
-def trained_cells(count: int) -> list[Question]:
+def trained_cells(count: int) -> list[Task]:
     """Questions about (thing, set) cells that were trained on, treatment families in equal numbers."""
     rng, known = np.random.default_rng(SEED), {each.label: each for each in concepts()}
     cells: list[tuple[str, str]] = [
         (thing, name)
-        for thing in CORE
+        for thing in TRAINED_CONCEPTS
         for name in TRAINED_SETS
-        if splits().trains(thing, name) and has(name, known[thing])
+        if splits().trains(thing, name) and in_set(name, known[thing])
     ]
-    asked: list[Question] = []
+    asked: list[Task] = []
     for number, row in enumerate(rng.permutation(len(cells))[:count]):
-        look = sample(rng, [TRAINED_FAMILIES[number % len(TRAINED_FAMILIES)]])
-        asked.append(question(*cells[int(row)], look, rng, SEED + number))
+        look = sample_transform(rng, [TRAINED_FAMILIES[number % len(TRAINED_FAMILIES)]])
+        asked.append(make_task(*cells[int(row)], look, rng, SEED + number))
     return asked
 
 
-def drawn(model: Model, asked: list[Question], guidance: float, rescale: float) -> Pixels:
+def drawn(model: Model, asked: list[Task], guidance: float, rescale: float) -> Pixels:
     """The answers at a guidance and a rescaling, the style speaking at the preset's blocks."""
     images: list[Image.Image] = []
     for first in range(0, len(asked), BATCH):
         engine = Engine(model)
         for each in asked[first : first + BATCH]:
             changed = {"guidance": guidance, "guidance_rescale": rescale}
-            engine.submit(request(each, Way(), model).model_copy(update=changed))
+            engine.submit(to_request(each, Setting(), model).model_copy(update=changed))
         images += [result.images[0] for result in engine.run()]
     return pixels_of(images)
 
@@ -71,19 +71,19 @@ def main() -> None:
     given = parser.parse_args()
     model, asked = load(), trained_cells(given.count)
     truths = np.stack([each.truth for each in asked])
-    things, families = [each.thing for each in asked], [each.style.look.family for each in asked]
+    things, families = [each.target for each in asked], [each.style.transform.kind for each in asked]
     rows = {"real pictures": truths}
     rows |= {f"{scale:g}, rescaled {share:g}": drawn(model, asked, scale, share) for scale, share in TRIED}
     lines = ["| guidance | content right | family right | distance | contrast |", "|---|---|---|---|---|"]
     for name, pixels in rows.items():
-        said = judge(shipped("strokes"), pixels)
-        right = [said.right(what, true).mean() for what, true in (("concept", things), ("family", families))]
+        said = predict(load_classifier("strokes"), pixels)
+        right = [said.correct(what, true).mean() for what, true in (("concept", things), ("family", families))]
         apart = np.abs(pixels.astype(float) - truths).mean()
         contrast = pixels.astype(float).std((1, 2)).mean()
         lines.append(f"| {name} | {right[0]:.2f} | {right[1]:.2f} | {apart:.1f} | {contrast:.1f} |")
-    head = HEAD.format(count=given.count, steps=STEPS, weights=model.identity[:12])
+    head = HEAD.format(count=given.count, steps=STEPS, weights=model.weights_fingerprint[:12])
     print("\n".join(lines))
-    write_whole(given.out, (head + "\n".join(lines) + "\n").encode())
+    write_atomic(given.out, (head + "\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

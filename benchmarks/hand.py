@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from instantstyle.evaluate.acceptance import hands
+from instantstyle.evaluate.acceptance import icon_set_accuracy
 from instantstyle.evaluate.classifiers import pixels_of
 from instantstyle.evaluate.metrics import wilson
-from instantstyle.evaluate.tasks import SEED, STEPS, Way, ask, held_out_cells
+from instantstyle.evaluate.tasks import SEED, STEPS, Setting, held_out_tasks, run_tasks
 from instantstyle.loading import load
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.atomic_files import write_atomic
 
 OUT = Path(__file__).resolve().parent / "results/hand.md"
 WAYS = {
-    "no reference": Way("none"),
-    "set named in words": Way("none", styled_words=True),
-    "style blocks": Way(),
-    "style blocks and words": Way(styled_words=True),
-    "all blocks": Way("ip-adapter"),
+    "no reference": Setting("none"),
+    "set named in words": Setting("none", style_in_prompt=True),
+    "style blocks": Setting(),
+    "style blocks and words": Setting(style_in_prompt=True),
+    "all blocks": Setting("ip-adapter"),
 }
 HEAD = """# By what door does a drawing set's hand reach the built-in model?
 
@@ -41,19 +41,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=192, help="questions a way")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
-    model, asked = load(), held_out_cells(given.count, ("plain",), SEED + 1)
+    model, asked = load(), held_out_tasks(given.count, ("plain",), SEED + 1)
     truths = np.stack([each.truth for each in asked])
-    back = pixels_of([model.decode(model.encode(Image.fromarray(each)))[0] for each in truths])
+    back = pixels_of([model.decode_latents(model.encode_latents(Image.fromarray(each)))[0] for each in truths])
     rows = {"real pictures": truths, "real pictures through the VAE": back}
-    rows |= {name: ask(model, asked, way).pixels for name, way in WAYS.items()}
-    told = {name: hands(asked, drawn) for name, drawn in rows.items()}
+    rows |= {name: run_tasks(model, asked, way).pixels for name, way in WAYS.items()}
+    told = {name: icon_set_accuracy(asked, drawn) for name, drawn in rows.items()}
     lines = [f"| | {' | '.join(told['no reference'])} |", "|---|---|---|---|"]
     for name, by in told.items():
         shares = [(right.mean(), *wilson(int(right.sum()), len(right))) for right in by.values()]
         lines.append(f"| {name} | {' | '.join('{:.2f} ({:.2f} to {:.2f})'.format(*share) for share in shares)} |")
-    head = HEAD.format(count=given.count, steps=STEPS, weights=model.identity[:12])
+    head = HEAD.format(count=given.count, steps=STEPS, weights=model.weights_fingerprint[:12])
     print("\n".join(lines))
-    write_whole(given.out, (head + "\n".join(lines) + "\n").encode())
+    write_atomic(given.out, (head + "\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -19,33 +19,33 @@ from PIL import Image
 from torch import Tensor
 
 from instantstyle.blocks import Site
-from instantstyle.emoji.splits import CORE, splits
-from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample
-from instantstyle.evaluate.block_probe import named
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
+from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample_transform
+from instantstyle.evaluate.block_probe import clip_labels
 from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels
-from instantstyle.evaluate.metrics import grounds_follow
-from instantstyle.evaluate.tasks import Question, Way, ask, question
+from instantstyle.evaluate.metrics import background_correlation
+from instantstyle.evaluate.tasks import Setting, Task, make_task, run_tasks
 from instantstyle.loading import load
-from instantstyle.methods.ddim_inversion import Level, kind_of, read, split
-from instantstyle.methods.shared_attention import late
+from instantstyle.methods.ddim_inversion import NoiseLevel, encode_captions, predict_x0_eps, prediction_type
+from instantstyle.methods.shared_attention import late_up_blocks
 from instantstyle.model import Model
-from instantstyle.networks.attention import Attend, Heads, TextKeysValues, plain
-from instantstyle.sampling.schedulers import scheduler
+from instantstyle.networks.attention import Attend, CrossAttentionKV, HeadsTensor, plain
+from instantstyle.sampling.schedulers import make_scheduler
 
 TIMES = (999, 900, 700, 400)
 """Times of the single predictions, in training steps."""
 Where = Callable[[Site], bool]
-Answer = Callable[[Heads, Heads, Heads], Tensor]
-WAYS: Sequence[tuple[str, Way]] = (
-    ("no reference", Way("none")),
-    ("instantstyle", Way()),
-    ("style-aligned", Way("style-aligned")),
-    ("style-aligned, weight 4", Way("style-aligned", strength=4.0)),
-    ("swapped", Way("swapped")),
-    ("swapped, calibrate", Way("swapped", options={"calibrate": True})),
-    ("stylekeeper", Way("stylekeeper")),
-    ("stylestudio", Way("stylestudio")),
-    ("stylestudio, weight 0.5", Way("stylestudio", strength=0.5)),
+Answer = Callable[[HeadsTensor, HeadsTensor, HeadsTensor], Tensor]
+WAYS: Sequence[tuple[str, Setting]] = (
+    ("no reference", Setting("none")),
+    ("instantstyle", Setting()),
+    ("style-aligned", Setting("style-aligned")),
+    ("style-aligned, weight 4", Setting("style-aligned", strength=4.0)),
+    ("swapped", Setting("swapped")),
+    ("swapped, calibrate", Setting("swapped", options={"calibrate": True})),
+    ("stylekeeper", Setting("stylekeeper")),
+    ("stylestudio", Setting("stylestudio")),
+    ("stylestudio, weight 0.5", Setting("stylestudio", strength=0.5)),
 )
 
 
@@ -76,61 +76,63 @@ class Reach:
     """How much of the way to the picture that is expected of the reference it goes: 1 would be all of it."""
 
 
-def trained(count: int, seed: int = 5) -> list[Question]:
+def trained(count: int, seed: int = 5) -> list[Task]:
     """Questions about trained cells, their looks' families in equal numbers."""
-    rng, asked = np.random.default_rng(seed), list[Question]()
+    rng, asked = np.random.default_rng(seed), list[Task]()
     while len(asked) < count:
-        thing, drawer = str(rng.choice(CORE)), str(rng.choice(list(TRAINED_SETS)))
+        thing, drawer = str(rng.choice(TRAINED_CONCEPTS)), str(rng.choice(list(TRAINED_SETS)))
         if splits().trains(thing, drawer):
             family = TRAINED_FAMILIES[len(asked) % len(TRAINED_FAMILIES)]
-            asked.append(question(thing, drawer, sample(rng, [family]), rng, 3000 + len(asked)))
+            asked.append(make_task(thing, drawer, sample_transform(rng, [family]), rng, 3000 + len(asked)))
     return asked
 
 
 @torch.no_grad()
-def reaches(model: Model, asked: Sequence[Question]) -> dict[str, list[Reach]]:
+def reaches(model: Model, asked: Sequence[Task]) -> dict[str, list[Reach]]:
     """By what is changed, its reach at each of `TIMES`; rows are pictures and then references of other looks."""
-    n, kept = len(asked), scheduler(model, None).alphas_cumprod
+    n, kept = len(asked), make_scheduler(model, None).alphas_cumprod
     own, shown = (
-        torch.cat([model.encode(Image.fromarray(each).resize(model.family.size)) for each in pictures])
+        torch.cat([model.encode_latents(Image.fromarray(each).resize(model.family.size)) for each in pictures])
         for pictures in ([q.truth for q in asked], [asked[i - 1].reference for i in range(len(asked))])
     )
-    texts = read(model, [q.words for q in asked] + [""] * n)
-    silent = read(model, [""] * 2 * n)
-    said, unsaid = model.unet.read(texts.context), model.unet.read(silent.context)
+    texts = encode_captions(model, [q.words for q in asked] + [""] * n)
+    silent = encode_captions(model, [""] * 2 * n)
+    said, unsaid = model.unet.precompute_kv(texts.prompt_embeds), model.unet.precompute_kv(silent.prompt_embeds)
     width, height = model.family.size
     sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).expand(2 * n, 6)
     there = torch.arange(2 * n)
     there[:n] += n
 
     def where(place: Where, answer: Answer) -> Attend:
-        def attend(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
+        def attend(
+            site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        ) -> HeadsTensor:
             if site.kind == "self" and place(site):
                 return answer(q, k, v)
             return plain(site, q, k, v, bias=bias)
 
         return attend
 
-    def swap(q: Heads, k: Heads, v: Heads) -> Tensor:
+    def swap(q: HeadsTensor, k: HeadsTensor, v: HeadsTensor) -> Tensor:
         return plain(SOME, q, k[there], v[there])
 
-    def take(q: Heads, k: Heads, v: Heads) -> Tensor:
+    def take(q: HeadsTensor, k: HeadsTensor, v: HeadsTensor) -> Tensor:
         return plain(SOME, q, k, v)[there]
 
-    def mute(q: Heads, k: Heads, v: Heads) -> Tensor:
+    def mute(q: HeadsTensor, k: HeadsTensor, v: HeadsTensor) -> Tensor:
         return torch.zeros_like(q)
 
-    blocks = {term.split("=")[0] for term in late(model.family.unet).split(",")}
+    blocks = {term.split("=")[0] for term in late_up_blocks(model.family.unet).split(",")}
 
     def upper(site: Site) -> bool:
         return site.module.rsplit(".", 1)[0] in blocks
 
     style = model.family.presets["style"]
 
-    def blank(at_style: bool) -> TextKeysValues:
-        return {site: (unsaid if bool(style.at(site)) == at_style else said)[site] for site in said}
+    def blank(at_style: bool) -> CrossAttentionKV:
+        return {site: (unsaid if bool(style.scale(site)) == at_style else said)[site] for site in said}
 
-    changes: dict[str, tuple[TextKeysValues, Attend]] = {
+    changes: dict[str, tuple[CrossAttentionKV, Attend]] = {
         "keys and values of late self-attention from the reference (swapped)": (said, where(upper, swap)),
         "the same in every self-attention": (said, where(_always, swap)),
         "the whole answer of every self-attention from the reference": (said, where(_always, take)),
@@ -140,13 +142,18 @@ def reaches(model: Model, asked: Sequence[Question]) -> dict[str, list[Reach]]:
     }
     out: dict[str, list[Reach]] = {name: [] for name in changes}
     for time in TIMES:
-        level = Level(time, float(kept[time]) ** 0.5, (1 - float(kept[time])) ** 0.5)
+        level = NoiseLevel(time, float(kept[time]) ** 0.5, (1 - float(kept[time])) ** 0.5)
         noise = torch.randn(2 * n, *own.shape[1:], generator=torch.Generator().manual_seed(time))
-        x = level.signal * torch.cat([own, shown]) + level.noise * noise
+        x = level.alpha * torch.cat([own, shown]) + level.sigma * noise
 
-        def expected(text: TextKeysValues, attend: Attend, x: Tensor = x, level: Level = level) -> Tensor:
-            when = torch.full((2 * n,), float(level.time))
-            return split(model.unet(x, when, text, texts.pooled, sizes, attend=attend), x, level, kind_of(model))[0]
+        def expected(text: CrossAttentionKV, attend: Attend, x: Tensor = x, level: NoiseLevel = level) -> Tensor:
+            when = torch.full((2 * n,), float(level.timestep))
+            return predict_x0_eps(
+                model.unet(x, when, text, texts.pooled_prompt_embeds, sizes, attend=attend),
+                x,
+                level,
+                prediction_type(model),
+            )[0]
 
         bare = expected(said, plain)
         apart = bare[n:] - bare[:n]
@@ -166,12 +173,12 @@ def _always(site: Site) -> bool:
     return True
 
 
-def row(name: str, model: Model, asked: Sequence[Question], drawn: Pixels, bare: Pixels) -> str:
+def row(name: str, model: Model, asked: Sequence[Task], drawn: Pixels, bare: Pixels) -> str:
     """A method's line of the table."""
     references = np.stack([q.reference for q in asked])
-    lightness, colour = grounds_follow(drawn, references)
+    lightness, colour = background_correlation(drawn, references)
     right = np.mean(
-        [a == q.thing for a, q in zip(named(model, [Image.fromarray(p) for p in drawn]), asked, strict=True)]
+        [a == q.target for a, q in zip(clip_labels(model, [Image.fromarray(p) for p in drawn]), asked, strict=True)]
     )
     levels = np.abs(drawn.astype(int) - bare).mean()
     return f"| {name} | {levels:.1f} | {lightness:.2f} | {colour:.2f} | {right:.0%} |"
@@ -187,7 +194,7 @@ def main() -> None:
     given = parser.parse_args()
     model, asked = load(given.model), trained(given.count)
     command = f"    python benchmarks/reach.py --count {given.count} --steps {given.steps}"
-    lines = [HEAD.format(command=command, weights=model.identity[:12], count=given.count)]
+    lines = [HEAD.format(command=command, weights=model.weights_fingerprint[:12], count=given.count)]
     lines += ["| changed | " + " | ".join(f"time {time}" for time in TIMES) + " |", "|---" * (1 + len(TIMES)) + "|"]
     for name, found in reaches(model, asked[:8]).items():
         lines.append(f"| {name} | " + " | ".join(f"{each.change:.3f}, {each.towards:+.3f}" for each in found) + " |")
@@ -195,7 +202,7 @@ def main() -> None:
     bare: Pixels | None = None
     for name, way in WAYS:
         print(f"drawing {name}", file=sys.stderr)
-        drawn = ask(model, asked, way, given.steps).pixels
+        drawn = run_tasks(model, asked, way, given.steps).pixels
         bare = drawn if bare is None else bare
         lines.append(row(name, model, asked, drawn, bare))
     given.out.parent.mkdir(parents=True, exist_ok=True)

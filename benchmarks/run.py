@@ -100,7 +100,7 @@ def style_scale() -> dict[str, dict[str, list[float]]]:
         if site.stage != "mid":
             block = scale[site.stage].setdefault(f"block_{site.block}", [])
             if len(block) == site.attention:
-                block.append(EMOJI.presets["style"].at(site))
+                block.append(EMOJI.presets["style"].scale(site))
     return {stage: blocks for stage, blocks in scale.items() if blocks}
 
 

@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import IO, Literal
 
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.atomic_files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT_IN = ROOT / "src/instantstyle/assets/emoji"
@@ -77,7 +77,7 @@ def fitting(folder: Path, minutes: float) -> int:
         argv = command(pictures(folder / "pictures"), folder / "pace.safetensors", 40)
         said = subprocess.run(argv, check=True, capture_output=True, text=True).stderr
         pace = float(re.findall(r"([\d.]+) samples/s", said)[-1]) / BATCH  # starting is not in it
-        write_whole(kept, str(max(40, int(minutes * 30 * pace))).encode())
+        write_atomic(kept, str(max(40, int(minutes * 30 * pace))).encode())
     return int(kept.read_text())
 
 
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with run.losses.open(newline="") as log:
         same = same and [int(row["step"]) for row in csv.DictReader(log)] == list(range(1, steps + 1))
     minutes = (time.monotonic() - began) / 60
-    write_whole(given.out, page(done, steps, given.kills, minutes, same, told).encode())
+    write_atomic(given.out, page(done, steps, given.kills, minutes, same, told).encode())
     print(f"{steps} steps, {len(done)} kills, {minutes:.1f} minutes: {'the same' if same else 'DIFFERENT'}")
     short = len(done) < given.kills or any(sum(k.kind == kind for k in done) < given.kills // 3 for kind in KINDS)
     sys.exit(not same or short)

@@ -39,34 +39,34 @@ def ours(blocks: str, batch: int) -> Callable[[int], float]:
     import torch
 
     from instantstyle.loading import load
-    from instantstyle.train.adapter import Trained
-    from instantstyle.train.data.dataset import Features, Order, Rows
-    from instantstyle.train.objective import Lesson, Teaching
-    from instantstyle.train.trainer import Part
+    from instantstyle.train.adapter import TrainableAdapter
+    from instantstyle.train.data.dataset import Batch, BatchSampler
+    from instantstyle.train.objective import AdapterLoss, LossConfig
+    from instantstyle.train.trainer import MicroBatch
 
     model = load(BUILT_IN, device="cpu", dtype="float32")
     config, side = model.family.unet, float(model.family.size[0])
-    said = model.say(["a cat"] * batch)
-    rows = Rows(
+    said = model.encode_prompt(["a cat"] * batch)
+    rows = Batch(
         torch.randn(batch, config.in_channels, 8, 8),
-        torch.randn(batch, config.pooled_dim or 0),
+        torch.randn(batch, config.pooled_projection_dim or 0),
         torch.tensor([[side, side, 0, 0, side, side]]).repeat(batch, 1),
-        said.context,
-        said.pooled,
+        said.prompt_embeds,
+        said.pooled_prompt_embeds,
         ("a cat",) * batch,
     )
 
     class AtHand:
-        def read(self, *_: object) -> Rows:
+        def read(self, *_: object) -> Batch:
             return rows
 
-    net = Trained(model.unet, model.family.presets[blocks])
-    order = Order([(64, 64)] * batch, np.zeros(batch, np.int64), "same", batch, 0)
-    lesson = Lesson(model, net, cast("Features", AtHand()), order, Teaching())
+    net = TrainableAdapter(model.unet, model.family.presets[blocks])
+    order = BatchSampler([(64, 64)] * batch, np.zeros(batch, np.int64), "same", batch, 0)
+    lesson = AdapterLoss(model, net, cast("Any", AtHand()), order, LossConfig())
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-2)
 
     def step(number: int) -> float:
-        loss = lesson(net, Part(number, 0, batch, batch))
+        loss = lesson(net, MicroBatch(number, 0, batch, batch))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -174,17 +174,17 @@ def counted(blocks: str) -> tuple[float, float, float]:
 
     from instantstyle.families import SDXL
     from instantstyle.networks.unet import UNet
-    from instantstyle.train.adapter import Trained
+    from instantstyle.train.adapter import TrainableAdapter
 
     config = SDXL.unet
     with torch.device("meta"), FlopCounterMode(display=False) as flops:
         unet = UNet(config).to(torch.bfloat16).requires_grad_(False)
-        net = Trained(unet, SDXL.presets[blocks]).to("meta")
-        first, rest = unet.upto(net.first)
+        net = TrainableAdapter(unet, SDXL.presets[blocks]).to("meta")
+        first, rest = unet.split_at(net.first_module)
         kind: dict[str, Any] = {"dtype": torch.bfloat16}
         x = torch.randn(1, 4, 128, 128)
         with torch.no_grad():
-            text = unet.read(torch.randn(1, 77, 2048, **kind))
+            text = unet.precompute_kv(torch.randn(1, 77, 2048, **kind))
             state = first(x.to(**kind), torch.rand(1), text, torch.randn(1, 1280, **kind), torch.randn(1, 6))
         net = net.to(torch.bfloat16)
         with Saved([*unet.parameters(), *net.parameters()], _no_matrix) as saved:
@@ -266,10 +266,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.worker:
         print(json.dumps(worker(given.worker, given.steps, given.batch)))
         return
-    from instantstyle.utils.atomic_files import write_whole
+    from instantstyle.utils.atomic_files import write_atomic
 
     said = page(given)
-    write_whole(given.out, said.encode())
+    write_atomic(given.out, said.encode())
     print(said)
 
 

@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw
 
 import instantstyle as ist
 from instantstyle.emoji.procedural import blueprint, brush, mosaic, thing
-from instantstyle.emoji.style_transforms import Treatment, apply
-from instantstyle.utils import images as pictures
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.emoji.style_transforms import StyleTransform, apply_transform
+from instantstyle.utils import images
+from instantstyle.utils.atomic_files import write_atomic
 
 DOCS = Path(__file__).resolve().parent
 PROMPTS = ("a cat", "a house")
@@ -76,8 +76,8 @@ def transparent() -> Image.Image:
 
 def watercolour() -> Image.Image:
     """A boat painted wet."""
-    look = Treatment("watercolour", (250, 246, 238), (20, 20, 20), (20, 20, 20), 0.5, 5)
-    return Image.fromarray(apply(look, thing("sailboat")))
+    look = StyleTransform("watercolour", (250, 246, 238), (20, 20, 20), (20, 20, 20), 0.5, 5)
+    return Image.fromarray(apply_transform(look, thing("sailboat")))
 
 
 def banner() -> Image.Image:
@@ -167,7 +167,7 @@ def grid(sheet: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
     for start in range(0, len(names), ACROSS):
         part = names[start : start + ACROSS]
         rows = [[sheet[name][i] for name in part] for i in range(1 + len(PROMPTS))]
-        bands.append(pictures.grid(rows, rows=["reference", *PROMPTS], columns=part, cell=96))
+        bands.append(images.image_grid(rows, rows=["reference", *PROMPTS], columns=part, cell=96))
     whole = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), "white")
     at = 0
     for band in bands:
@@ -190,8 +190,8 @@ def page(sheet: Mapping[str, Sequence[Image.Image]], model: ist.Model) -> str:
     heads = " | ".join(f"ground, {prompt}" for prompt in PROMPTS)
     return f"""# Foreign references
 
-Written by `python docs/foreign.py` (or `make foreign`); do not edit.  Model {model.found.spec}, weights
-{model.identity[:12]}, {STEPS} steps, seed {SEED}, plan `style`, nothing subtracted.
+Written by `python docs/foreign.py` (or `make foreign`); do not edit.  Model {model.source.spec}, weights
+{model.weights_fingerprint[:12]}, {STEPS} steps, seed {SEED}, plan `style`, nothing subtracted.
 
 ![Twenty references unlike the training data, and what two prompts become with each](foreign.png)
 
@@ -211,9 +211,9 @@ def main() -> None:
     """Write the sheet and its page."""
     model = ist.load()
     sheet = draw(model, list(REFERENCES))
-    pictures.write_png(grid(sheet), DOCS / "foreign.png")
+    images.write_png(grid(sheet), DOCS / "foreign.png")
     print(DOCS / "foreign.png")
-    print(write_whole(DOCS / "foreign.md", page(sheet, model).encode()))
+    print(write_atomic(DOCS / "foreign.md", page(sheet, model).encode()))
 
 
 if __name__ == "__main__":

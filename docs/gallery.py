@@ -19,9 +19,9 @@ import instantstyle as ist
 from instantstyle.emoji.procedural import on_white, thing
 from instantstyle.families import EMOJI
 from instantstyle.methods.content_subtraction import nearest_text
-from instantstyle.request.style_card import known_cards
-from instantstyle.utils import images as pictures
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.request.style_card import list_style_cards
+from instantstyle.utils import images
+from instantstyle.utils.atomic_files import write_atomic
 
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "gallery"
@@ -75,7 +75,7 @@ def _picture(name: str) -> ist.StyleReference:
 
 def cards_section(model: ist.Model) -> Section:
     """Prompts by the cards that come with the package."""
-    names = list(known_cards(own=False))
+    names = list(list_style_cards(own=False))
     things = ("cat", "house", "rocket", "guitar", "umbrella")
     cells = [[_ask(each), *(_ask(each, [ist.StyleReference(name)]) for name in names)] for each in things]
     top = [None, *(ist.StyleReference(name).image.open() for name in names)]
@@ -162,7 +162,7 @@ def drawn(model: ist.Model, section: Section) -> list[list[Image.Image]]:
 def recognised(model: ist.Model, section: Section, rows: Sequence[Sequence[Image.Image]]) -> str:
     """How many pictures of each column show what was asked for, by the model's own CLIP."""
     flat = [picture for row in rows for picture in row]
-    seen = model.see(flat)
+    seen = model.encode_image(flat)
     words = [model.vocabulary[i] for i in nearest_text(seen, model.vocabulary_embeds(seen.shape[-1]))]
     right = [word == cell.thing for word, cell in zip(words, (c for row in section.cells for c in row), strict=True)]
     across = len(section.columns)
@@ -177,7 +177,7 @@ def _sheet(section: Section, rows: Sequence[Sequence[Image.Image]]) -> Image.Ima
     if section.aside:
         shown = [[a, *row] for a, row in zip(section.aside, rows, strict=True)]
         columns = ["drawing", *columns]
-    return pictures.grid(shown, rows=section.rows, columns=columns, cell=80)
+    return images.image_grid(shown, rows=section.rows, columns=columns, cell=80)
 
 
 def main() -> None:
@@ -187,15 +187,16 @@ def main() -> None:
     seen: dict[str, str] = json.loads(SEEN.read_text(encoding="utf-8")) if SEEN.exists() else {}
     parts = [
         "# Gallery\n\nWritten by `python docs/gallery.py` (or `make gallery`); do not edit.  What is said to be seen "
-        f"comes from docs/seen.json.\n\nModel {model.found.spec}, weights {model.identity[:12]}, {STEPS} steps, seed "
-        f"{SEED}, guidance {EMOJI.guidance:g}.  Nothing was picked: one seed for all, fixed beforehand.\n"
+        f"comes from docs/seen.json.\n\nModel {model.source.spec}, weights "
+        f"{model.weights_fingerprint[:12]}, {STEPS} steps, seed {SEED}, guidance {EMOJI.guidance:g}.  "
+        "Nothing was picked: one seed for all, fixed beforehand.\n"
     ]
     for make in SECTIONS:
         section = make(model)
         if section is None:
             continue
         rows = drawn(model, section)
-        pictures.write_png(_sheet(section, rows), FOLDER / f"{section.name}.png")
+        images.write_png(_sheet(section, rows), FOLDER / f"{section.name}.png")
         lines = [f"## {section.title}", section.said, f"![{section.title}](gallery/{section.name}.png)"]
         lines += [recognised(model, section, rows), *filter(None, [seen.get(section.name)])]
         parts.append("\n\n".join(lines) + "\n")
@@ -204,7 +205,7 @@ def main() -> None:
         parts.append(
             "## Foreign references\n\nPhotographs, a painting, a screenshot, nothing: [foreign.md](foreign.md).\n"
         )
-    print(write_whole(DOCS / "gallery.md", "\n".join(parts).encode()))
+    print(write_atomic(DOCS / "gallery.md", "\n".join(parts).encode()))
 
 
 if __name__ == "__main__":

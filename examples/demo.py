@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import instantstyle as ist
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 
 HERE = Path(__file__).parent
 PROMPTS = ("a cat", "a house", "a rocket", "a guitar", "a rose", "an umbrella")
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     for path in paths:
         print(f"opened {path}")
         references.append(ist.StyleReference(path, content=path.stem.split("-")[0]))
-    rows = [[None, *(pictures.read(path) for path in paths)]]
+    rows = [[None, *(images.load_image(path) for path in paths)]]
     for prompt in PROMPTS:
         for reference in references:
             given = [reference] if reference else []
@@ -24,6 +24,6 @@ if __name__ == "__main__":
         rows.append([result.images[0] for result in engine.run()])  # a whole row in one batch
         print(f"drew {prompt}")
     OUT.parent.mkdir(exist_ok=True)
-    grid = pictures.grid(rows, rows=["", *PROMPTS], columns=["no reference", *(path.stem for path in paths)])
-    pictures.write_png(grid, OUT)
+    grid = images.image_grid(rows, rows=["", *PROMPTS], columns=["no reference", *(path.stem for path in paths)])
+    images.write_png(grid, OUT)
     print(OUT.resolve())

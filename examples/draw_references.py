@@ -10,7 +10,7 @@ from PIL import Image
 from instantstyle.emoji.rasterize import render
 from instantstyle.emoji.sources import concepts
 from instantstyle.emoji.splits import splits
-from instantstyle.emoji.style_transforms import Treatment, apply
+from instantstyle.emoji.style_transforms import StyleTransform, apply_transform
 
 FOLDER = Path(__file__).parent / "references"
 
@@ -18,13 +18,13 @@ BLACK, WHITE, NIGHT, MOSS, SAND = (10, 4, 16), (255, 255, 255), (16, 22, 70), (1
 PINK, RUST, SKY, PLUM, MINT = (255, 70, 190), (150, 60, 30), (150, 205, 255), (80, 20, 70), (190, 245, 210)
 
 REFERENCES = {
-    "dog-neon": ("dog", "emojione-line", Treatment("neon", BLACK, PINK, PINK, 0.5, 1)),
-    "whale-plain": ("whale", "twemoji", Treatment("plain", WHITE, BLACK, BLACK, 0.5, 1)),
-    "mushroom-glossy": ("mushroom", "fluent-3d", Treatment("plain", SKY, BLACK, WHITE, 0.5, 1)),
-    "castle-hatching": ("castle", "fluent", Treatment("hatching", SAND, RUST, RUST, 0.3, 1)),
-    "leaf-duotone": ("maple leaf", "emojione", Treatment("duotone", MINT, PLUM, PLUM, 0.5, 1)),
-    "fire-pixel": ("fire", "fluent-flat", Treatment("pixel", NIGHT, WHITE, WHITE, 0.5, 1)),
-    "turtle-chalk": ("turtle", "noto-v1", Treatment("chalk", MOSS, WHITE, WHITE, 0.5, 1)),
+    "dog-neon": ("dog", "emojione-line", StyleTransform("neon", BLACK, PINK, PINK, 0.5, 1)),
+    "whale-plain": ("whale", "twemoji", StyleTransform("plain", WHITE, BLACK, BLACK, 0.5, 1)),
+    "mushroom-glossy": ("mushroom", "fluent-3d", StyleTransform("plain", SKY, BLACK, WHITE, 0.5, 1)),
+    "castle-hatching": ("castle", "fluent", StyleTransform("hatching", SAND, RUST, RUST, 0.3, 1)),
+    "leaf-duotone": ("maple leaf", "emojione", StyleTransform("duotone", MINT, PLUM, PLUM, 0.5, 1)),
+    "fire-pixel": ("fire", "fluent-flat", StyleTransform("pixel", NIGHT, WHITE, WHITE, 0.5, 1)),
+    "turtle-chalk": ("turtle", "noto-v1", StyleTransform("chalk", MOSS, WHITE, WHITE, 0.5, 1)),
 }
 """File name (the part before the dash is what it shows): concept, drawing set, look."""
 
@@ -34,5 +34,5 @@ if __name__ == "__main__":
     for name, (label, drawing_set, look) in REFERENCES.items():
         assert not splits().trains(label, drawing_set), f"{label} of {drawing_set} was trained on"
         path = FOLDER / f"{name}.png"
-        Image.fromarray(apply(look, render(drawing_set, known[label]))).save(path, optimize=True)
+        Image.fromarray(apply_transform(look, render(drawing_set, known[label]))).save(path, optimize=True)
         print(path)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import instantstyle as ist
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 
 HERE = Path(__file__).parent / "references"
 WEIGHTS = (0.0, 0.3, 0.6, 1.0)
@@ -19,4 +19,4 @@ if __name__ == "__main__":
     ]
     row = [ist.generate(model, request).images[0] for request in requests]
     Path("out").mkdir(exist_ok=True)
-    print(pictures.write_png(pictures.grid([row], columns=[f"{weight:g}" for weight in WEIGHTS]), "out/follow.png"))
+    print(images.write_png(images.image_grid([row], columns=[f"{weight:g}" for weight in WEIGHTS]), "out/follow.png"))

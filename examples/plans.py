@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import instantstyle as ist
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 
 PLANS = ("style", "layout", "style+layout", "all", "precise")
 
@@ -13,4 +13,4 @@ if __name__ == "__main__":
     requests = [ist.Request("a house", references=[reference], plan=plan, seed=7) for plan in PLANS]
     row = [ist.generate(model, request).images[0] for request in requests]
     Path("out").mkdir(exist_ok=True)
-    print(pictures.write_png(pictures.grid([row], columns=PLANS), "out/plans.png"))
+    print(images.write_png(images.image_grid([row], columns=PLANS), "out/plans.png"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_plan
+from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_block_plan
 from instantstyle.errors import InputError, PlanError
 from instantstyle.families import EMOJI, FAMILIES, SD15, SDXL, Family
 from instantstyle.request import Request
@@ -18,12 +18,12 @@ def cross(family: Family) -> list[Site]:
 
 
 def read(plan: Any, family: Family = SDXL) -> BlockPlan:
-    return parse_plan(plan, family.unet, family.presets)
+    return parse_block_plan(plan, family.unet, family.presets)
 
 
 def loud(plan: BlockPlan, family: Family = SDXL) -> dict[str, float]:
     """Where a plan speaks, module by module, and how loudly."""
-    return {site.module: plan.at(site) for site in cross(family) if plan.at(site)}
+    return {site.module: plan.scale(site) for site in cross(family) if plan.scale(site)}
 
 
 SDXL_ALL = [
@@ -76,25 +76,27 @@ def test_the_longest_prefix_wins_in_whatever_order() -> None:
 
 def test_a_prefix_ends_at_a_dot() -> None:
     """`up.1` is not the beginning of `up.10`."""
-    wide = UNetConfig(channels=(32,) * 12, depths=(1,) * 12, heads=(1,) * 12)
-    plan = parse_plan("up.1=1", wide, {})
-    assert {site.block for site in wide.sites if plan.at(site)} == {1}
+    wide = UNetConfig(
+        block_out_channels=(32,) * 12, transformer_layers_per_block=(1,) * 12, num_attention_heads=(1,) * 12
+    )
+    plan = parse_block_plan("up.1=1", wide, {})
+    assert {site.block for site in wide.sites if plan.scale(site)} == {1}
 
 
 def test_precise_is_kept_when_presets_are_joined() -> None:
     plan = read("precise+all")
     assert loud(plan) == dict.fromkeys(SDXL_ALL, 1.0)
-    assert {site.module for site in cross(SDXL) if plan.against(site)} == {"down.2.1"}
+    assert {site.module for site in cross(SDXL) if plan.negative_scale(site)} == {"down.2.1"}
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_every_cross_site_counts(family: Family) -> None:
     """Modules share the sites out among them: a plan that names one speaks at its own, and all at every one."""
     heard = Counter(
-        site for module in family.unet.modules for site in cross(family) if read(f"{module}=1", family).at(site)
+        site for module in family.unet.modules for site in cross(family) if read(f"{module}=1", family).scale(site)
     )
     assert heard == Counter(cross(family))
-    assert all(read("all", family).at(site) == 1 for site in cross(family))
+    assert all(read("all", family).scale(site) == 1 for site in cross(family))
     by_number = {number: loud(read(f"{number}:1", family), family) for number in range(len(family.unet.modules))}
     assert [set(speaks) for speaks in by_number.values()] == [{module} for module in family.unet.modules]
 

@@ -14,34 +14,34 @@ from safetensors.numpy import save
 
 import tiny_models
 from instantstyle.errors import InputError, PictureError, WeightsError
-from instantstyle.request import Memory, Request, StyleReference, recall
+from instantstyle.request import GenerationMetadata, Request, StyleReference, recall
 from instantstyle.request.style_card import (
     MAX_BYTES,
     SHIPPED,
     SUFFIX,
-    Numbers,
-    Sight,
+    EncoderEmbeddings,
+    FloatArray,
     StyleCard,
-    numbers,
-    probe_picture,
+    encoder_fingerprint_image,
+    float_array,
     read_card,
 )
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 
 
 def card(name: str = "ink", **fields: Any) -> StyleCard:
     """A card without a model."""
     rng = np.random.default_rng(3)
-    sights = [Sight("an encoder", numbers(rng.normal(size=5)), numbers(rng.normal(size=(2, 5))))]
-    small = [pictures.png(tiny_models.picture(seed)) for seed in (1, 2)]
+    sights = [EncoderEmbeddings("an encoder", float_array(rng.normal(size=5)), float_array(rng.normal(size=(2, 5))))]
+    small = [images.encode_png(tiny_models.picture(seed)) for seed in (1, 2)]
     given: dict[str, Any] = {"name": name, "sights": sights, "thumbnails": small, "licence": "CC0-1.0", **fields}
     return StyleCard(**given)
 
 
 @pytest.mark.parametrize("content", [None, "dog", ("dog", "a red house"), ()])
 def test_a_card_survives_its_file(content: Any, tmp_path: Path) -> None:
-    hidden = numbers(np.arange(12).reshape(2, 3, 2))
-    plus = Sight("another", numbers([1.0, 2.0]), numbers(np.ones((2, 2))), hidden)
+    hidden = float_array(np.arange(12).reshape(2, 3, 2))
+    plus = EncoderEmbeddings("another", float_array([1.0, 2.0]), float_array(np.ones((2, 2))), hidden)
     made = card(content=content, plan="up.0.1=1.2", credit="naïve ink 墨", sights=[*card().sights, plus])
     path = made.save(tmp_path / f"ink{SUFFIX}")
     assert read_card(path) == made
@@ -53,7 +53,7 @@ def test_a_card_survives_json_and_png(tmp_path: Path) -> None:
     again = Request.from_json(asked.to_json())
     assert again == asked
     assert isinstance(again.references[0].image, StyleCard)
-    pictures.write_png(tiny_models.picture(), tmp_path / "a.png", Memory(asked).to_json())
+    images.write_png(tiny_models.picture(), tmp_path / "a.png", GenerationMetadata(asked).to_json())
     assert recall(tmp_path / "a.png").request == asked
 
 
@@ -89,10 +89,10 @@ def test_a_name_that_is_neither_picture_nor_card_is_told_with_the_nearest() -> N
 
 def test_a_card_says_its_content_unless_the_reference_does() -> None:
     own = card(content="dog", plan="layout")
-    assert StyleReference(own).contents == ("dog",)
-    assert StyleReference(own, content="cat").contents == ("cat",)
-    assert StyleReference(own, content="").contents == ()
-    assert (StyleReference(own).own_plan, StyleReference(own, plan="all").own_plan) == ("layout", "all")
+    assert StyleReference(own).content_phrases == ("dog",)
+    assert StyleReference(own, content="cat").content_phrases == ("cat",)
+    assert StyleReference(own, content="").content_phrases == ()
+    assert (StyleReference(own).effective_plan, StyleReference(own, plan="all").effective_plan) == ("layout", "all")
 
 
 def test_twelve_cards_are_shipped_with_picture_and_licence() -> None:
@@ -116,7 +116,7 @@ def test_what_the_shipped_cards_hold_is_what_the_shipped_encoder_sees() -> None:
     )
     process = tiny_models.transformers.CLIPImageProcessor.from_pretrained(folder / "feature_extractor")
     shown = [read_card(path) for path in sorted(SHIPPED.glob(f"*{SUFFIX}"))]
-    seen = [probe_picture(), *(picture for each in shown for picture in each.pictures())]
+    seen = [encoder_fingerprint_image(), *(picture for each in shown for picture in each.pictures())]
     with torch.no_grad():
         theirs = net(process([picture.convert("RGB") for picture in seen], return_tensors="pt").pixel_values)
     probe, *rest = theirs.image_embeds.numpy()
@@ -145,11 +145,11 @@ def test_a_card_that_cannot_be_is_a_sentence(fields: dict[str, Any], said: str) 
 @pytest.mark.parametrize(
     "made",
     [
-        lambda: Numbers((3,), b"\0" * 8),
-        lambda: Numbers((2**24, 2**24, 2**24), b""),
-        lambda: numbers([1.0, float("nan")]),
-        lambda: Sight("e", numbers([1.0]), numbers([[1.0, 2.0]])),
-        lambda: Sight("e", numbers([1.0]), numbers([[1.0]]), numbers(np.ones((2, 3, 4)))),
+        lambda: FloatArray((3,), b"\0" * 8),
+        lambda: FloatArray((2**24, 2**24, 2**24), b""),
+        lambda: float_array([1.0, float("nan")]),
+        lambda: EncoderEmbeddings("e", float_array([1.0]), float_array([[1.0, 2.0]])),
+        lambda: EncoderEmbeddings("e", float_array([1.0]), float_array([[1.0]]), float_array(np.ones((2, 3, 4)))),
     ],
 )
 def test_numbers_that_cannot_be_are_a_sentence(made: Any) -> None:

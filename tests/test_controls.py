@@ -18,7 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 import tiny_models
-from instantstyle.controlnet import KINDS, MAKERS, choose, draw, lineart, parse, soft_edge
+from instantstyle.controlnet import (
+    CONTROL_KINDS,
+    PREPROCESSORS,
+    lineart,
+    make_control_image,
+    parse_control,
+    resolve_control,
+    soft_edge,
+)
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.loading import load
 from instantstyle.model import Model
@@ -44,17 +52,17 @@ def halves(left: int, right: int, side: int = 64) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", PREPROCESSORS)
 def test_nothing_is_seen_in_an_even_picture(kind: str) -> None:
-    assert not MAKERS[kind](halves(90, 90)).any()
+    assert not PREPROCESSORS[kind](halves(90, 90)).any()
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", PREPROCESSORS)
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_is_seen_is_seen_where_it_is(kind: str, turned: bool) -> None:
     """A border between grey halves, upright or lying: white beside it and black everywhere else."""
     pixels = halves(200, 30)
-    lines = MAKERS[kind](pixels.transpose(1, 0, 2).copy() if turned else pixels)
+    lines = PREPROCESSORS[kind](pixels.transpose(1, 0, 2).copy() if turned else pixels)
     lines = lines.T if turned else lines
     assert lines.dtype == np.uint8
     assert lines.max() > 100
@@ -67,7 +75,7 @@ def test_edges_are_of_any_channel() -> None:
     """Two colours of one lightness have a border too."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, :32], pixels[:, 32:] = (200, 0, 0), (0, 0, 200)
-    assert MAKERS["canny"](pixels).any()
+    assert PREPROCESSORS["canny"](pixels).any()
     assert soft_edge(pixels).any()
 
 
@@ -94,23 +102,23 @@ def test_lineart_is_of_dark_lines() -> None:
 def test_the_picture_is_brought_to_size_before_its_edges_are_made() -> None:
     large = Image.fromarray(halves(200, 30, side=512))
     request = Request("a cat", controls=[Control("canny", large)], size=(96, 64))
-    drawn = draw(model(), request, request.controls[0])
+    drawn = make_control_image(model(), request, request.controls[0])
     assert drawn.size == (96, 64)
     assert set(np.unique(np.asarray(drawn))) == {0, 255}  # edges made smaller would be grey
 
 
 def test_kinds_say_how_and_which() -> None:
-    assert parse("canny") == ("canny", None)
-    assert parse("canny:mine") == ("canny", "mine")
+    assert parse_control("canny") == ("canny", None)
+    assert parse_control("canny:mine") == ("canny", "mine")
     for kind, how, net in (("canny", "canny", "canny"), ("pose", "pose", "pose"), ("image:canny", "image", "canny")):
-        assert choose(model(), kind) == (how, model().controls[net])
-    assert choose(model(), "canny:pose") == ("canny", model().controls["pose"])
+        assert resolve_control(model(), kind) == (how, model().controls[net])
+    assert resolve_control(model(), "canny:pose") == ("canny", model().controls["pose"])
     given = Control("pose", tiny_models.picture(3, 64))
-    assert draw(model(), Request("a cat"), given).tobytes() == tiny_models.picture(3, 64).tobytes()
+    assert make_control_image(model(), Request("a cat"), given).tobytes() == tiny_models.picture(3, 64).tobytes()
     only = load(tiny_models.folder("emoji"), controls={"canny": tiny_models.controlnet("emoji")})
     for kind in ("image", "none"):
-        assert choose(only, kind) == (kind, only.controls["canny"])
-    assert {"canny", "soft-edge", "lineart", "depth", "image", "none"} == set(KINDS)
+        assert resolve_control(only, kind) == (kind, only.controls["canny"])
+    assert {"canny", "soft-edge", "lineart", "depth", "image", "none"} == set(CONTROL_KINDS)
 
 
 REFUSED = {
@@ -183,24 +191,24 @@ def test_alone_or_together() -> None:
 
 def test_reference_rows_and_neighbours_get_zeros() -> None:
     """Residuals of several runs as one: each its own, zeros elsewhere, those of one pixel spread out."""
-    from instantstyle.sampling.batch import stacked
+    from instantstyle.sampling.batch import collate_residuals
 
     def said(rows: int, size: int, value: float) -> Residuals:
         return [torch.full((rows, 2, size, size), value)], torch.full((rows, 3, size, size), value)
 
-    joined = stacked([(None, 2), (said(1, 4, 5.0), 3), (said(2, 1, 7.0), 2)])
+    joined = collate_residuals([(None, 2), (said(1, 4, 5.0), 3), (said(2, 1, 7.0), 2)])
     assert joined is not None
     down, mid = joined
     assert [tuple(t.shape) for t in (*down, mid)] == [(7, 2, 4, 4), (7, 3, 4, 4)]
     assert mid[:, 0, 1, 2].tolist() == [0, 0, 5, 0, 0, 7, 7]
-    assert stacked([(None, 2), (None, 1)]) is None
+    assert collate_residuals([(None, 2), (None, 1)]) is None
 
 
 def test_networks_are_never_changed() -> None:
-    before = model().hash()
+    before = model().weights_hash()
     latents(bare(controls=[control(), control(2, "image:pose")]))
-    assert model().hash() == before
-    assert before != tiny_models.model("emoji").hash()
+    assert model().weights_hash() == before
+    assert before != tiny_models.model("emoji").weights_hash()
 
 
 @pytest.fixture(scope="module")
@@ -233,14 +241,14 @@ def test_depth_is_that_of_transformers(depth_folder: Path) -> None:
     nets = {"depth": tiny_models.controlnet("emoji")}
     seeing = load(tiny_models.folder("emoji"), controls=nets, depth=depth_folder)
     request = Request("a cat", controls=[Control("depth", tiny_models.picture(2, 96))], size=(64, 96), steps=1)
-    ours = np.asarray(draw(seeing, request, request.controls[0]))[..., 0]
+    ours = np.asarray(make_control_image(seeing, request, request.controls[0]))[..., 0]
     pipe = transformers.pipeline("depth-estimation", model=str(depth_folder))
     theirs = np.asarray(pipe(tiny_models.picture(2, 96).resize((64, 96), Image.Resampling.LANCZOS))["depth"])
     assert ours.shape == (96, 64)
     assert int(theirs.max()) - int(theirs.min()) > 200
     assert int(np.abs(ours.astype(int) - theirs).max()) <= 1
     Engine(seeing).submit(request)
-    assert seeing.hash() != load(tiny_models.folder("emoji"), controls=nets).hash()
+    assert seeing.weights_hash() != load(tiny_models.folder("emoji"), controls=nets).weights_hash()
 
 
 def test_metres_are_turned_round(depth_folder: Path, tmp_path: Path) -> None:
@@ -252,7 +260,8 @@ def test_metres_are_turned_round(depth_folder: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "depth_estimation_type": "metric"}))
     near, far = (
-        load_depth(folder, torch.device("cpu")).look(tiny_models.picture(2, 64)) for folder in (depth_folder, tmp_path)
+        load_depth(folder, torch.device("cpu")).estimate(tiny_models.picture(2, 64))
+        for folder in (depth_folder, tmp_path)
     )
     assert int(np.abs(255 - far.astype(int) - near).max()) <= 1
 

@@ -17,7 +17,7 @@ from instantstyle.model import Model
 from instantstyle.networks.attention import plain
 from instantstyle.networks.image_projection import Resampler
 from instantstyle.request import Request, StyleReference
-from instantstyle.sampling import SAMPLERS, Engine, together
+from instantstyle.sampling import SAMPLERS, Engine, route_attention
 from instantstyle.weights.adapter import Adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
@@ -66,7 +66,7 @@ def test_a_guidance_that_is_not_named_is_the_familys(name: str, guidance: float)
     result, same, other = (np.asarray(each.images[0]) for each in engine.run())
     assert np.array_equal(result, same)
     assert not np.array_equal(result, other)
-    assert f"CFG scale: {guidance:g}," in runs[0].result().memory().parameters()
+    assert f"CFG scale: {guidance:g}," in runs[0].result().metadata().parameters()
 
 
 @pytest.mark.parametrize(("name", "share"), [("emoji", 0.7), ("sdxl", 0.0)])
@@ -158,7 +158,7 @@ def test_numbers_that_run_away_are_a_sentence_and_no_black_picture(number: float
         disturbed()
     assert told == [1]  # the step that failed is no progress
     with pytest.raises(InstantStyleError, match="decoder made NaN or infinity"):
-        tiny_models.model("emoji").decode(run.latents)
+        tiny_models.model("emoji").decode_latents(run.latents)
 
 
 def test_together_gives_each_its_own_rows() -> None:
@@ -174,11 +174,11 @@ def test_together_gives_each_its_own_rows() -> None:
         return attend
 
     parts = [(slice(0, 1), plain), (slice(1, 3), plain), (slice(3, 4), loud(2.0)), (slice(4, 6), loud(3.0))]
-    out = together(parts)(site, q, k, v)
+    out = route_attention(parts)(site, q, k, v)
     factors = torch.tensor([1.0, 1, 1, 2, 3, 3])[:, None, None, None]
     torch.testing.assert_close(out, factors * plain(site, q, k, v))
     assert seen == [1, 2]
-    assert together(parts[:2]) is plain
+    assert route_attention(parts[:2]) is plain
 
 
 class TestReferences:
@@ -213,8 +213,8 @@ class TestReferences:
     def test_auto_picks_the_nearest_word_and_remembers_it(self) -> None:
         model = tiny_models.model("emoji")
         run = Engine(model).submit(Request("a cat", references=[reference(content="auto")], seed=1, steps=2))
-        image = np.asarray(model.see([tiny_models.picture(1)]))[0]
-        words = [np.asarray(model.say([word]).embeds)[0] for word in ("cat", "dog", "house")]
+        image = np.asarray(model.encode_image([tiny_models.picture(1)]))[0]
+        words = [np.asarray(model.encode_prompt([word]).text_embeds)[0] for word in ("cat", "dog", "house")]
         cosines = [float(image @ word / np.linalg.norm(word)) for word in words]
         word = ("cat", "dog", "house")[int(np.argmax(cosines))]
         assert run.request.references[0].content == word
@@ -239,7 +239,7 @@ class TestPrecise:
         model = tiny_models.model("emoji")
         run = Engine(model).submit(self.REQUEST)
         site = next(s for s in model.unet.config.sites if s.module == "down.2.1" and s.kind == "cross")
-        k, v = run.text[site]
+        k, v = run.kv[site]
         q = torch.randn(2, k.shape[1], 5, k.shape[3], generator=torch.Generator().manual_seed(0))
         out, bare = run.attend(site, q, k, v), plain(site, q, k, v)
         assert torch.equal(out[1], bare[1])
@@ -251,7 +251,7 @@ class TestPrecise:
         precise = Engine(model).submit(self.REQUEST)
         layout = Engine(model).submit(self.REQUEST.model_copy(update={"plan": "layout"}))
         site = next(s for s in model.unet.config.sites if s.module == "down.2.1" and s.kind == "cross")
-        k, v = precise.text[site]
+        k, v = precise.kv[site]
         q = torch.randn(1, k.shape[1], 5, k.shape[3], generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
         added = [run.attend(site, q, k, v) - plain(site, q, k, v) for run in (precise, layout)]
         torch.testing.assert_close(added[0][0], added[1][1], atol=1e-5, rtol=1e-4)
@@ -264,9 +264,11 @@ class TestPrecise:
 def plus(name: str) -> Model:
     """A model with a random Plus adapter, which reads the image encoder's hidden states."""
     model = tiny_models.model(name)
-    base = model.need_adapter()
-    width = model.eyes.net.config.hidden_size if model.eyes else 0
-    resampler = Resampler(width, model.family.unet.context_dim, 4, dim=64, depth=1, heads=1).requires_grad_(False)
+    base = model.get_adapter()
+    width = model.image_encoder.net.config.hidden_size if model.image_encoder else 0
+    resampler = Resampler(width, model.family.unet.cross_attention_dim, 4, dim=64, depth=1, heads=1).requires_grad_(
+        False
+    )
     return dataclasses.replace(model, adapter=Adapter(resampler, base.keys, base.values, width, 4))
 
 
@@ -279,10 +281,10 @@ class TestPlus:
 
     def test_nothing_seen_is_the_sight_of_zeros(self) -> None:
         model = plus("emoji")
-        assert model.eyes is not None
+        assert model.image_encoder is not None
         with torch.no_grad():
-            out = model.eyes.net(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
-        assert torch.equal(model.see_nothing(model.need_adapter()), out.hidden_states[-2])
+            out = model.image_encoder.net(torch.zeros(1, 3, 64, 64), output_hidden_states=True)
+        assert torch.equal(model.uncond_image_embeds(model.get_adapter()), out.hidden_states[-2])
 
     def test_content_cannot_be_subtracted_from_patches(self) -> None:
         with pytest.raises(InputError, match="Plus adapter"):

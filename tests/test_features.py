@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from instantstyle.errors import InputError
-from instantstyle.methods.content_subtraction import average, nearest_text, strength, subtract
+from instantstyle.methods.content_subtraction import effective_weight, nearest_text, subtract_content, weighted_average
 
 IMAGE = torch.tensor([[3.0, 4.0, 0.0]])
 TEXT = torch.tensor([[0.0, 2.0, 0.0]])
@@ -20,41 +20,43 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_paper_subtracts_as_it_is() -> None:
-    assert torch.equal(subtract(IMAGE, TEXT, 0.5), torch.tensor([[3.0, 3.0, 0.0]]))
+    assert torch.equal(subtract_content(IMAGE, TEXT, 0.5), torch.tensor([[3.0, 3.0, 0.0]]))
 
 
 def test_normalised_works_between_directions_and_keeps_the_length() -> None:
     # (0.6, 0.8) - 0.8 * (0, 1) is (0.6, 0): the first axis, five long.
-    torch.testing.assert_close(subtract(IMAGE, TEXT, 0.8, "normalised"), torch.tensor([[5.0, 0.0, 0.0]]))
+    torch.testing.assert_close(subtract_content(IMAGE, TEXT, 0.8, "normalised"), torch.tensor([[5.0, 0.0, 0.0]]))
 
 
 def test_normalised_does_not_know_how_long_the_text_embedding_is() -> None:
     image, text = random(2, 8), random(1, 8, seed=1)
-    torch.testing.assert_close(subtract(image, text, 0.7, "normalised"), subtract(image, 9 * text, 0.7, "normalised"))
+    torch.testing.assert_close(
+        subtract_content(image, text, 0.7, "normalised"), subtract_content(image, 9 * text, 0.7, "normalised")
+    )
 
 
 def test_projected_at_weight_1_leaves_nothing_of_the_content() -> None:
     image, texts = random(3, 16), random(2, 16, seed=1)
-    left = subtract(image, texts, 1.0, "projected")
+    left = subtract_content(image, texts, 1.0, "projected")
     torch.testing.assert_close(left @ texts.T, torch.zeros(3, 2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(subtract(left, texts, 1.0, "projected"), left)
+    torch.testing.assert_close(subtract_content(left, texts, 1.0, "projected"), left)
 
 
 def test_projected_does_not_touch_what_is_not_there() -> None:
     image = torch.tensor([[3.0, 0.0, 4.0]])
-    torch.testing.assert_close(subtract(image, TEXT, 1.0, "projected"), image)
+    torch.testing.assert_close(subtract_content(image, TEXT, 1.0, "projected"), image)
 
 
 @pytest.mark.parametrize("how", ["paper", "normalised", "projected", "masked"])
 def test_weight_0_changes_nothing(how: str) -> None:
     image = random(2, 8)
-    torch.testing.assert_close(subtract(image, random(1, 8, seed=1), 0.0, how), image)  # pyright: ignore
+    torch.testing.assert_close(subtract_content(image, random(1, 8, seed=1), 0.0, how), image)  # pyright: ignore
 
 
 def test_masked_makes_zero_what_agrees_most() -> None:
     """Against k-means by trying every split: least squares around the two means."""
     image, text = random(3, 24), random(1, 24, seed=1)
-    left = subtract(image, text, 1.0, "masked")
+    left = subtract_content(image, text, 1.0, "masked")
     for seen, kept in zip(image, left, strict=True):
         agree = cast("torch.Tensor", seen / seen.norm() * text[0] / text.norm())
         order = agree.argsort()
@@ -72,7 +74,7 @@ def test_masked_makes_zero_what_agrees_most() -> None:
 def test_several_words_count_as_their_mean() -> None:
     image, texts = random(1, 8), random(3, 8, seed=1)
     expected = image - 0.5 * (texts[0] + texts[1] + texts[2]) / 3
-    torch.testing.assert_close(subtract(image, texts, 0.5), expected)
+    torch.testing.assert_close(subtract_content(image, texts, 0.5), expected)
 
 
 @pytest.mark.parametrize("how", ["paper", "normalised", "projected", "masked"])
@@ -80,7 +82,7 @@ def test_a_word_said_twice_is_said_once(how: str) -> None:
     """Of the projection this holds too, although its span is then degenerate."""
     image, text = random(1, 8), random(1, 8, seed=1)
     twice = torch.cat([text, text])
-    torch.testing.assert_close(subtract(image, twice, 0.5, how), subtract(image, text, 0.5, how))  # pyright: ignore
+    torch.testing.assert_close(subtract_content(image, twice, 0.5, how), subtract_content(image, text, 0.5, how))  # pyright: ignore
 
 
 def test_the_nearest_text_is_by_angle_not_by_length() -> None:
@@ -89,14 +91,16 @@ def test_the_nearest_text_is_by_angle_not_by_length() -> None:
 
 
 def test_average_takes_shares() -> None:
-    torch.testing.assert_close(average(torch.tensor([[1.0, 0.0], [5.0, 4.0]]), [3.0, 1.0]), torch.tensor([[2.0, 1.0]]))
-    assert average(random(2, 5, 7), [1.0, 1.0]).shape == (1, 5, 7)
+    torch.testing.assert_close(
+        weighted_average(torch.tensor([[1.0, 0.0], [5.0, 4.0]]), [3.0, 1.0]), torch.tensor([[2.0, 1.0]])
+    )
+    assert weighted_average(random(2, 5, 7), [1.0, 1.0]).shape == (1, 5, 7)
 
 
 def test_strength() -> None:
-    assert strength([0.7]) == pytest.approx(0.7)
-    assert strength([0.7, 0.7, 0.7]) == pytest.approx(0.7)
-    assert strength([1.0, 0.0]) == 1.0
-    assert math.isclose(strength([1.0, 1e-9]), 1.0, rel_tol=1e-6)
+    assert effective_weight([0.7]) == pytest.approx(0.7)
+    assert effective_weight([0.7, 0.7, 0.7]) == pytest.approx(0.7)
+    assert effective_weight([1.0, 0.0]) == 1.0
+    assert math.isclose(effective_weight([1.0, 1e-9]), 1.0, rel_tol=1e-6)
     with pytest.raises(InputError, match="weight 0"):
-        strength([0.0, 0.0])
+        effective_weight([0.0, 0.0])

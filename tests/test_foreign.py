@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from instantstyle.cli import app
 from instantstyle.errors import PictureError
 from instantstyle.request import Request, Result
-from instantstyle.request.third_party_metadata import read_request
+from instantstyle.request.third_party_metadata import read_third_party_request
 
 A1111 = """a cat, (masterpiece:1.2),
 sitting in a house
@@ -70,42 +70,44 @@ def picture(path: Path, **texts: str) -> Path:
 
 
 def test_a1111(tmp_path: Path) -> None:
-    read = read_request(picture(tmp_path / "a.png", parameters=A1111))
+    read = read_third_party_request(picture(tmp_path / "a.png", parameters=A1111))
     request = read.request
     assert (read.program, read.model) == ("A1111", "sd_xl_base_1.0")
     assert request.prompt == "a cat, (masterpiece:1.2),\nsitting in a house"
     assert (request.negative, request.steps, request.guidance) == ("blurry, text", 25, 6.5)
     assert (request.seed, request.size, request.sampler) == (1234567890, (512, 768), "dpm++")
-    assert read.left_out == ("Denoising strength 0.7", "Lora hashes one: aa11, two: bb22")
+    assert read.unsupported == ("Denoising strength 0.7", "Lora hashes one: aa11, two: bb22")
 
 
 def test_a1111_without_negative_or_values(tmp_path: Path) -> None:
-    assert read_request(picture(tmp_path / "a.png", parameters="a cat: a dog")).request == Request("a cat: a dog")
+    assert read_third_party_request(picture(tmp_path / "a.png", parameters="a cat: a dog")).request == Request(
+        "a cat: a dog"
+    )
 
 
 def test_comfyui(tmp_path: Path) -> None:
-    read = read_request(picture(tmp_path / "a.png", prompt=json.dumps(COMFY), workflow="{}"))
+    read = read_third_party_request(picture(tmp_path / "a.png", prompt=json.dumps(COMFY), workflow="{}"))
     request = read.request
     assert (read.program, read.model) == ("ComfyUI", "dreamshaper_8.safetensors")
     assert (request.prompt, request.negative) == ("a glass bottle", "watermark")
     assert (request.steps, request.guidance, request.seed, request.sampler) == (20, 8.0, 8566257, "euler")
     assert (request.size, request.count) == ((512, 640), 2)
-    assert read.left_out == ("node LoraLoader", "scheduler karras")
+    assert read.unsupported == ("node LoraLoader", "scheduler karras")
 
 
 def test_invokeai(tmp_path: Path) -> None:
-    read = read_request(picture(tmp_path / "a.png", invokeai_metadata=json.dumps(INVOKE)))
+    read = read_third_party_request(picture(tmp_path / "a.png", invokeai_metadata=json.dumps(INVOKE)))
     request = read.request
     assert (read.program, read.model) == ("InvokeAI", "stable-diffusion-xl-base-1-0")
     assert (request.prompt, request.negative, request.seed) == ("a red house", "people", 42)
     assert (request.steps, request.guidance, request.size, request.sampler) == (30, 7.5, (1024, 832), None)
-    assert read.left_out == ("sampler euler_a", "LoRA")
+    assert read.unsupported == ("sampler euler_a", "LoRA")
 
 
 def test_ours(tmp_path: Path) -> None:
     asked = Request("a cat", seed=3, plan="layout")
     Result([Image.new("RGB", (8, 8))], asked, model="emoji").save(tmp_path / "a.png")
-    assert read_request(tmp_path / "a.png").request == asked
+    assert read_third_party_request(tmp_path / "a.png").request == asked
 
 
 @pytest.mark.parametrize(
@@ -121,12 +123,12 @@ def test_ours(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_a_sentence(texts: dict[str, str], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=sentence):
-        read_request(picture(tmp_path / "a.png", **texts))
+        read_third_party_request(picture(tmp_path / "a.png", **texts))
 
 
 def test_a_graph_that_bites_its_tail_ends(tmp_path: Path) -> None:
     ring = {**COMFY, "6": {"class_type": "X", "inputs": {"a": ["6", 0], "b": ["6", 0]}}}
-    assert read_request(picture(tmp_path / "a.png", prompt=json.dumps(ring))).request.prompt == ""
+    assert read_third_party_request(picture(tmp_path / "a.png", prompt=json.dumps(ring))).request.prompt == ""
 
 
 def test_the_command_prints_a_request(tmp_path: Path) -> None:

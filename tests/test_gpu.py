@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import instantstyle as ist
 from instantstyle.emoji.procedural import THINGS, thing
-from instantstyle.emoji.rasterize import masters
-from instantstyle.emoji.sources import SETS, concepts, has
+from instantstyle.emoji.rasterize import rasters
+from instantstyle.emoji.sources import SETS, concepts, in_set
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.train.emoji import image_bank as bank
-from instantstyle.train.emoji.warm_start import begin
+from instantstyle.train.emoji import image_bank
+from instantstyle.train.emoji.warm_start import warm_start
 from instantstyle.train.loop import train as train_loop
 
 SHIPPED = train.SHIPPED
@@ -137,20 +137,20 @@ def test_the_clock_ends_a_training_which_has_saved_and_goes_on(tmp_path: Path) -
 
 def test_a_pack_is_the_drawings(toy: Path) -> None:
     assert [c.label for c in concepts()][-1] == "toy 7"
-    assert all(has(name, concepts()[0]) for name in SETS)
-    drawn, first = masters("noto")[0], thing(next(iter(THINGS)))
+    assert all(in_set(name, concepts()[0]) for name in SETS)
+    drawn, first = rasters("noto")[0], thing(next(iter(THINGS)))
     solid = first[..., 3] > 250
     error = drawn[solid][:, :3].astype(float) - first[solid][:, :3]
     assert 10 * np.log10(255**2 / np.square(error).mean()) > 30
     assert np.abs(drawn[..., 3].astype(float) - first[..., 3]).mean() < 2
-    assert len(bank.things(24)) == 24
+    assert len(image_bank.choose_things(24)) == 24
     with pytest.raises(InputError, match="24 at most"):
-        bank.things(25)
+        image_bank.choose_things(25)
 
 
 def test_a_bank_is_the_same_at_both_sizes(toy: Path) -> None:
-    labels = bank.things(20)
-    small, large = (bank.make(toy / "bank", "core", labels, 3, 4, 1, side) for side in (64, 128))
+    labels = image_bank.choose_things(20)
+    small, large = (image_bank.make_bank(toy / "bank", "core", labels, 3, 4, 1, side) for side in (64, 128))
     assert np.array_equal(small.concept, large.concept)
     assert small.treatments == large.treatments
     shrunk = [np.asarray(Image.fromarray(each).reduce(2), float) for each in large.pictures]
@@ -160,8 +160,8 @@ def test_a_bank_is_the_same_at_both_sizes(toy: Path) -> None:
 
 @pytest.mark.slow
 def test_a_bank_is_the_same_by_however_many_processes(toy: Path) -> None:
-    labels = bank.things(20)
-    one, two = (bank.make(toy / str(n), "core", labels, 150, 2, 1, 64, processes=n) for n in (1, 2))
+    labels = image_bank.choose_things(20)
+    one, two = (image_bank.make_bank(toy / str(n), "core", labels, 150, 2, 1, 64, processes=n) for n in (1, 2))
     assert np.array_equal(one.pictures, two.pictures)
     assert np.array_equal(one.style, two.style)
 
@@ -234,7 +234,7 @@ def test_a_shipped_model_learns_on_at_128_pixels(alone: Path, tmp_path: Path) ->
 def test_a_training_begins_in_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "unet.pt").touch()
     with pytest.raises(WeightsError, match=r"has unet\.pt already"):
-        begin(tmp_path, SHIPPED, 1)
+        warm_start(tmp_path, SHIPPED, 1)
 
 
 @pytest.mark.slow

@@ -58,12 +58,12 @@ def test_encoders_are_let_go_after_use(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_layers_wait_outside_of_the_device() -> None:
     """accelerate's sequential offload: between calls nothing of a network is on the device."""
     model = load(tiny_models.folder("sdxl"), memory="offload")
-    identity = tiny_models.model("sdxl").identity
-    for net in (model.unet, model.vae, *(tower.net for tower in model.towers)):
+    identity = tiny_models.model("sdxl").weights_fingerprint
+    for net in (model.unet, model.vae, *(tower.net for tower in model.text_encoders)):
         assert {tensor.device.type for tensor in net.parameters()} == {"meta"}
     assert torch.equal(drawn(model), drawn(tiny_models.model("sdxl")))
     assert {tensor.device.type for tensor in model.unet.parameters()} == {"meta"}
-    assert model.identity == identity
+    assert model.weights_fingerprint == identity
 
 
 def test_large_pictures_are_decoded_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,9 +77,11 @@ def test_large_pictures_are_decoded_in_tiles(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(model.vae.decoder, "forward", seen)
     latents = torch.randn(1, 4, 20, 12, generator=torch.Generator().manual_seed(0))
-    (tiled,), (expected,) = model.decode(latents), whole.decode(latents)
+    (tiled,), (expected,) = model.decode_latents(latents), whole.decode_latents(latents)
     assert tiled.size == expected.size == (96, 160)
     assert len(sides) > 4
     assert max(sides) <= model.vae.tile_latent_min_size == 8
     small = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert model.decode(small)[0].tobytes() == whole.decode(small)[0].tobytes(), "what is small is decoded at once"
+    assert model.decode_latents(small)[0].tobytes() == whole.decode_latents(small)[0].tobytes(), (
+        "what is small is decoded at once"
+    )

@@ -20,7 +20,7 @@ from instantstyle.errors import InputError, InstantStyleError, WeightsError
 from instantstyle.families import EMOJI, SD15, SDXL
 from instantstyle.loading import load
 from instantstyle.weights.adapter import load_adapter, save_adapter
-from instantstyle.weights.resolve import find
+from instantstyle.weights.resolve import resolve_model
 from instantstyle.weights.unet_config import family_of, unet_config
 
 diffusers: Any = importlib.import_module("diffusers")
@@ -189,27 +189,27 @@ class TestFinding:
     @pytest.mark.parametrize("name", ["no-such-model", "./nowhere", "/nowhere/at/all", "sdxxl"])
     def test_what_is_not_there_is_a_sentence(self, name: str) -> None:
         with pytest.raises(WeightsError, match="there is no model"):
-            find(name)
+            resolve_model(name)
 
     def test_a_folder_that_is_no_model(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"no unet/config\.json"):
-            find(tmp_path)
+            resolve_model(tmp_path)
 
     def test_a_file_that_is_none_is_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "x.safetensors").write_bytes(b"0")
         with pytest.raises(WeightsError, match="no weight file at all"):
-            find(tmp_path / "x.safetensors")
+            resolve_model(tmp_path / "x.safetensors")
 
     def test_an_adapter_that_is_not_there(self) -> None:
         with pytest.raises(WeightsError, match="no adapter file"):
-            find(tiny_models.folder("sdxl"), "nowhere.safetensors")
+            resolve_model(tiny_models.folder("sdxl"), "nowhere.safetensors")
 
     def test_an_adapter_of_one_s_own(self, tmp_path: Path) -> None:
         other = tmp_path / "mine.safetensors"
         shutil.copy(tiny_models.folder("sdxl") / "ip_adapter.safetensors", other)
-        found = find(tiny_models.folder("sdxl"), other)
+        found = resolve_model(tiny_models.folder("sdxl"), other)
         assert (found.adapter, found.adapter_spec) == (other, str(other))
-        assert find(tiny_models.folder("sdxl")).adapter_spec is None
+        assert resolve_model(tiny_models.folder("sdxl")).adapter_spec is None
 
 
 def test_a_model_without_adapter_still_draws_but_takes_no_style(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_model_without_adapter_still_draws_but_takes_no_style(tmp_path: Path) 
     (folder / "ip_adapter.safetensors").unlink()
     model = load(folder)
     with pytest.raises(InputError, match="no IP-Adapter"):
-        model.need_adapter()
+        model.get_adapter()
 
 
 @pytest.mark.parametrize("name", ["cpu:9", "tpu", "cuda"] if not torch.cuda.is_available() else ["tpu"])
@@ -242,11 +242,13 @@ def test_it_says_what_diffusers_says() -> None:
     pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(tiny_models.folder("sdxl"))
     with torch.no_grad():
         context, empty, pooled, _ = pipe.encode_prompt("a red house", negative_prompt="a dog")
-    said = model.say(["a dog", "a red house"])
-    torch.testing.assert_close(said.context, torch.cat([empty, context]))
-    assert said.pooled is not None
-    torch.testing.assert_close(said.pooled[1:], pooled)
-    torch.testing.assert_close(model.say(["word"] * 70).context[69], model.say(["word"]).context[0])
+    said = model.encode_prompt(["a dog", "a red house"])
+    torch.testing.assert_close(said.prompt_embeds, torch.cat([empty, context]))
+    assert said.pooled_prompt_embeds is not None
+    torch.testing.assert_close(said.pooled_prompt_embeds[1:], pooled)
+    torch.testing.assert_close(
+        model.encode_prompt(["word"] * 70).prompt_embeds[69], model.encode_prompt(["word"]).prompt_embeds[0]
+    )
 
 
 def test_it_sees_what_transformers_sees() -> None:
@@ -256,15 +258,15 @@ def test_it_sees_what_transformers_sees() -> None:
     square, wide = tiny_models.picture(3), tiny_models.picture(4).resize((96, 48))
     with torch.no_grad():
         expected = net(processor([square, wide], return_tensors="pt").pixel_values)
-    torch.testing.assert_close(model.see([square]), expected.image_embeds[:1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.encode_image([square]), expected.image_embeds[:1], atol=1e-4, rtol=1e-4)
     # Cropped, a wide picture is what CLIP's own preprocessing makes of it, but for the rounding of its resize.
-    close = torch.nn.functional.cosine_similarity(model.see([wide], "crop"), expected.image_embeds[1:])
+    close = torch.nn.functional.cosine_similarity(model.encode_image([wide], "crop"), expected.image_embeds[1:])
     assert float(close) > 0.99
 
 
 def test_the_ways_of_making_square_differ() -> None:
     model, wide = tiny_models.model("sdxl"), tiny_models.picture(4).resize((96, 48))
-    crop, pad, squash = (model.see([wide], how) for how in ("crop", "pad", "squash"))
+    crop, pad, squash = (model.encode_image([wide], how) for how in ("crop", "pad", "squash"))
     assert not torch.allclose(crop, pad)
     assert not torch.allclose(pad, squash)
 
@@ -278,13 +280,13 @@ def test_it_encodes_and_decodes_as_diffusers(name: str) -> None:
     with torch.no_grad():
         latents = vae.encode(processor.preprocess(picture)).latent_dist.mean * vae.config.scaling_factor
         decoded = processor.postprocess(vae.decode(latents / vae.config.scaling_factor).sample)[0]
-    torch.testing.assert_close(model.encode(picture), latents)
-    assert np.abs(np.asarray(model.decode(latents)[0], int) - np.asarray(decoded, int)).max() <= 1
+    torch.testing.assert_close(model.encode_latents(picture), latents)
+    assert np.abs(np.asarray(model.decode_latents(latents)[0], int) - np.asarray(decoded, int)).max() <= 1
 
 
 def test_one_identity_for_the_same_weights() -> None:
-    assert load(tiny_models.folder("sd15")).identity == tiny_models.model("sd15").identity
-    assert tiny_models.model("sdxl").identity != tiny_models.model("emoji").identity
+    assert load(tiny_models.folder("sd15")).weights_fingerprint == tiny_models.model("sd15").weights_fingerprint
+    assert tiny_models.model("sdxl").weights_fingerprint != tiny_models.model("emoji").weights_fingerprint
 
 
 def test_errors_are_of_one_tree() -> None:
@@ -306,7 +308,7 @@ def test_importing_the_package_imports_no_torch_and_generate_stays_a_function() 
 
 def test_pictures_need_not_be_rgb() -> None:
     grey = Image.new("L", (64, 64), 128)
-    assert tiny_models.model("emoji").encode(grey).shape == (1, 32, 8, 8)
+    assert tiny_models.model("emoji").encode_latents(grey).shape == (1, 32, 8, 8)
 
 
 def test_a_narrow_adapter_speaks_where_it_can_and_only_there(tmp_path: Path) -> None:
@@ -319,10 +321,10 @@ def test_a_narrow_adapter_speaks_where_it_can_and_only_there(tmp_path: Path) -> 
     save_adapter(folder / "ip_adapter_style.safetensors", narrow, full.family.unet)
     both = load(folder)
     assert both.style_adapter is not None
-    assert both.need_adapter(style) is both.style_adapter
-    assert both.need_adapter(style.scaled(0.5)) is both.style_adapter
+    assert both.get_adapter(style) is both.style_adapter
+    assert both.get_adapter(style.scaled(0.5)) is both.style_adapter
     for plan in ("all", "layout", "style+layout", "precise"):
-        assert both.need_adapter(both.family.presets[plan]) is both.adapter, plan
-    assert both.identity != full.identity, "what can draw is part of who the model is"
+        assert both.get_adapter(both.family.presets[plan]) is both.adapter, plan
+    assert both.weights_fingerprint != full.weights_fingerprint, "what can draw is part of who the model is"
     asked = load(folder, adapter=folder / "ip_adapter.safetensors")
     assert asked.style_adapter is None, "an adapter that was asked for is the only one"

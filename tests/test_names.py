@@ -7,21 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instantstyle.emoji.captions import OTHER_WORDS, SET_WORDS, caption
-from instantstyle.emoji.splits import CORE
-from instantstyle.emoji.style_transforms import sample
-from instantstyle.encoders.prompt_vocabulary import FILE, Names, Thing, article, key
+from instantstyle.emoji.captions import OTHER_WORDS, SET_WORDS, make_caption
+from instantstyle.emoji.splits import TRAINED_CONCEPTS
+from instantstyle.emoji.style_transforms import sample_transform
+from instantstyle.encoders.prompt_vocabulary import (
+    VOCABULARY_FILE,
+    Concept,
+    PromptVocabulary,
+    indefinite_article,
+    normalize_key,
+)
 from instantstyle.errors import WeightsError
 from instantstyle.weights.resolve import BUILT_IN
 
-TABLE = BUILT_IN / "emoji" / FILE
+TABLE = BUILT_IN / "emoji" / VOCABULARY_FILE
 PIECES = ("a", "two", "cat", "🐱", "neon", "on", "blue", ",", "猫", "x")
 
 
 @pytest.fixture(scope="module")
-def names() -> Names:
+def names() -> PromptVocabulary:
     """The shipped table, for a model that was taught all core things."""
-    return Names.read(TABLE, CORE)
+    return PromptVocabulary.read(TABLE, TRAINED_CONCEPTS)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +60,8 @@ def names() -> Names:
         ("", ""),
     ],
 )
-def test_what_is_meant_is_read_and_nothing_need_be_said(names: Names, typed: str, read: str) -> None:
-    understood = names.understand(typed)
+def test_what_is_meant_is_read_and_nothing_need_be_said(names: PromptVocabulary, typed: str, read: str) -> None:
+    understood = names.normalize(typed)
     assert (understood.text, understood.warnings) == (read, ())
 
 
@@ -83,8 +89,8 @@ def test_what_is_meant_is_read_and_nothing_need_be_said(names: Names, typed: str
         ("qwxyz", "qwxyz", ("'qwxyz'", "120 things")),
     ],
 )
-def test_what_was_not_taught_is_told(names: Names, typed: str, read: str, said: tuple[str, ...]) -> None:
-    understood = names.understand(typed)
+def test_what_was_not_taught_is_told(names: PromptVocabulary, typed: str, read: str, said: tuple[str, ...]) -> None:
+    understood = names.normalize(typed)
     if typed != "black cat":  # a thing of its own among emoji: drawn as the look-alike that was taught
         assert understood.text == read
     assert understood.warnings
@@ -92,35 +98,39 @@ def test_what_was_not_taught_is_told(names: Names, typed: str, read: str, said: 
         assert part in " ".join(understood.warnings)
 
 
-def test_every_taught_thing_is_known_by_label_emoji_and_other_words(names: Names) -> None:
-    things = {thing.label: thing for thing in names.things}
-    for label in CORE:
-        for typed in (label, article(label), things[label].emoji, *OTHER_WORDS.get(label, ())):
-            understood = names.understand(typed)
+def test_every_taught_thing_is_known_by_label_emoji_and_other_words(names: PromptVocabulary) -> None:
+    things = {thing.label: thing for thing in names.concepts}
+    for label in TRAINED_CONCEPTS:
+        for typed in (label, indefinite_article(label), things[label].emoji, *OTHER_WORDS.get(label, ())):
+            understood = names.normalize(typed)
             assert understood.text.removeprefix("a ").removeprefix("an ") == label, typed
             assert not understood.warnings, typed
 
 
-def test_first_names_in_every_language_lead_to_a_thing_that_looks_so(names: Names) -> None:
+def test_first_names_in_every_language_lead_to_a_thing_that_looks_so(names: PromptVocabulary) -> None:
     """No German or Japanese label of a taught thing is taken for another, unless that one has the very same name."""
-    for thing in names.things:
-        if thing.label in names.taught:
+    for thing in names.concepts:
+        if thing.label in names.known_labels:
             for name in thing.names:
-                got = names.understand(name)
-                same = [other for other in names.things if key(name) in map(key, (other.label, *other.names))]
+                got = names.normalize(name)
+                same = [
+                    other
+                    for other in names.concepts
+                    if normalize_key(name) in map(normalize_key, (other.label, *other.names))
+                ]
                 assert any(got.text.endswith(other.label) for other in same), (name, got)
 
 
-def test_what_captions_say_is_read_as_it_was_taught(names: Names) -> None:
+def test_what_captions_say_is_read_as_it_was_taught(names: PromptVocabulary) -> None:
     """The oracle is the caption itself: labels stay, other words become the label, looks are never touched."""
     rng = np.random.default_rng(0)
     for _ in range(300):
-        label, hand = str(rng.choice(CORE)), str(rng.choice(list(SET_WORDS)))
-        said = caption(label, sample(rng), hand, rng, styled=0.6)
-        understood = names.understand(said)
+        label, hand = str(rng.choice(TRAINED_CONCEPTS)), str(rng.choice(list(SET_WORDS)))
+        said = make_caption(label, sample_transform(rng), hand, rng, styled=0.6)
+        understood = names.normalize(said)
         head, _, look = said.partition(", ")
         assert not understood.warnings, (said, understood)
-        begins = article(label) if head.startswith(("a ", "an ")) else label
+        begins = indefinite_article(label) if head.startswith(("a ", "an ")) else label
         assert understood.text == (f"{begins}, {look}" if look else begins), said
 
 
@@ -130,26 +140,26 @@ def test_whatever_is_typed_is_read_once(typed: str | list[str]) -> None:
     """Nothing breaks, an empty text stays empty, and what is read is read the same again."""
     names = _names()
     text = typed if isinstance(typed, str) else " ".join(typed)
-    once = names.understand(text)
+    once = names.normalize(text)
     assert bool(once.text.strip()) == bool(text.strip())
-    assert names.understand(once.text).text == once.text
+    assert names.normalize(once.text).text == once.text
 
 
-def _names() -> Names:
-    cat = Thing("cat", "🐈", "animal/cat", "animal-mammal", ("kitty", "Katze", "猫"), ("pet",))
-    face = Thing("cat face", "🐱", "animal/cat", "animal-mammal")
-    zebra = Thing("zebra", "🦓", "animal/zebra", "animal-mammal", (), ("pet",))
-    return Names(
+def _names() -> PromptVocabulary:
+    cat = Concept("cat", "🐈", "animal/cat", "animal-mammal", ("kitty", "Katze", "猫"), ("pet",))
+    face = Concept("cat face", "🐱", "animal/cat", "animal-mammal")
+    zebra = Concept("zebra", "🦓", "animal/zebra", "animal-mammal", (), ("pet",))
+    return PromptVocabulary(
         (cat, face, zebra), frozenset({"cat"}), frozenset({"neon", "style", "on", "blue"}), frozenset({"blue"})
     )
 
 
 def test_a_look_alike_that_was_taught_stands_in() -> None:
-    assert _names().understand("cat face").text == "cat"
+    assert _names().normalize("cat face").text == "cat"
 
 
 def test_a_damaged_table_is_a_sentence(tmp_path: Path) -> None:
     for content in ("", "[]", '{"things": {"cat": {}}}', '{"things": []}'):
-        (tmp_path / FILE).write_text(content)
+        (tmp_path / VOCABULARY_FILE).write_text(content)
         with pytest.raises(WeightsError, match="cannot be read"):
-            Names.read(tmp_path / FILE, ["cat"])
+            PromptVocabulary.read(tmp_path / VOCABULARY_FILE, ["cat"])

@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 import checkpoints
 import tiny_models
 from instantstyle.cli import app
-from instantstyle.weights import hub
-from instantstyle.weights import resolve as find
-from instantstyle.weights.lora import Factors, save_lora
+from instantstyle.weights import hub, resolve
+from instantstyle.weights.lora import LoRAFactors, save_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers' Euler and of accelerate's hooks
 
@@ -39,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("loras", "controlnet"):
         (tmp_path / "ComfyUI/models" / folder).mkdir()
     changed = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q.weight"
-    factors = Factors(torch.ones(32, 1), torch.ones(1, 32))  # both small models are as wide there
+    factors = LoRAFactors(torch.ones(32, 1), torch.ones(1, 32))  # both small models are as wide there
     save_lora(tmp_path / "ComfyUI/models/loras/ink.safetensors", {changed: factors})
     save_lora(tmp_path / "hyper.safetensors", {changed: factors})
     shutil.copy(controlled(tmp_path), tmp_path / "ComfyUI/models/controlnet/control_canny.safetensors")
@@ -48,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(tiny_models.folder("sdxl") / "tokenizer_2", tmp_path / "clip-vit-h/tokenizer")
 
     def fetched(name: str) -> Path:
-        assert name == find.HUB["sdxl"]
+        assert name == resolve.HUB["sdxl"]
         return tmp_path / "my-sdxl"
 
     monkeypatch.setattr(hub, "fetch_model", fetched)

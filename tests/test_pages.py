@@ -11,7 +11,7 @@ from PIL import Image
 import tiny_models
 from instantstyle.request import Request
 from instantstyle.sampling import Engine
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_twenty_foreign_references_break_nothing(foreign: ModuleType) -> None:
     assert len(foreign.REFERENCES) == 20
     model = tiny_models.model("emoji")
     given = [foreign.reference(name) for name in names]
-    seen = model.see([reference.image.open() for reference in given])
+    seen = model.encode_image([reference.image.open() for reference in given])
     assert seen.isfinite().all()
     rows = seen.numpy()
     apart = np.linalg.norm(rows[:, None] - rows[None], axis=-1) + 1e9 * np.eye(len(names))
@@ -76,4 +76,4 @@ def test_every_section_of_the_gallery_fits_its_labels(gallery: ModuleType) -> No
     short = gallery.Section(small.name, small.title, small.said, small.columns, small.rows[:1], cells)
     rows = gallery.drawn(model, short)
     assert "Recognised" in gallery.recognised(model, short, rows)
-    assert pictures.png(rows[0][0]) != pictures.png(rows[0][-1]), "a content weight must do something"
+    assert images.encode_png(rows[0][0]) != images.encode_png(rows[0][-1]), "a content weight must do something"

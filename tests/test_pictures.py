@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from instantstyle.errors import OutputError, PictureError
-from instantstyle.utils import images as pictures
-from instantstyle.utils.images import Fit
+from instantstyle.utils import images
+from instantstyle.utils.images import ResizeMode
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -37,7 +37,7 @@ def header(width: int, height: int) -> bytes:
 
 def test_a_plain_picture_is_read_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
-    read = pictures.read(encoded(Image.fromarray(pixels)))
+    read = images.load_image(encoded(Image.fromarray(pixels)))
     assert np.array_equal(np.asarray(read), pixels)
     assert not read.info
 
@@ -58,18 +58,18 @@ def test_a_plain_picture_is_read_as_it_is() -> None:
     ],
 )
 def test_every_png_mode_becomes_rgb_over_white(picture: Image.Image, how: dict[str, Any], expected: Any) -> None:
-    read = pictures.read(encoded(picture, **how))
+    read = images.load_image(encoded(picture, **how))
     assert read.mode == "RGB"
     assert read.getpixel((1, 1)) == expected
 
 
 def test_a_picture_of_floats_keeps_its_greys() -> None:
     ramp = np.linspace(0, 1, 5, dtype=np.float32)[None]
-    assert [pixel[0] for pixel in np.asarray(pictures.read(Image.fromarray(ramp)))[0]] == [0, 64, 128, 191, 255]
+    assert [pixel[0] for pixel in np.asarray(images.load_image(Image.fromarray(ramp)))[0]] == [0, 64, 128, 191, 255]
 
 
 def test_cmyk_becomes_rgb() -> None:
-    red, green, blue = np.asarray(pictures.read(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")))[4, 4]
+    red, green, blue = np.asarray(images.load_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")))[4, 4]
     assert red > 240
     assert max(green, blue) < 15
 
@@ -79,7 +79,7 @@ def test_exif_orientation_is_applied() -> None:
     picture.putpixel((0, 0), RED)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to show it upright
-    read = pictures.read(encoded(picture, exif=exif))
+    read = images.load_image(encoded(picture, exif=exif))
     assert read.size == (4, 8)
     assert read.getpixel((3, 0)) == RED
 
@@ -90,7 +90,7 @@ def test_of_an_animation_the_first_frame_is_read(kind: str) -> None:
     data = encoded(
         frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
     )
-    assert pictures.read(data).getpixel((4, 4)) == RED
+    assert images.load_image(data).getpixel((4, 4)) == RED
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_of_an_animation_the_first_frame_is_read(kind: str) -> None:
         (encoded(Image.effect_noise((64, 64), 50))[:20], "no picture"),
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:600], "damaged or cut short"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture"),
-        (b"\0" * (pictures.MAX_BYTES + 1), "too large"),
+        (b"\0" * (images.MAX_BYTES + 1), "too large"),
     ],
 )
 def test_a_bad_picture_is_a_sentence(data: bytes, sentence: str, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_bad_picture_is_a_sentence(data: bytes, sentence: str, tmp_path: Path)
     path.write_bytes(data)
     for source in (data, path):
         with pytest.raises(PictureError, match=sentence) as refused:
-            pictures.read(source)
+            images.load_image(source)
         assert "\n" not in str(refused.value)
     assert "bad.png" in str(refused.value)
 
@@ -121,13 +121,13 @@ def test_a_bad_picture_is_a_sentence(data: bytes, sentence: str, tmp_path: Path)
 @pytest.mark.parametrize("name", ["missing.png", "", "a\0b.png", "x" * 5000])
 def test_a_path_that_leads_nowhere_is_a_sentence(name: str, tmp_path: Path) -> None:
     with pytest.raises(PictureError):
-        pictures.read(tmp_path / name)
+        images.load_image(tmp_path / name)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(PictureError, match="no regular file"):
-        pictures.read(tmp_path / "pipe.png")
+        images.load_image(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -139,47 +139,47 @@ def test_damage_anywhere_is_a_picture_or_a_sentence(seed: int) -> None:
     for at in chance.integers(0, len(data), 12):
         data[at] = chance.integers(0, 256)
     with suppress(PictureError):
-        assert pictures.read(bytes(data)).mode == "RGB"
+        assert images.load_image(bytes(data)).mode == "RGB"
 
 
 @pytest.mark.parametrize(
     ("how", "corner", "edge"), [("crop", RED, RED), ("pad", WHITE, RED), ("squash", (0, 0, 255), RED)]
 )
-def test_fits(how: Fit, corner: tuple[int, int, int], edge: tuple[int, int, int]) -> None:
+def test_fits(how: ResizeMode, corner: tuple[int, int, int], edge: tuple[int, int, int]) -> None:
     """A wide picture, red with blue ends: cropped the ends are gone, padded white is above, squashed all is there."""
     wide = Image.new("RGB", (120, 40), RED)
     wide.paste((0, 0, 255), (0, 0, 20, 40))
     wide.paste((0, 0, 255), (100, 0, 120, 40))
-    square = pictures.fit_square(wide, how, 24)
+    square = images.resize_square(wide, how, 24)
     assert square.size == (24, 24)
     assert square.getpixel((0, 0)) == corner
     assert square.getpixel((12, 12)) == edge
 
 
 def test_a_bounded_png_keeps_its_shape() -> None:
-    assert Image.open(io.BytesIO(pictures.png(Image.new("RGB", (900, 300)), longest=512))).size == (512, 171)
-    assert Image.open(io.BytesIO(pictures.png(Image.new("RGB", (5000, 1)), longest=512))).size == (512, 1)
+    assert Image.open(io.BytesIO(images.encode_png(Image.new("RGB", (900, 300)), longest=512))).size == (512, 171)
+    assert Image.open(io.BytesIO(images.encode_png(Image.new("RGB", (5000, 1)), longest=512))).size == (512, 1)
 
 
 def test_metadata_is_where_others_look_for_it(tmp_path: Path) -> None:
     """The chunks as the PNG specification lays them out, found without Pillow."""
-    path = pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png", '{"prompt": "猫"}', "a cat\nSteps: 3")
+    path = images.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png", '{"prompt": "猫"}', "a cat\nSteps: 3")
     data = path.read_bytes()
     assert b"iTXtinstantstyle\0\0\0\0\0" + '{"prompt": "猫"}'.encode() in data
     assert b"tEXtparameters\0a cat\nSteps: 3" in data
-    assert pictures.read_metadata(path) == '{"prompt": "猫"}'
+    assert images.read_metadata(path) == '{"prompt": "猫"}'
 
 
 def test_metadata_is_none_where_there_is_none(tmp_path: Path) -> None:
-    assert pictures.read_metadata(encoded(Image.new("RGB", (4, 4)), "JPEG")) is None
-    assert pictures.read_metadata(pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")) is None
+    assert images.read_metadata(encoded(Image.new("RGB", (4, 4)), "JPEG")) is None
+    assert images.read_metadata(images.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")) is None
 
 
 def test_metadata_of_a_damaged_file_is_a_sentence(tmp_path: Path) -> None:
-    whole = pictures.write_png(Image.effect_noise((64, 64), 50), tmp_path / "a.png", "{}").read_bytes()
+    whole = images.write_png(Image.effect_noise((64, 64), 50), tmp_path / "a.png", "{}").read_bytes()
     for length in (40, 200, len(whole) // 2, len(whole) - 30):
         with pytest.raises(PictureError):
-            pictures.read_metadata(whole[:length])
+            images.read_metadata(whole[:length])
 
 
 def test_an_interruption_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_an_interruption_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+        images.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"old")]
 
 
@@ -200,7 +200,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="no space left on device"):
-        pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+        images.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,20 +209,20 @@ def test_a_name_that_cannot_be_written_is_a_sentence(name: str, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="cannot write"):
-        pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / name)
+        images.write_png(Image.new("RGB", (4, 4)), tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_written_files_have_the_permissions_others_have(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
-    pictures.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
+    images.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_grid_shows_every_picture_in_its_place() -> None:
     colours = [[RED, (0, 255, 0)], [(0, 0, 255), None]]
     cells = [[Image.new("RGB", (16, 16), colour) if colour else None for colour in row] for row in colours]
-    sheet = pictures.grid(cells, rows=["one", "two"], columns=["a", "b"], cell=32, gap=4)
+    sheet = images.image_grid(cells, rows=["one", "two"], columns=["a", "b"], cell=32, gap=4)
     found = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height) or []}
     assert {RED, (0, 255, 0), (0, 0, 255)} <= found
     counts = {colour: count for count, colour in sheet.getcolors(sheet.width * sheet.height) or []}

@@ -5,7 +5,7 @@ import pytest
 import tiny_models
 from instantstyle.errors import InputError
 from instantstyle.request import Request
-from instantstyle.request.few_step_presets import PRESETS, preset
+from instantstyle.request.few_step_presets import FEW_STEP_PRESETS, few_step_preset
 from instantstyle.sampling import SAMPLERS, Engine
 
 TIMES = {
@@ -30,25 +30,25 @@ SPACED = {"lightning": "trailing", "hyper": "trailing"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", FEW_STEP_PRESETS)
 def test_presets_are_runs(name: str) -> None:
-    few = PRESETS[name]
+    few = FEW_STEP_PRESETS[name]
     assert few.sampler in SAMPLERS
     assert set(few.lora) <= {"sdxl", "sd15"}
     assert few.source.partition(",")[0].count("/") or "arXiv" in few.source
     asked = Request("a cat", steps=few.steps, guidance=few.guidance, sampler=few.sampler, seed=1)
     run = Engine(tiny_models.model("sdxl")).submit(asked)
-    assert (run.steps, run.guided) == (few.steps, few.guidance > 1)
+    assert (run.num_unet_calls, run.do_classifier_free_guidance) == (few.steps, few.guidance > 1)
     config = run.scheduler.config
     assert {key: config[key] for key in ADDED} == ADDED
     if name.partition("-")[0] in SPACED and few.sampler != "tcd":
         assert config["timestep_spacing"] == SPACED[name.partition("-")[0]]
     if name in TIMES:
-        assert [round(float(time)) for time in run.times] == TIMES[name]
+        assert [round(float(time)) for time in run.timesteps] == TIMES[name]
 
 
 def test_what_is_not_there_is_a_sentence() -> None:
     with pytest.raises(InputError, match="did you mean 'lightning-4'"):
-        preset("lightnin-4")
+        few_step_preset("lightnin-4")
     with pytest.raises(InputError, match="'lcm' cannot take 60 steps"):
         Engine(tiny_models.model("sdxl")).submit(Request("a cat", steps=60, sampler="lcm"))

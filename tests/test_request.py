@@ -16,8 +16,8 @@ from PIL import Image
 
 from instantstyle import errors, request
 from instantstyle.errors import InputError, OutputError, PictureError
-from instantstyle.request import Control, Init, Memory, Picture, Request, Result, StyleReference
-from instantstyle.request.base import Noun
+from instantstyle.request import Control, GenerationMetadata, Init, Request, Result, StoredImage, StyleReference
+from instantstyle.request.base import FrozenModel
 from instantstyle.utils import images as pictures
 
 
@@ -26,7 +26,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def _noun(noun: type[Noun], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def _noun(noun: type[FrozenModel], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     assert set(fields) == set(noun.model_fields), "a field without a strategy is a field that is not tested"
     return st.builds(noun, **fields)
 
@@ -90,7 +90,9 @@ def test_every_field_survives_a_png(
     asked: Request, index: int, model: str, identity: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("png") / "picture.png"
-    memory = Memory(asked, index, model=model, identity=identity, adapter=identity, device="cpu", dtype="float32")
+    memory = GenerationMetadata(
+        asked, index, model=model, identity=identity, adapter=identity, device="cpu", dtype="float32"
+    )
     pictures.write_png(noise(5, 4), path, memory.to_json(), memory.parameters())
     assert request.recall(path) == memory
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(noise(5, 4)))
@@ -118,7 +120,9 @@ def test_what_is_remembered_is_generated_from(tmp_path: Path) -> None:
     (tmp_path / "large.png").unlink()
     once = Request.from_json(Request("a", references=[reference]).to_json())
     twice = Request.from_json(once.to_json())
-    assert len({cast("Picture", each.image).png for each in (reference, once.references[0], twice.references[0])}) == 1
+    assert (
+        len({cast("StoredImage", each.image).png for each in (reference, once.references[0], twice.references[0])}) == 1
+    )
 
 
 def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
@@ -135,8 +139,8 @@ def test_a_reference_is_the_same_however_it_is_given(way: Any, tmp_path: Path) -
     assert StyleReference(way(tmp_path / "a.png")).image.open().tobytes() == noise(20, 30).tobytes()
 
 
-@pytest.mark.parametrize("noun", [StyleReference, Control, Init, Request, Memory, Result])
-def test_what_type_checkers_are_told_is_what_holds(noun: type[Noun]) -> None:
+@pytest.mark.parametrize("noun", [StyleReference, Control, Init, Request, GenerationMetadata, Result])
+def test_what_type_checkers_are_told_is_what_holds(noun: type[FrozenModel]) -> None:
     """The signatures under TYPE_CHECKING repeat the fields' names, order and defaults; here they are compared."""
     import ast
 
@@ -154,7 +158,7 @@ def test_what_type_checkers_are_told_is_what_holds(noun: type[Noun]) -> None:
 
 def test_positional_forms_and_frozenness() -> None:
     asked = Request("a cat", "blurry", (StyleReference(noise(4, 4), "dog"),))
-    assert (asked.negative, asked.references[0].contents) == ("blurry", ("dog",))
+    assert (asked.negative, asked.references[0].content_phrases) == ("blurry", ("dog",))
     with pytest.raises(Exception, match="frozen"):
         asked.prompt = "a dog"  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -229,7 +233,7 @@ def test_an_embedded_picture_that_is_not_of_our_making_becomes_so() -> None:
     Image.new("RGBA", (2000, 10), (255, 0, 0, 0)).save(buffer, "PNG")
     fields = {"sha256": "0" * 64, "png": base64.b64encode(buffer.getvalue()).decode()}
     kept = StyleReference.from_fields({"image": fields}).image
-    assert isinstance(kept, Picture)
+    assert isinstance(kept, StoredImage)
     assert kept.open().size == (512, 3)
     assert kept.open().getpixel((0, 0)) == (255, 255, 255)
 
@@ -253,7 +257,9 @@ def test_without_metadata_nothing_is_remembered(tmp_path: Path) -> None:
 
 def test_the_parameters_line_is_what_a1111_writes() -> None:
     asked = Request("a cat", "blurry", size=(64, 32), steps=25, guidance=3, seed=7, sampler="DDIM")
-    lines = Memory(asked, model="emoji", identity="0123456789abcdef", version="1.2").parameters().split("\n")
+    lines = (
+        GenerationMetadata(asked, model="emoji", identity="0123456789abcdef", version="1.2").parameters().split("\n")
+    )
     assert lines[:2] == ["a cat", "Negative prompt: blurry"]
     assert lines[2] == (
         "Steps: 25, Sampler: DDIM, CFG scale: 3, Seed: 7, Size: 64x32, Model hash: 0123456789, Model: emoji, "
@@ -267,6 +273,6 @@ def test_errors_form_a_tree() -> None:
 
 
 def test_a_picture_from_before_guidance_was_rescaled_is_made_again_without() -> None:
-    memory = json.loads(Memory(Request("a cat", seed=7), model="emoji").to_json())
+    memory = json.loads(GenerationMetadata(Request("a cat", seed=7), model="emoji").to_json())
     del memory["request"]["guidance_rescale"]
-    assert Memory.from_json(json.dumps(memory)).request.guidance_rescale == 0.0
+    assert GenerationMetadata.from_json(json.dumps(memory)).request.guidance_rescale == 0.0

@@ -10,10 +10,17 @@ import pytest
 from PIL import Image
 
 import tiny_models
-from instantstyle.encoders.prompt_vocabulary import FILE
+from instantstyle.encoders.prompt_vocabulary import VOCABULARY_FILE
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.loading import load
-from instantstyle.methods.reference_embedding import look, look_anew, make_card, names, re_embedded, understand
+from instantstyle.methods.reference_embedding import (
+    embed_references,
+    make_card,
+    normalize_prompt,
+    reembed,
+    reembed_cards,
+    vocabulary_of,
+)
 from instantstyle.model import Model
 from instantstyle.pipeline import generate
 from instantstyle.request import Request, StyleReference
@@ -31,7 +38,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Model:
         "zebra": {"emoji": "🦓", "group": "a/zebra", "kin": "animal", "names": [], "tags": []},
     }
     table: dict[str, Any] = {"things": things, "looks": ["ink", "red", "on"], "colours": ["red"]}
-    (folder / FILE).write_text(json.dumps(table), encoding="utf-8")
+    (folder / VOCABULARY_FILE).write_text(json.dumps(table), encoding="utf-8")
     return load(folder)
 
 
@@ -66,8 +73,8 @@ def test_the_plan_of_a_card_is_that_of_its_reference() -> None:
 def test_of_several_pictures_it_is_the_mean() -> None:
     model, shown = tiny_models.model("emoji"), [tiny_models.picture(seed) for seed in (1, 2, 3)]
     own = make_card(model, "ink", shown)
-    expected = model.see(shown).mean(0, keepdim=True)
-    assert look(model, [own]).sub(expected).abs().max() < 1e-5
+    expected = model.encode_image(shown).mean(0, keepdim=True)
+    assert embed_references(model, [own]).sub(expected).abs().max() < 1e-5
 
 
 def test_a_card_of_another_encoder_is_refused_and_can_be_looked_at_anew() -> None:
@@ -75,23 +82,23 @@ def test_a_card_of_another_encoder_is_refused_and_can_be_looked_at_anew() -> Non
     other = tiny_models.model("sdxl")
     with pytest.raises(WeightsError, match=r"'ink' was made for another image encoder \(192 wide.*24 wide.*re-embed"):
         drawn(other, StyleReference(own))
-    request = look_anew(other, Request("a cat", references=[StyleReference(own)]))
+    request = reembed_cards(other, Request("a cat", references=[StyleReference(own)]))
     both = request.references[0].image
     assert isinstance(both, StyleCard)
     assert len(both.sights) == 2
     assert np.array_equal(drawn(other, StyleReference(both)), drawn(other, StyleReference(tiny_models.picture(1))))
-    assert look(tiny_models.model("emoji"), [both]).shape == (1, 192)
+    assert embed_references(tiny_models.model("emoji"), [both]).shape == (1, 192)
     bare = own.model_copy(update={"thumbnails": ()})
     with pytest.raises(InputError, match="no picture"):
-        re_embedded(other, bare)
+        reembed(other, bare)
 
 
 def test_an_encoder_is_known_again_in_half_precision_and_not_after_other_training(tmp_path: Path) -> None:
     own = make_card(tiny_models.model("emoji"), "ink", [tiny_models.picture(1)])
     half = load(tiny_models.folder("emoji"), dtype="bfloat16")
-    assert look(half, [own]).dtype == half.dtype
+    assert embed_references(half, [own]).dtype == half.dtype
     with pytest.raises(WeightsError, match="another image encoder"):
-        look(load(tiny_models.emoji(tmp_path / "other", seed=1)), [own])
+        embed_references(load(tiny_models.emoji(tmp_path / "other", seed=1)), [own])
 
 
 def test_a_card_of_no_picture_is_a_sentence() -> None:
@@ -122,9 +129,9 @@ def test_content_is_subtracted_as_taught(taught: Model) -> None:
 @pytest.mark.parametrize("name", ["sdxl", "sd15", "emoji"])
 def test_a_model_without_a_table_reads_what_is_typed(name: str) -> None:
     model = tiny_models.model(name)
-    assert names(model) is None
+    assert vocabulary_of(model) is None
     for typed in ("kitty", "🐱", "two red cats on a car, oil"):
-        understood = understand(model, typed)
+        understood = normalize_prompt(model, typed)
         assert (understood.text, understood.warnings) == (typed, ())
 
 
@@ -133,5 +140,5 @@ def test_the_built_in_model_has_a_table() -> None:
 
     if not (BUILT_IN / "emoji").exists():
         pytest.skip("this tree has no built-in model")
-    assert (BUILT_IN / "emoji" / FILE).is_file(), "write it: python -m instantstyle.emoji.build_vocabulary"
+    assert (BUILT_IN / "emoji" / VOCABULARY_FILE).is_file(), "write it: python -m instantstyle.emoji.build_vocabulary"
     assert isinstance(tiny_models.picture(), Image.Image)

@@ -35,34 +35,37 @@ def theirs(name: str, texts: list[str]) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", ["sdxl", "sd15"])
 def test_it_is_compel(name: str) -> None:
     texts = [WEIGHTED, LONG]
-    said = tiny_models.model(name).say(texts, "weighted")
+    said = tiny_models.model(name).encode_prompt(texts, "weighted")
     context, pooled = theirs(name, texts)
-    assert said.context.shape[1] > 77
-    torch.testing.assert_close(said.context, context, atol=1e-5, rtol=1e-4)
+    assert said.prompt_embeds.shape[1] > 77
+    torch.testing.assert_close(said.prompt_embeds, context, atol=1e-5, rtol=1e-4)
     if pooled is not None:  # of the bare words; compel's knows the weights as text
-        assert said.pooled is not None
-        torch.testing.assert_close(said.pooled[1], pooled[1], atol=1e-5, rtol=1e-4)
-        bare = tiny_models.model(name).say(["a red cat in the house of ink"]).embeds
+        assert said.pooled_prompt_embeds is not None
+        torch.testing.assert_close(said.pooled_prompt_embeds[1], pooled[1], atol=1e-5, rtol=1e-4)
+        bare = tiny_models.model(name).encode_prompt(["a red cat in the house of ink"]).text_embeds
         assert bare is not None
-        torch.testing.assert_close(said.pooled[0], bare[0])
+        torch.testing.assert_close(said.pooled_prompt_embeds[0], bare[0])
 
 
 def test_a_short_text_without_weights_is_read_as_plainly() -> None:
     model = tiny_models.model("sdxl")
-    plain = model.say(["a red cat"])
+    plain = model.encode_prompt(["a red cat"])
     for reading in ("long", "weighted"):
-        said = model.say(["a red cat"], reading)
-        torch.testing.assert_close(said.context, plain.context, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(said.pooled, plain.pooled, atol=1e-6, rtol=1e-5)
+        said = model.encode_prompt(["a red cat"], reading)
+        torch.testing.assert_close(said.prompt_embeds, plain.prompt_embeds, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(said.pooled_prompt_embeds, plain.pooled_prompt_embeds, atol=1e-6, rtol=1e-5)
 
 
 def test_other_spellings_of_weights() -> None:
     model = tiny_models.model("sd15")
-    one, other = (model.say([text], "weighted").context for text in ("a (red cat:1.3) house", "a (red cat)1.3 house"))
+    one, other = (
+        model.encode_prompt([text], "weighted").prompt_embeds
+        for text in ("a (red cat:1.3) house", "a (red cat)1.3 house")
+    )
     assert torch.equal(one, other)
-    assert not torch.allclose(one, model.say(["a red cat house"]).context, atol=1e-3)
+    assert not torch.allclose(one, model.encode_prompt(["a red cat house"]).prompt_embeds, atol=1e-3)
     with pytest.raises(InputError, match="swap"):
-        model.say(["a cat.swap(dog) house"], "weighted")
+        model.encode_prompt(["a cat.swap(dog) house"], "weighted")
 
 
 def test_runs_with_long_texts_go_beside_others() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from instantstyle.errors import OutputError, PictureError
-from instantstyle.utils.atomic_files import sweep, whole, write_whole
+from instantstyle.utils.atomic_files import atomic_write, remove_stale_temp_files, write_atomic
 
 LARGE = torch.zeros(20_000)
 
@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_what_was_there(writer: str, tmp_path: Path) -> None:
     with (
         full(),
         pytest.raises(OutputError, match=r"cannot write .*(no room|not all of it).*nothing half-written"),
-        whole(file) as partial,
+        atomic_write(file) as partial,
     ):
         WRITERS[writer](partial)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"kept": b"before"}
@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_what_was_there(writer: str, tmp_path: Path) -> None:
 def test_what_is_written_is_readable_by_those_the_mask_allows(writer: str, tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:
-        with whole(tmp_path / "on/the/way") as partial:
+        with atomic_write(tmp_path / "on/the/way") as partial:
             WRITERS[writer](partial)
     finally:
         os.umask(mask)
@@ -87,24 +87,24 @@ def test_an_error_that_is_not_of_writing_passes_through(error: BaseException, tm
         partial.write_bytes(b"half")
         raise error
 
-    with pytest.raises(type(error)) as raised, whole(tmp_path / "file") as partial:
+    with pytest.raises(type(error)) as raised, atomic_write(tmp_path / "file") as partial:
         writes(partial)
     assert raised.value is error
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nobody_reads_half(tmp_path: Path) -> None:
-    file = write_whole(tmp_path / "file", b"old")
-    with whole(file) as partial:
+    file = write_atomic(tmp_path / "file", b"old")
+    with atomic_write(file) as partial:
         partial.write_bytes(b"new")
         assert file.read_bytes() == b"old"
     assert file.read_bytes() == b"new"
     with pytest.raises(OutputError, match="there is no folder"):
-        write_whole(tmp_path / "nowhere/file", b"new")
+        write_atomic(tmp_path / "nowhere/file", b"new")
 
 
 def _hangs(file: Path) -> None:
-    with whole(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -118,7 +118,7 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / ".mine.part").touch()
     elsewhere = tmp_path / left.name.replace(".", ".another-", 1)
     elsewhere.touch()
-    with whole(tmp_path / "file") as partial:
+    with atomic_write(tmp_path / "file") as partial:
         partial.write_bytes(b"whole")
-        assert sweep(tmp_path) == [left]
+        assert remove_stale_temp_files(tmp_path) == [left]
     assert {path.name for path in tmp_path.iterdir()} == {"file", ".mine.part", elsewhere.name}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, cast
 
-from instantstyle.errors import PlanError, nearest
+from instantstyle.errors import PlanError, did_you_mean
 
 Stage = Literal["down", "mid", "up"]
 Kind = Literal["self", "cross"]
@@ -33,7 +33,7 @@ class Site(NamedTuple):
         """The attention module this layer belongs to, as plans name it: `up.0.1`, `down.2.1`, `mid`."""
         return "mid" if self.stage == "mid" else f"{self.stage}.{self.block}.{self.attention}"
 
-    def level(self, levels: int) -> int:
+    def resolution_level(self, levels: int) -> int:
         """The resolution it works at, 0 the highest, in a UNet of so many: the index into `channels` and `heads`."""
         return {"down": self.block, "mid": levels - 1, "up": levels - 1 - self.block}[self.stage]
 
@@ -44,32 +44,32 @@ class UNetConfig:
 
     in_channels: int = 4
     out_channels: int = 4
-    channels: tuple[int, ...] = (320, 640, 1280)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280)
     """Width of each resolution, highest resolution first."""
-    depths: tuple[int, ...] = (0, 2, 10)
+    transformer_layers_per_block: tuple[int, ...] = (0, 2, 10)
     """Transformer layers in each resolution's attentions; 0 where it has none."""
-    heads: tuple[int, ...] = (5, 10, 20)
+    num_attention_heads: tuple[int, ...] = (5, 10, 20)
     """Attention heads at each resolution (diffusers' misnamed `attention_head_dim`)."""
-    context_dim: int = 2048
+    cross_attention_dim: int = 2048
     """Width of the text tokens."""
-    pooled_dim: int | None = 1280
+    pooled_projection_dim: int | None = 1280
     """Width of the pooled text embedding; None for families without `text_time` conditioning (SD1.5)."""
-    size_dim: int = 256
+    addition_time_embed_dim: int = 256
     """Width of each sinusoid of the six size numbers."""
-    groups: int = 32
-    linear: bool = True
+    norm_num_groups: int = 32
+    use_linear_projection: bool = True
     """Whether a transformer's first and last projections are linear layers (SDXL) or 1x1 convolutions (SD1.5)."""
-    resnets: int = 2
+    layers_per_block: int = 2
 
     @property
     def time_dim(self) -> int:
         """Width of the time embedding."""
-        return 4 * self.channels[0]
+        return 4 * self.block_out_channels[0]
 
     @property
     def mid_depth(self) -> int:
         """Transformer layers in the middle block: as many as the lowest resolution that has any."""
-        return next((depth for depth in reversed(self.depths) if depth), 1)
+        return next((depth for depth in reversed(self.transformer_layers_per_block) if depth), 1)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -77,10 +77,18 @@ class UNetConfig:
 
         The position in this tuple is the N of published IP-Adapter keys, `ip_adapter.N.to_k_ip.weight`.
         """
-        levels = len(self.channels)
+        levels = len(self.block_out_channels)
         modules: list[tuple[Stage, int, int, int]] = []
-        modules.extend(("down", i, j, self.depths[i]) for i in range(levels) for j in range(self.resnets))
-        modules.extend(("up", i, j, self.depths[-1 - i]) for i in range(levels) for j in range(self.resnets + 1))
+        modules.extend(
+            ("down", i, j, self.transformer_layers_per_block[i])
+            for i in range(levels)
+            for j in range(self.layers_per_block)
+        )
+        modules.extend(
+            ("up", i, j, self.transformer_layers_per_block[-1 - i])
+            for i in range(levels)
+            for j in range(self.layers_per_block + 1)
+        )
         modules.append(("mid", 0, 0, self.mid_depth))
         kinds: tuple[Kind, ...] = ("self", "cross")
         return tuple(
@@ -109,13 +117,13 @@ class BlockPlan:
     weights: Mapping[str, float]
     negative: Mapping[str, float] = field(default_factory=dict[str, float])
 
-    def at(self, site: Site) -> float:
+    def scale(self, site: Site) -> float:
         """The strength at a site, 0 where the plan is silent."""
-        return _longest(self.weights, site)
+        return _max_depth(self.weights, site)
 
-    def against(self, site: Site) -> float:
+    def negative_scale(self, site: Site) -> float:
         """The strength at which the reference enters the unconditional row at a site."""
-        return _longest(self.negative, site)
+        return _max_depth(self.negative, site)
 
     def scaled(self, by: float) -> "BlockPlan":
         """The same plan, all strengths multiplied."""
@@ -125,7 +133,7 @@ class BlockPlan:
         return any(self.weights.values()) or any(self.negative.values())
 
 
-def _longest(weights: Mapping[str, float], site: Site) -> float:
+def _max_depth(weights: Mapping[str, float], site: Site) -> float:
     address = f"{site.module}."
     fitting = [prefix for prefix in weights if prefix == "all" or address.startswith(f"{prefix}.")]
     return weights[max(fitting, key=lambda prefix: -1 if prefix == "all" else len(prefix))] if fitting else 0.0
@@ -141,7 +149,7 @@ _TERM = re.compile(
 """One term.  No two parts of it can match the same text, so that reading takes time in proportion to its length."""
 
 
-def plan_text(plan: object) -> object:
+def plan_to_text(plan: object) -> object:
     """Diffusers' nested dictionary as its JSON text, which `parse_plan` reads; anything else as it is.
 
     Raises PlanError when the dictionary holds what JSON does not.
@@ -154,7 +162,9 @@ def plan_text(plan: object) -> object:
         raise PlanError(f"a plan's dictionary holds numbers, lists of numbers and dictionaries: {unlike}") from None
 
 
-def parse_plan(plan: str | Mapping[str, object], config: UNetConfig, presets: Mapping[str, BlockPlan]) -> BlockPlan:
+def parse_block_plan(
+    plan: str | Mapping[str, object], config: UNetConfig, presets: Mapping[str, BlockPlan]
+) -> BlockPlan:
     """Read a plan in any of the ways people write one.
 
     Preset names joined by `+`; terms such as `up.0.1=1.2,down.2.1=0.5`; ComfyUI's `6:1,3:0.5`; and what diffusers'
@@ -163,9 +173,9 @@ def parse_plan(plan: str | Mapping[str, object], config: UNetConfig, presets: Ma
     Raises PlanError, naming what is known, when a preset or block does not exist, a block is given twice or a strength
     is not between 0 and MAX_STRENGTH.
     """
-    text = str(plan_text(plan)).strip()
+    text = str(plan_to_text(plan)).strip()
     if text.startswith("{"):
-        return BlockPlan(_nested(text, config))
+        return BlockPlan(_parse_nested(text, config))
     names = [name.strip() for name in text.split("+")]
     if all(name in presets for name in names):
         parts = [presets[name] for name in names]
@@ -180,50 +190,51 @@ def parse_plan(plan: str | Mapping[str, object], config: UNetConfig, presets: Ma
         if match is None:
             strange = next((name for name in map(str.strip, term.split("+")) if name not in presets), term)
             raise PlanError(
-                f"cannot read {_short(term)} in a plan: give one of {known}, or terms such as up.0.1=1,down.2.1=0.5"
-                f"{nearest(strange, presets)}"
+                f"cannot read {_abbreviate(term)} in a plan: give one of {known}, or terms such as "
+                f"up.0.1=1,down.2.1=0.5{did_you_mean(strange, presets)}"
             )
-        block = _block(match["block"], config)
+        block = _parse_block(match["block"], config)
         if block in weights:
-            raise PlanError(f"the plan {_short(text)} gives the block {block} twice")
-        weights[block] = _strength(float(match["weight"]), match["weight"])
+            raise PlanError(f"the plan {_abbreviate(text)} gives the block {block} twice")
+        weights[block] = _parse_strength(float(match["weight"]), match["weight"])
     if not weights:
-        raise PlanError(f"the plan {_short(text)} is empty: give one of {known}, or terms such as up.0.1=1")
+        raise PlanError(f"the plan {_abbreviate(text)} is empty: give one of {known}, or terms such as up.0.1=1")
     return BlockPlan(weights)
 
 
-def _block(name: str, config: UNetConfig) -> str:
+def _parse_block(name: str, config: UNetConfig) -> str:
     modules = config.modules
     if name.isdigit():
         number = name.lstrip("0") or "0"
         if len(number) > 4 or int(number) >= len(modules):
             raise PlanError(
-                f"there is no block {_short(name)}: this model has {len(modules)}, counted from 0 in running order"
+                f"there is no block {_abbreviate(name)}: this model has {len(modules)}, counted from 0 in running order"
             )
         return modules[int(number)]
     known = {"all", *modules, *(m.rsplit(".", 1)[0] for m in modules), *(m.split(".")[0] for m in modules)}
     if name not in known:
         raise PlanError(
-            f"there is no block {_short(name)} in this model: it has {', '.join(modules)}{nearest(name, sorted(known))}"
+            f"there is no block {_abbreviate(name)} in this model: it has {', '.join(modules)}"
+            f"{did_you_mean(name, sorted(known))}"
         )
     return name
 
 
-def _strength(value: object, where: str) -> float:
+def _parse_strength(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_STRENGTH:
-        raise PlanError(f"a strength in a plan is a number from 0 to {MAX_STRENGTH:g}, not {_short(where)}")
+        raise PlanError(f"a strength in a plan is a number from 0 to {MAX_STRENGTH:g}, not {_abbreviate(where)}")
     return float(value)
 
 
-def _nested(text: str, config: UNetConfig) -> dict[str, float]:
+def _parse_nested(text: str, config: UNetConfig) -> dict[str, float]:
     """Diffusers' nested dictionary: a stage, in it `block_N`, in it a strength for all its attentions or one for each.
 
     What is not named is silent, as there.  A list of one is for all, as there.
     """
     try:
-        stages: dict[str, object] = json.loads(text, object_pairs_hook=_no_twice)
+        stages: dict[str, object] = json.loads(text, object_pairs_hook=_reject_repeated)
     except (ValueError, RecursionError) as broken:
-        raise PlanError(f"the plan {_short(text)} begins as JSON and is none: {broken}") from None
+        raise PlanError(f"the plan {_abbreviate(text)} begins as JSON and is none: {broken}") from None
     blocks: dict[str, list[str]] = {}  # the attentions of `up.0`, by that name
     for module in config.modules:
         blocks.setdefault(module.rsplit(".", 1)[0], []).append(module)
@@ -231,14 +242,16 @@ def _nested(text: str, config: UNetConfig) -> dict[str, float]:
     for stage, inside in stages.items():
         mine = [block for block in blocks if block.split(".")[0] == stage]
         if not mine:
-            raise PlanError(f"a plan's dictionary has down, mid and up, not {_short(stage)}")
+            raise PlanError(f"a plan's dictionary has down, mid and up, not {_abbreviate(stage)}")
         named = cast("dict[str, object]", inside) if isinstance(inside, dict) and stage != "mid" else None
         if named is not None:
             spelt = {f"block_{block.split('.')[1]}": block for block in mine}
             for name, value in named.items():
                 if name not in spelt:
                     has = ", ".join(spelt)
-                    raise PlanError(f"{stage} of this model has {has}, not {_short(name)}{nearest(name, spelt)}")
+                    raise PlanError(
+                        f"{stage} of this model has {has}, not {_abbreviate(name)}{did_you_mean(name, spelt)}"
+                    )
                 given[spelt[name]] = value
         else:
             given |= dict.fromkeys(mine, cast("object", inside))
@@ -252,16 +265,16 @@ def _nested(text: str, config: UNetConfig) -> dict[str, float]:
                 f"{len(each)}"
             )
         each = each * len(modules) if len(each) == 1 else each
-        weights |= {module: _strength(one, json.dumps(one)) for module, one in zip(modules, each, strict=True)}
+        weights |= {module: _parse_strength(one, json.dumps(one)) for module, one in zip(modules, each, strict=True)}
     return {module: weight for module, weight in weights.items() if weight}
 
 
-def _no_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _reject_repeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
     seen = dict(pairs)
     if len(seen) < len(pairs):
         raise PlanError("a plan's dictionary gives a block twice")
     return seen
 
 
-def _short(text: str) -> str:
+def _abbreviate(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.errors import InputError, nearest
+from instantstyle.errors import InputError, did_you_mean
 from instantstyle.model import Model
 from instantstyle.networks.unet import Residuals
 from instantstyle.request import Control, Request
@@ -25,19 +25,19 @@ from instantstyle.weights.control import PUBLISHED, ControlNet
 
 CANNY = (50, 200)
 """Lower and upper threshold, as in InstantStyle's code (infer_style_controlnet.py)."""
-AS_IS = ("image", "none")
+PASSTHROUGH = ("image", "none")
 """Kinds that leave the picture as it is."""
 
-Pixels = UInt8[np.ndarray, "height width 3"]
-Lines = UInt8[np.ndarray, "height width"]
+PixelArray = UInt8[np.ndarray, "height width 3"]
+EdgeMap = UInt8[np.ndarray, "height width"]
 
 
-def canny(pixels: Pixels) -> Lines:
+def canny(pixels: PixelArray) -> EdgeMap:
     """Edges, white on black, of the channel that changes most (Canny 1986, by OpenCV)."""
     return _cv2().Canny(pixels, *CANNY)
 
 
-def soft_edge(pixels: Pixels) -> Lines:
+def soft_edge(pixels: PixelArray) -> EdgeMap:
     """How steep the picture is, white where it is steepest: what HED draws, without a network.
 
     The gradient (Scharr) of the channel that changes most, at three blurs, so that broad edges count as thin ones do;
@@ -53,7 +53,7 @@ def soft_edge(pixels: Pixels) -> Lines:
     return (np.clip(steep / full, 0, 1) * 255).round().astype(np.uint8)
 
 
-def lineart(pixels: Pixels) -> Lines:
+def lineart(pixels: PixelArray) -> EdgeMap:
     """What is darker than its surroundings, as white lines on black: a difference of Gaussians.
 
     The lines are made about half white whatever the picture's contrast, as controlnet_aux's standard lineart does.
@@ -68,45 +68,49 @@ def lineart(pixels: Pixels) -> Lines:
 _LINE = 6 / 512
 """Width of the surroundings as a share of the picture: 6 pixels at the 512 that the kind was made for."""
 
-MAKERS: Mapping[str, Callable[[Pixels], Lines]] = {"canny": canny, "soft-edge": soft_edge, "lineart": lineart}
+PREPROCESSORS: Mapping[str, Callable[[PixelArray], EdgeMap]] = {
+    "canny": canny,
+    "soft-edge": soft_edge,
+    "lineart": lineart,
+}
 """How control pictures are made by OpenCV; `depth` needs a model, and everything else is given as it is."""
-KINDS = (*MAKERS, "depth", *AS_IS)
+CONTROL_KINDS = (*PREPROCESSORS, "depth", *PASSTHROUGH)
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class ActiveControl:
     """One control of a run, ready for its steps."""
 
     control: ControlNet
-    picture: Float[Tensor, "1 3 height width"]
+    control_image: Float[Tensor, "1 3 height width"]
     """The control picture, 0 to 1."""
     weight: float
     window: tuple[float, float]
 
-    def holds(self, step: int, steps: int) -> bool:
+    def active_at(self, step: int, steps: int) -> bool:
         """Whether it has a say in a step, counted from 0: the step lies whole in the window, as diffusers has it."""
         start, end = self.window
         return bool(self.weight) and not (step / steps < start or (step + 1) / steps > end)
 
 
-def steer(model: Model, request: Request) -> tuple[Steering, ...]:
+def prepare_controls(model: Model, request: Request) -> tuple[ActiveControl, ...]:
     """The request's controls, its size settled; those of no weight left out.
 
     Raises InputError for kinds that do not exist and for ControlNets that the model was not loaded with.
     """
-    chosen = [(control, choose(model, control.kind)[1]) for control in request.controls]
+    chosen = [(control, resolve_control(model, control.kind)[1]) for control in request.controls]
     return tuple(
-        Steering(net, _tensor(draw(model, request, control), model), control.weight, control.window)
+        ActiveControl(net, _tensor(make_control_image(model, request, control), model), control.weight, control.window)
         for control, net in chosen
         if control.weight
     )
 
 
-def choose(model: Model, kind: str) -> tuple[str, ControlNet]:
+def resolve_control(model: Model, kind: str) -> tuple[str, ControlNet]:
     """How a kind's picture is made, and the ControlNet that reads it.  Raises InputError."""
-    how, which = parse(kind)
+    how, which = parse_control(kind)
     nets = model.controls
-    if which is None and how in AS_IS and how not in nets and nets:
+    if which is None and how in PASSTHROUGH and how not in nets and nets:
         if len(nets) > 1:
             raise InputError(
                 f"the model has several ControlNets, so {kind!r} does not say which is to read the picture: give one "
@@ -118,33 +122,33 @@ def choose(model: Model, kind: str) -> tuple[str, ControlNet]:
         return how, nets[name]
     if nets:
         known = tuple(nets)
-        raise InputError(f"the model has no ControlNet {name!r}: it has {', '.join(known)}{nearest(name, known)}")
-    wanted = "canny" if name in AS_IS else name
+        raise InputError(f"the model has no ControlNet {name!r}: it has {', '.join(known)}{did_you_mean(name, known)}")
+    wanted = "canny" if name in PASSTHROUGH else name
     where = PUBLISHED.get(model.family.name, {}).get(wanted, "a file")
     raise InputError(
-        f"the model {model.found.spec!r} has no ControlNet, so no picture can be followed: load it with "
+        f"the model {model.source.spec!r} has no ControlNet, so no picture can be followed: load it with "
         f"controls={{{wanted!r}: {where!r}}} (--control-model)"
     )
 
 
-def parse(kind: str) -> tuple[str, str | None]:
+def parse_control(kind: str) -> tuple[str, str | None]:
     """`how:which` in its two parts.  Raises InputError for a `how` before a colon that nothing is made by."""
     how, colon, which = kind.partition(":")
-    if colon and (how not in KINDS or not which):
+    if colon and (how not in CONTROL_KINDS or not which):
         raise InputError(
             f"the kind of control {kind!r} is not understood: before the colon stands how the picture is made, one of "
-            f"{', '.join(KINDS)}{nearest(how, KINDS)}, and behind it the name of a ControlNet"
+            f"{', '.join(CONTROL_KINDS)}{did_you_mean(how, CONTROL_KINDS)}, and behind it the name of a ControlNet"
         )
     return how, which or None
 
 
-def draw(model: Model, request: Request, control: Control) -> Image.Image:
+def make_control_image(model: Model, request: Request, control: Control) -> Image.Image:
     """The control picture made of the given one, of the request's size.  Raises InputError as `steer` does.
 
     The given picture is brought to that size first (by Lanczos, its proportions given up, as diffusers does): edges
     made smaller would be grey.
     """
-    how, _ = choose(model, control.kind)
+    how, _ = resolve_control(model, control.kind)
     picture, size = control.image.open(), request.size or model.family.size
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -154,13 +158,13 @@ def draw(model: Model, request: Request, control: Control) -> Image.Image:
                 "a depth picture is made by a depth model, and none was loaded: load with depth=... (--depth-model), "
                 "such as depth-anything/Depth-Anything-V2-Small-hf, or give a depth picture as kind 'image:depth'"
             )
-        return Image.fromarray(model.depth.look(picture)).convert("RGB")
-    make = MAKERS.get(how)
+        return Image.fromarray(model.depth.estimate(picture)).convert("RGB")
+    make = PREPROCESSORS.get(how)
     return picture if make is None else Image.fromarray(make(np.asarray(picture))).convert("RGB")
 
 
-def residuals(
-    steerings: Sequence[Steering],
+def controlnet_residuals(
+    steerings: Sequence[ActiveControl],
     step: int,
     steps: int,
     latents: Float[Tensor, "rows channels height width"],
@@ -178,17 +182,17 @@ def residuals(
     """
     total: tuple[list[Tensor], Tensor] | None = None
     for steering in steerings:
-        if not steering.holds(step, steps):
+        if not steering.active_at(step, steps):
             continue
-        down, mid = _say(steering, latents, time, context, pooled, sizes, unconditional)
+        down, mid = _encode_control_text(steering, latents, time, context, pooled, sizes, unconditional)
         if total is not None:
             down, mid = [a + b for a, b in zip(total[0], down, strict=True)], total[1] + mid
         total = down, mid
     return total
 
 
-def _say(
-    steering: Steering,
+def _encode_control_text(
+    steering: ActiveControl,
     latents: Tensor,
     time: Tensor,
     context: Tensor,
@@ -205,15 +209,15 @@ def _say(
         latents[own, : net.config.in_channels],  # an inpainting UNet's other inputs are not for a ControlNet
         time[own],
         context[own],
-        steering.picture.expand(len(latents) - silent, -1, -1, -1),
+        steering.control_image.expand(len(latents) - silent, -1, -1, -1),
         conditioning_scale=steering.weight,
         added_cond_kwargs=added,
         return_dict=False,
     )
-    return [_after(r, silent) for r in down], _after(mid, silent)
+    return [_add_residuals(r, silent) for r in down], _add_residuals(mid, silent)
 
 
-def _after(residual: Tensor, silent: int) -> Tensor:
+def _add_residuals(residual: Tensor, silent: int) -> Tensor:
     return torch.cat([residual.new_zeros(silent, *residual.shape[1:]), residual]) if silent else residual
 
 

@@ -32,12 +32,12 @@ class Cancelled(InstantStyleError):
     """The run was asked to stop at a step boundary."""
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
+def did_you_mean(given: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` when some known word is close to the given one, else an empty string."""
-    close = closest(given, known)
+    close = closest_match(given, known)
     return "" if close is None else f" (did you mean {close!r}?)"
 
 
-def closest(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def closest_match(given: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that is spelt most like the given one, if one is at all: 1 is the same, 0 has no letter of it."""
     return next(iter(difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)), None)

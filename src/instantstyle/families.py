@@ -8,11 +8,11 @@ from instantstyle.blocks import BlockPlan, UNetConfig
 _ALL = BlockPlan({"all": 1.0})
 
 
-SAID = ("style", "layout")
+BASE_PRESETS = ("style", "layout")
 """The plans that are found by looking, in an architecture or in one checkpoint; the others follow from them."""
 
 
-def presets_of(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping[str, BlockPlan]:
+def make_presets(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping[str, BlockPlan]:
     """The named plans that follow from where style and where layout live."""
     return {
         "style": BlockPlan(style),
@@ -24,12 +24,12 @@ def presets_of(style: Mapping[str, float], layout: Mapping[str, float]) -> Mappi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
+class LoRATraining:
     """How B-LoRA is fitted to a picture; published numbers (arXiv 2403.14572 and its code) unless a family's own."""
 
     rank: int = 64
     steps: int = 1000
-    rate: float = 5e-5
+    learning_rate: float = 5e-5
     batch: int = 1
     prompt: str = "A [v]"
     """What the picture is called, where nothing is said of its content."""
@@ -51,49 +51,49 @@ class Family:
     """How strongly a prompt is followed where a request does not say; InstantStyle's own code has 5."""
     guidance_rescale: float = 0.0
     """How far guidance is brought back to the conditional prediction's spread where a request does not say."""
-    multiple: int
+    size_multiple: int
     """Widths and heights must be multiples of this many pixels."""
-    text_length: int
+    max_text_tokens: int
     """Text tokens a prompt is padded to."""
     clip_skip: int
     """Which hidden state of the text encoders is the context: 1 the last with its norm, 2 the one before it."""
-    image_tokens: int = 4
-    content: BlockPlan
+    num_image_tokens: int = 4
+    content_blocks: BlockPlan
     """The blocks that take a picture's content in a B-LoRA, whose style blocks are those of the preset `style`."""
-    fitting: Fitting = Fitting()
-    zero_empty: bool = False
+    b_lora_defaults: LoRATraining = LoRATraining()
+    force_zeros_for_empty_prompt: bool = False
     """Whether an empty negative prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`)."""
 
 
 SDXL = Family(
     name="sdxl",
     unet=UNetConfig(),
-    presets=presets_of({"up.0.1": 1.0}, {"down.2.1": 1.0}),
+    presets=make_presets({"up.0.1": 1.0}, {"down.2.1": 1.0}),
     presets_source="InstantStyle, arXiv 2404.02733, section 3.2",
-    content=BlockPlan({"up.0.0": 1.0}),  # B-LoRA, arXiv 2403.14572, section 4: its W4
+    content_blocks=BlockPlan({"up.0.0": 1.0}),  # B-LoRA, arXiv 2403.14572, section 4: its W4
     size=(1024, 1024),
-    multiple=8,
-    text_length=77,
+    size_multiple=8,
+    max_text_tokens=77,
     clip_skip=2,
-    zero_empty=True,
+    force_zeros_for_empty_prompt=True,
 )
 
 SD15 = Family(
     name="sd15",
     unet=UNetConfig(
-        channels=(320, 640, 1280, 1280),
-        depths=(1, 1, 1, 0),
-        heads=(8, 8, 8, 8),
-        context_dim=768,
-        pooled_dim=None,
-        linear=False,
+        block_out_channels=(320, 640, 1280, 1280),
+        transformer_layers_per_block=(1, 1, 1, 0),
+        num_attention_heads=(8, 8, 8, 8),
+        cross_attention_dim=768,
+        pooled_projection_dim=None,
+        use_linear_projection=False,
     ),
-    presets=presets_of({"up.1": 1.0}, {"down.2": 1.0, "mid": 1.0}),
+    presets=make_presets({"up.1": 1.0}, {"down.2": 1.0, "mid": 1.0}),
     presets_source="comments of the official SD1.5 script; its authors call them experimental",
-    content=BlockPlan({"down.2": 1.0, "mid": 1.0}),  # its layout: B-LoRA has no SD1.5
+    content_blocks=BlockPlan({"down.2": 1.0, "mid": 1.0}),  # its layout: B-LoRA has no SD1.5
     size=(512, 512),
-    multiple=8,
-    text_length=77,
+    size_multiple=8,
+    max_text_tokens=77,
     clip_skip=1,
 )
 
@@ -102,24 +102,24 @@ EMOJI = Family(
     unet=UNetConfig(
         in_channels=32,
         out_channels=32,
-        channels=(96, 128, 128),
-        depths=(0, 1, 1),
-        heads=(3, 4, 4),
-        context_dim=192,
-        pooled_dim=192,
-        size_dim=32,
+        block_out_channels=(96, 128, 128),
+        transformer_layers_per_block=(0, 1, 1),
+        num_attention_heads=(3, 4, 4),
+        cross_attention_dim=192,
+        pooled_projection_dim=192,
+        addition_time_embed_dim=32,
     ),
-    presets=presets_of({"up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
+    presets=make_presets({"up.1.1": 1.0, "up.1.2": 1.0}, {"down.2.1": 1.0}),
     presets_source="style: the probe in benchmarks/results/probe.md; layout: SDXL's, of no measured effect here",
-    content=BlockPlan({"down.2.1": 1.0}),  # its layout
-    fitting=Fitting(rank=8, steps=40, rate=1e-2, batch=8),
+    content_blocks=BlockPlan({"down.2.1": 1.0}),  # its layout
+    b_lora_defaults=LoRATraining(rank=8, steps=40, learning_rate=1e-2, batch=8),
     size=(64, 64),
     guidance=3.0,  # 5 paints this small model's colours too loudly: benchmarks/LOG.md
     guidance_rescale=0.7,  # as published for models that begin from pure noise, arXiv 2305.08891, section 3.4
-    multiple=32,
-    text_length=24,
+    size_multiple=32,
+    max_text_tokens=24,
     clip_skip=2,
-    zero_empty=False,
+    force_zeros_for_empty_prompt=False,
 )
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SDXL, SD15, EMOJI)}

@@ -10,23 +10,36 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from instantstyle.blocks import parse_plan
-from instantstyle.encoders.clip import Eyes, Lent, Tower, load_content_tower, load_eyes, load_tower
+from instantstyle.blocks import parse_block_plan
+from instantstyle.encoders.clip import (
+    ImageEncoder,
+    ReloadedModule,
+    TextEncoder,
+    load_content_text_encoder,
+    load_image_encoder,
+    load_text_encoder,
+)
 from instantstyle.errors import PlanError, WeightsError
-from instantstyle.families import SAID, Family, presets_of
-from instantstyle.model import Memory, Model, Speaker
+from instantstyle.families import BASE_PRESETS, Family, make_presets
+from instantstyle.model import AdapterWithEncoder, Model, OffloadMode
 from instantstyle.networks.unet import UNet
 from instantstyle.utils.device import pick_device, pick_dtype
 from instantstyle.weights.adapter import load_adapter
 from instantstyle.weights.control import load_controls
 from instantstyle.weights.depth import load_depth
 from instantstyle.weights.lora import lora_file, with_loras
-from instantstyle.weights.resolve import AdapterSpec, Found, find
+from instantstyle.weights.resolve import AdapterSpec, ResolvedModel, resolve_model
 from instantstyle.weights.single_file import Part
-from instantstyle.weights.strict_load import count_parameters, fill_part, fill_unet, load_part, load_unet
+from instantstyle.weights.strict_load import (
+    count_parameters,
+    from_pretrained_strict,
+    load_state,
+    load_unet,
+    load_unet_state,
+)
 from instantstyle.weights.unet_config import family_of
 
-PRESETS = "presets.json"
+PRESETS_FILE = "presets.json"
 """A folder's own presets, `{"style": {"up.0.1": 1.0}, "layout": ...}`: written by `instantstyle probe --write`."""
 
 
@@ -41,7 +54,7 @@ def load(
     loras: Sequence[tuple[str | Path, float]] = (),
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-    memory: Memory = "keep",
+    memory: OffloadMode = "keep",
     tile: bool = False,
 ) -> Model:
     """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, a checkpoint's file, a hub id.
@@ -59,34 +72,34 @@ def load(
 
     Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
     """
-    where, found = pick_device(device), find(model, adapter, image_encoder, content_encoder)
-    family = with_index(family_of(found.config("unet/config.json")), found)
+    where, found = pick_device(device), resolve_model(model, adapter, image_encoder, content_encoder)
+    family = apply_checkpoint_config(family_of(found.config("unet/config.json")), found)
     kind = pick_dtype(dtype, where, count_parameters(family.unet))
     home = where if memory != "offload" else torch.device("cpu")
     keep = memory != "free"
-    unet = load_unet_of(found, family, kind, home)
+    unet = load_denoiser(found, family, kind, home)
     known: tuple[tuple[Part, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
     towers = tuple(
-        load_tower(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
+        load_text_encoder(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
         for part, suffix in known
         if found.has(part)
     )
     wide = sum(int(tower.net.config.hidden_size) for tower in towers)
-    if wide != family.unet.context_dim:
+    if wide != family.unet.cross_attention_dim:
         raise WeightsError(
             f"the text encoders in {found.folder} give {wide} numbers a token, and the UNet reads "
-            f"{family.unet.context_dim}"
+            f"{family.unet.cross_attention_dim}"
         )
-    family = dataclasses.replace(family, text_length=towers[0].length)
+    family = dataclasses.replace(family, max_text_tokens=towers[0].max_length)
     files = [(lora_file(path, found.folder), weight) for path, weight in loras]
     unet, towers = _with_loras(unet, towers, files, family)
-    lookers = {path: load_eyes(found, path, kind, home, keep=keep) for path in _encoders(found)}
+    lookers = {path: load_image_encoder(found, path, kind, home, keep=keep) for path in _encoders(found)}
     speakers = {
-        name: load_speaker(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
+        name: load_adapter_with_encoder(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
         for name, each in found.adapters.items()
     }
     eyes = lookers[found.image_encoder] if found.image_encoder else None
-    narrow = load_speaker(found.style_adapter, eyes, family, kind, where) if found.style_adapter else None
+    narrow = load_adapter_with_encoder(found.style_adapter, eyes, family, kind, where) if found.style_adapter else None
     vae = load_vae(found, kind, home)
     if tile:
         vae.enable_tiling()
@@ -94,12 +107,12 @@ def load(
         family=family,
         unet=unet,
         vae=vae,
-        towers=towers,
-        eyes=eyes,
+        text_encoders=towers,
+        image_encoder=eyes,
         adapter=next((speaker.adapter for speaker in speakers.values()), None),
         style_adapter=narrow.adapter if narrow else None,
-        speakers=speakers,
-        content_tower=load_content_tower(found.content_encoder, kind, home, keep=keep)
+        adapters=speakers,
+        content_text_encoder=load_content_text_encoder(found.content_encoder, kind, home, keep=keep)
         if found.content_encoder
         else None,
         controls=load_controls(controls or {}, found.folder, family, kind, where),
@@ -108,88 +121,96 @@ def load(
         vocabulary=read_vocabulary(found),
         device=where,
         dtype=kind,
-        found=found,
+        source=found,
         loras=tuple((str(path), float(weight)) for path, weight in loras),
     )
     return _offloaded(loaded) if memory == "offload" else loaded
 
 
 def _with_loras(
-    unet: UNet, towers: tuple[Tower, ...], loras: Sequence[tuple[str | Path, float]], family: Family
-) -> tuple[UNet, tuple[Tower, ...]]:
+    unet: UNet, towers: tuple[TextEncoder, ...], loras: Sequence[tuple[str | Path, float]], family: Family
+) -> tuple[UNet, tuple[TextEncoder, ...]]:
     """The networks with the changes of LoRAs; a text encoder that is changed is kept, and no more read for each use."""
     if not loras:
         return unet, towers
     nets: dict[str, nn.Module] = {"unet": unet}
     for i, tower in enumerate(towers):
-        nets[f"text_encoder{f'_{i + 1}' if i else ''}"] = tower.net.make() if isinstance(tower.net, Lent) else tower.net
+        nets[f"text_encoder{f'_{i + 1}' if i else ''}"] = (
+            tower.net.load() if isinstance(tower.net, ReloadedModule) else tower.net
+        )
     changed = with_loras(nets, loras, family.unet)
     pairs = zip(towers, list(nets)[1:], strict=True)
-    told = tuple(t if changed[name] is nets[name] else Tower(t.tokenizer, changed[name]) for t, name in pairs)
+    told = tuple(t if changed[name] is nets[name] else TextEncoder(t.tokenizer, changed[name]) for t, name in pairs)
     return cast("UNet", changed["unet"]), told
 
 
 def _offloaded(model: Model) -> Model:
     """The model with every network's layers brought to the device only while they work."""
     offload: Any = importlib.import_module("accelerate").cpu_offload
-    _ = model.identity  # of the weights, while they can still be read
-    adapters = {id(speaker.adapter.projection) for speaker in model.speakers.values()}
+    _ = model.weights_fingerprint  # of the weights, while they can still be read
+    adapters = {id(speaker.adapter.projection) for speaker in model.adapters.values()}
     for net in model.networks.values():
         if id(net) not in adapters:
             offload(net, execution_device=model.device)
     return model
 
 
-def _encoders(found: Found) -> list[Path]:
+def _encoders(found: ResolvedModel) -> list[Path]:
     """Every image encoder once."""
     named = [found.image_encoder, *(each.encoder for each in found.adapters.values())]
     return list(dict.fromkeys(path for path in named if path is not None))
 
 
-def load_unet_of(found: Found, family: Family, dtype: torch.dtype, device: torch.device) -> UNet:
+def load_denoiser(found: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device) -> UNet:
     """The UNet of a folder or of a single file.  Raises WeightsError naming the key that is missing or misshapen."""
     if found.single is None:
         return load_unet(found.folder / "unet", family.unet, dtype, device)
     with found.single.unet() as file:
-        return fill_unet([file], str(found.single.path), family.unet, dtype, device)
+        return load_unet_state([file], str(found.single.path), family.unet, dtype, device)
 
 
-def load_vae(found: Found, dtype: torch.dtype, device: torch.device) -> Any:
+def load_vae(found: ResolvedModel, dtype: torch.dtype, device: torch.device) -> Any:
     """diffusers' AutoencoderKL of a folder or of a single file.  Raises WeightsError."""
     kind: Any = importlib.import_module("diffusers").AutoencoderKL
     config = found.config("vae/config.json")
     # SDXL's VAE overflows in float16 and says so.
     dtype = torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
     if (single := found.single) is None:
-        return load_part(kind, found.folder / "vae", dtype, device)
+        return from_pretrained_strict(kind, found.folder / "vae", dtype, device)
 
     def tensors(net: Any) -> dict[str, Tensor]:
         return single.tensors("vae", net)
 
-    return fill_part(lambda: kind.from_config(config), tensors, str(single.path), dtype, device)
+    return load_state(lambda: kind.from_config(config), tensors, str(single.path), dtype, device)
 
 
-def load_speaker(file: Path, eyes: Eyes | None, family: Family, dtype: torch.dtype, device: torch.device) -> Speaker:
+def load_adapter_with_encoder(
+    file: Path, eyes: ImageEncoder | None, family: Family, dtype: torch.dtype, device: torch.device
+) -> AdapterWithEncoder:
     """An adapter, read as plans ask for it.  Raises WeightsError when it is for another UNet or encoder."""
     adapter = load_adapter(file, family.unet, dtype=dtype, device=device, lazy=True)
     if eyes is not None:
         config = eyes.net.config
-        adapter.check_encoder(int(config.hidden_size if adapter.plus else config.projection_dim))
-    return Speaker(adapter, eyes)
+        adapter.check_encoder(int(config.hidden_size if adapter.is_plus else config.projection_dim))
+    return AdapterWithEncoder(adapter, eyes)
 
 
-def with_index(family: Family, found: Found) -> Family:
+def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
     """The family with what this checkpoint's own files say: its size, and what an empty negative prompt is."""
     side = found.config("unet/config.json").get("sample_size")
     levels = len(found.config("vae/config.json").get("block_out_channels") or (1,) * 4)
     index = found.config("model_index.json") if found.has("model_index.json") else {}
-    changes: dict[str, Any] = {"zero_empty": bool(index.get("force_zeros_for_empty_prompt", family.zero_empty))}
+    changes: dict[str, Any] = {
+        "force_zeros_for_empty_prompt": bool(
+            index.get("force_zeros_for_empty_prompt", family.force_zeros_for_empty_prompt)
+        )
+    }
     if isinstance(side, int):
         changes["size"] = (side * 2 ** (levels - 1),) * 2
     family = dataclasses.replace(family, **changes)
-    if found.single is not None or not found.has(PRESETS):
+    if found.single is not None or not found.has(PRESETS_FILE):
         return family
-    return with_presets(family, found.config(PRESETS), str(found.folder / PRESETS))
+    return with_presets(family, found.config(PRESETS_FILE), str(found.folder / PRESETS_FILE))
 
 
 def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
@@ -197,16 +218,16 @@ def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
 
     Raises WeightsError when it names blocks that the UNet does not have.
     """
-    blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in SAID}
+    blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in BASE_PRESETS}
     try:
         for plan in blocks.values():
-            parse_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.unet, {})
+            parse_block_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.unet, {})
     except (AttributeError, PlanError) as wrong:
         raise WeightsError(f"{where} is not understood: {wrong}") from wrong
-    return dataclasses.replace(family, presets=presets_of(**blocks), presets_source=said.get("source", where))
+    return dataclasses.replace(family, presets=make_presets(**blocks), presets_source=said.get("source", where))
 
 
-def read_vocabulary(found: Found) -> tuple[str, ...]:
+def read_vocabulary(found: ResolvedModel) -> tuple[str, ...]:
     """The words in a folder's vocabulary.json, none where there is no such file.  Raises WeightsError."""
     path = found.folder / "vocabulary.json"
     if found.single is not None or not path.is_file():

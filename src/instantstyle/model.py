@@ -15,19 +15,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan
-from instantstyle.encoders.clip import BATCH, Eyes, Text, Tower, pixels
-from instantstyle.encoders.prompt_weighting import Reading, read
-from instantstyle.errors import InputError, InstantStyleError, nearest
+from instantstyle.encoders.clip import ENCODE_BATCH_SIZE, ImageEncoder, TextEmbeddings, TextEncoder, to_unit_pixels
+from instantstyle.encoders.prompt_weighting import PromptMode, encode_weighted_prompts
+from instantstyle.errors import InputError, InstantStyleError, did_you_mean
 from instantstyle.families import Family
 from instantstyle.networks.unet import UNet
-from instantstyle.utils.images import Fit
+from instantstyle.utils.images import ResizeMode
 from instantstyle.weights.adapter import ENCODERS, Adapter, LazyWeights
 from instantstyle.weights.control import ControlNet
-from instantstyle.weights.depth import Depth
-from instantstyle.weights.fingerprint import digest, sample
-from instantstyle.weights.resolve import Found
+from instantstyle.weights.depth import DepthEstimator
+from instantstyle.weights.fingerprint import sampled, weights_hash
+from instantstyle.weights.resolve import ResolvedModel
 
-Memory = Literal["keep", "free", "offload"]
+OffloadMode = Literal["keep", "free", "offload"]
 """What stays on the device: everything; all but the text and image encoders, which are read anew for each use; or the
 layer that is at work, the rest waiting in main memory (accelerate's sequential offload)."""
 
@@ -40,11 +40,11 @@ TEXT_TOWERS: Mapping[int, str] = {
 
 
 @dataclass(frozen=True)
-class Speaker:
+class AdapterWithEncoder:
     """An adapter with the image encoder it was trained with."""
 
     adapter: Adapter
-    eyes: Eyes | None
+    image_encoder: ImageEncoder | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,136 +54,149 @@ class Model:
     family: Family
     unet: UNet
     vae: Any
-    towers: tuple[Tower, ...]
-    eyes: Eyes | None
+    text_encoders: tuple[TextEncoder, ...]
+    image_encoder: ImageEncoder | None
     adapter: Adapter | None
     style_adapter: Adapter | None
     """A second adapter that comes with the model, for a few blocks alone; plans within them speak through it."""
-    speakers: Mapping[str, Speaker]
+    adapters: Mapping[str, AdapterWithEncoder]
     """Every adapter by its name, that of `adapter` the first."""
-    content_tower: Tower | None
+    content_text_encoder: TextEncoder | None
     """A text encoder in the image encoder's space, where the model's own are in none or another."""
     controls: Mapping[str, ControlNet]
     """ControlNets by the kind of picture they read."""
-    depth: Depth | None
+    depth: DepthEstimator | None
     """What makes depth pictures for a ControlNet."""
     scheduler_config: Mapping[str, Any]
     vocabulary: tuple[str, ...]
     """Words for what pictures of this model's world show: what `content="auto"` chooses from."""
     device: torch.device
     dtype: torch.dtype
-    found: Found
+    source: ResolvedModel
     loras: tuple[tuple[str, float], ...] = ()
     """The LoRA files whose changes are in the weights, and how much of each."""
 
     @torch.no_grad()
-    def say(self, texts: Sequence[str], reading: Reading = "plain") -> Text:
+    def encode_prompt(self, texts: Sequence[str], reading: PromptMode = "plain") -> TextEmbeddings:
         """Read texts, by default as they stand.
 
         Raises InputError when one is longer than the encoders read plainly: nothing is dropped unsaid.
         """
         if reading != "plain":
-            context, embeds = read(self.towers, texts, self.family.clip_skip, reading)
-            return Text(context, embeds if self.family.unet.pooled_dim is not None else None, embeds)
-        parts = [self._say(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
+            context, embeds = encode_weighted_prompts(self.text_encoders, texts, self.family.clip_skip, reading)
+            return TextEmbeddings(
+                context, embeds if self.family.unet.pooled_projection_dim is not None else None, embeds
+            )
+        parts = [
+            self._encode_prompt_chunk(texts[i : i + ENCODE_BATCH_SIZE]) for i in range(0, len(texts), ENCODE_BATCH_SIZE)
+        ]
         context, pooled, embeds = (
             None if parts[0][i] is None else torch.cat([cast("Tensor", part[i]) for part in parts]) for i in range(3)
         )
-        return Text(cast("Tensor", context), pooled, embeds)
+        return TextEmbeddings(cast("Tensor", context), pooled, embeds)
 
-    def _say(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        said = [tower.say(texts, self.family.clip_skip, self.device) for tower in self.towers]
+    def _encode_prompt_chunk(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        said = [tower.encode(texts, self.family.clip_skip, self.device) for tower in self.text_encoders]
         embeds = next((embeds for _, embeds in reversed(said) if embeds is not None), None)
-        pooled = embeds if self.family.unet.pooled_dim is not None else None
+        pooled = embeds if self.family.unet.pooled_projection_dim is not None else None
         return torch.cat([context for context, _ in said], dim=-1), pooled, embeds
 
     @torch.no_grad()
-    def say_content(self, texts: Sequence[str], width: int) -> Float[Tensor, "n width"]:
+    def encode_content_text(self, texts: Sequence[str], width: int) -> Float[Tensor, "n width"]:
         """Un-normalised embeddings of texts in the space of image embeddings so wide, to be subtracted from them.
 
         Raises InputError, naming the encoder that is needed, when the model has no text encoder in that space.
         """
-        tower, has = self.content_tower, "no projection"
+        tower, has = self.content_text_encoder, "no projection"
         if tower is not None:
-            embeds = tower.say(texts, 1, self.device)[1]
+            embeds = tower.encode(texts, 1, self.device)[1]
             if embeds is not None and embeds.shape[-1] == width:
                 return embeds
-        embeds = self.say(texts).embeds
+        embeds = self.encode_prompt(texts).text_embeds
         if embeds is not None and embeds.shape[-1] == width:
             return embeds
         has = f"embeddings {embeds.shape[-1]} wide" if embeds is not None else has
         named = f" ({ENCODERS[width]})" if width in ENCODERS else ""
         example = f" such as {TEXT_TOWERS[width]}" if width in TEXT_TOWERS else ""
         raise InputError(
-            f"content cannot be subtracted yet: for text the model {self.found.spec!r} has {has}, and this adapter's "
+            f"content cannot be subtracted yet: for text the model {self.source.spec!r} has {has}, and this adapter's "
             f"image embeddings are {width} wide{named}, not one shared space: give the text encoder of the same CLIP "
             f"as content encoder{example}, or leave content out"
         )
 
-    def see(
-        self, pictures: Sequence[Image.Image], fit: Fit = "squash", adapter: Adapter | None = None
+    def encode_image(
+        self, pictures: Sequence[Image.Image], fit: ResizeMode = "squash", adapter: Adapter | None = None
     ) -> Float[Tensor, "n embed_dim"]:
         """The un-normalised image embedding of each picture, by the encoder that goes with an adapter.
 
         Raises InputError when there is no image encoder.
         """
-        return self._eyes(adapter).look(self._prepared(pictures, fit, adapter), hidden=False)
+        return self._encoder_of(adapter).encode(self._preprocess(pictures, fit, adapter), hidden=False)
 
-    def see_hidden(
-        self, pictures: Sequence[Image.Image], fit: Fit = "squash", adapter: Adapter | None = None
+    def image_hidden_states(
+        self, pictures: Sequence[Image.Image], fit: ResizeMode = "squash", adapter: Adapter | None = None
     ) -> Float[Tensor, "n sequence width"]:
         """The image encoder's last-but-one hidden states, which Plus adapters read."""
-        return self._eyes(adapter).look(self._prepared(pictures, fit, adapter), hidden=True)
+        return self._encoder_of(adapter).encode(self._preprocess(pictures, fit, adapter), hidden=True)
 
-    def see_nothing(self, adapter: Adapter) -> Tensor:
+    def uncond_image_embeds(self, adapter: Adapter) -> Tensor:
         """What stands for the picture in an unconditional row: zeros, or for Plus adapters the sight of zeros."""
-        if adapter.plus:
-            eyes = self._eyes(adapter)
-            return eyes.look(torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True)
+        if adapter.is_plus:
+            eyes = self._encoder_of(adapter)
+            return eyes.encode(
+                torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True
+            )
         return torch.zeros(1, adapter.embed_dim, device=self.device, dtype=self.dtype)
 
-    def prepare(self, pictures: Sequence[Image.Image], fit: Fit) -> Float[Tensor, "n 3 size size"]:
+    def preprocess_images(self, pictures: Sequence[Image.Image], fit: ResizeMode) -> Float[Tensor, "n 3 size size"]:
         """Pictures as the image encoder takes them: square, and scaled as its preprocessor_config.json says."""
-        return self._prepared(pictures, fit, None)
+        return self._preprocess(pictures, fit, None)
 
-    def _prepared(self, pictures: Sequence[Image.Image], fit: Fit, adapter: Adapter | None) -> Tensor:
-        return self._eyes(adapter).prepare(pictures, fit).to(self.device, self.dtype)
+    def _preprocess(self, pictures: Sequence[Image.Image], fit: ResizeMode, adapter: Adapter | None) -> Tensor:
+        return self._encoder_of(adapter).preprocess(pictures, fit).to(self.device, self.dtype)
 
-    def _eyes(self, adapter: Adapter | None = None) -> Eyes:
-        own = next((each.eyes for each in self.speakers.values() if each.adapter is adapter), None) or self.eyes
+    def _encoder_of(self, adapter: Adapter | None = None) -> ImageEncoder:
+        own = (
+            next((each.image_encoder for each in self.adapters.values() if each.adapter is adapter), None)
+            or self.image_encoder
+        )
         if own is None:
-            reads = "" if adapter is None else f" that gives {adapter.reads_what}"
+            reads = "" if adapter is None else f" that gives {adapter.expected_features}"
             raise InputError(
-                f"the model {self.found.spec!r} has no image encoder, so it cannot look at a reference: give "
+                f"the model {self.source.spec!r} has no image encoder, so it cannot look at a reference: give "
                 f"one{reads} as image encoder, such as h94/IP-Adapter/models/image_encoder"
             )
         return own
 
-    def need_adapter(self, plan: BlockPlan | None = None, name: str | None = None) -> Adapter:
+    def get_adapter(self, plan: BlockPlan | None = None, name: str | None = None) -> Adapter:
         """The adapter of a name; or for a plan the narrow one if it has every block the plan names, else the first.
 
         Raises InputError when the model has none, or none of this name.
         """
         if name is not None:
-            if name not in self.speakers:
-                known = ", ".join(self.speakers) or "none"
-                raise InputError(f"the model has no adapter {name!r}: it has {known}{nearest(name, self.speakers)}")
-            return self.speakers[name].adapter
+            if name not in self.adapters:
+                known = ", ".join(self.adapters) or "none"
+                raise InputError(
+                    f"the model has no adapter {name!r}: it has {known}{did_you_mean(name, self.adapters)}"
+                )
+            return self.adapters[name].adapter
         narrow = self.style_adapter
         if narrow is not None and plan is not None:
-            named = [s for s in self.family.unet.sites if s.kind == "cross" and (plan.at(s) or plan.against(s))]
+            named = [
+                s for s in self.family.unet.sites if s.kind == "cross" and (plan.scale(s) or plan.negative_scale(s))
+            ]
             if all(site in narrow.keys for site in named):
                 return narrow
         if self.adapter is None:
             raise InputError(
-                f"the model {self.found.spec!r} has no IP-Adapter, so no style can enter: load it with adapter=..., "
+                f"the model {self.source.spec!r} has no IP-Adapter, so no style can enter: load it with adapter=..., "
                 "a file or a hub path such as h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors"
             )
         return self.adapter
 
-    def encode(self, picture: Image.Image) -> Float[Tensor, "1 channels height width"]:
+    def encode_latents(self, picture: Image.Image) -> Float[Tensor, "1 channels height width"]:
         """The latents of a picture whose sides are multiples of the family's: the mean, not a sample."""
-        return self.encode_pixels((pixels(picture.convert("RGB")) * 2 - 1)[None])
+        return self.encode_pixels((to_unit_pixels(picture.convert("RGB")) * 2 - 1)[None])
 
     @torch.no_grad()
     def encode_pixels(
@@ -196,7 +209,7 @@ class Model:
         return ((latents - mean) / std * self.vae.config.scaling_factor).to(self.dtype)
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "n channels height width"]) -> list[Image.Image]:
+    def decode_latents(self, latents: Float[Tensor, "n channels height width"]) -> list[Image.Image]:
         """The pictures of latents, one at a time: a decoder needs more memory than the whole rest.
 
         Raises InstantStyleError when the decoder makes NaN or infinity of them, which would be shown as black.
@@ -217,7 +230,7 @@ class Model:
         return (0.0 if mean is None else mean), (1.0 if std is None else std)
 
     @property
-    def scale(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels along a side of one latent."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -225,11 +238,11 @@ class Model:
         """The vocabulary in the space of image embeddings so wide.  Raises InputError when there is no such thing."""
         if not self.vocabulary:
             raise InputError(
-                f"the model {self.found.spec!r} has no vocabulary to choose content='auto' from: say what the "
+                f"the model {self.source.spec!r} has no vocabulary to choose content='auto' from: say what the "
                 "reference shows"
             )
         if width not in self._vocabulary:
-            self._vocabulary[width] = self.say_content(self.vocabulary, width)
+            self._vocabulary[width] = self.encode_content_text(self.vocabulary, width)
         return self._vocabulary[width]
 
     @cached_property
@@ -239,27 +252,27 @@ class Model:
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """Every network by its part's name."""
-        towers = {f"text_encoder{f'_{i + 1}' if i else ''}": tower.net for i, tower in enumerate(self.towers)}
-        seeing = [self.eyes, *(speaker.eyes for speaker in self.speakers.values())]
+        towers = {f"text_encoder{f'_{i + 1}' if i else ''}": tower.net for i, tower in enumerate(self.text_encoders)}
+        seeing = [self.image_encoder, *(speaker.image_encoder for speaker in self.adapters.values())]
         distinct = list({id(eyes.net): eyes.net for eyes in seeing if eyes is not None}.values())
         eyes = {f"image_encoder{f'_{i + 1}' if i else ''}": net for i, net in enumerate(distinct)}
-        content = {} if self.content_tower is None else {"content_encoder": self.content_tower.net}
+        content = {} if self.content_text_encoder is None else {"content_encoder": self.content_text_encoder.net}
         adapters = {name: adapter.projection for name, adapter in self._adapters.items()}
         controls = {f"controlnet.{kind}": control.net for kind, control in self.controls.items()}
         depth = {} if self.depth is None else {"depth": self.depth.net}
         return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **content, **adapters, **controls, **depth}
 
-    def hash(self) -> str:
+    def weights_hash(self) -> str:
         """A hash over the bytes of every weight, as they are now."""
-        return digest(self._tensors())
+        return weights_hash(self._tensors())
 
     @cached_property
-    def identity(self) -> str:
+    def weights_fingerprint(self) -> str:
         """A hash by which the same weights are known again; of large tensors it takes a sample, so that it is quick.
 
         Adapters that are read as plans ask for them are known by their projection and a row of every weight.
         """
-        return digest((name, sample(tensor)) for name, tensor in self._tensors(peek=True))
+        return weights_hash((name, sampled(tensor)) for name, tensor in self._tensors(peek=True))
 
     def _tensors(self, *, peek: bool = False) -> Iterator[tuple[str, Tensor]]:
         for part, net in self.networks.items():
@@ -267,12 +280,12 @@ class Model:
         for name, adapter in self._adapters.items():
             for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
                 for site in weights:
-                    seen = weights.peek(site) if peek and isinstance(weights, LazyWeights) else weights[site]
+                    seen = weights.first_row(site) if peek and isinstance(weights, LazyWeights) else weights[site]
                     yield f"{name}.{site}.{kind}", seen
 
     @property
     def _adapters(self) -> Mapping[str, Adapter]:
-        others = {f"adapter.{name}": each.adapter for name, each in list(self.speakers.items())[1:]}
+        others = {f"adapter.{name}": each.adapter for name, each in list(self.adapters.items())[1:]}
         named = {"adapter": self.adapter, "style_adapter": self.style_adapter, **others}
         return {name: adapter for name, adapter in named.items() if adapter is not None}
 

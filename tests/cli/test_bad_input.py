@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 
 import tiny_models
 from instantstyle import cli
-from instantstyle.request import Memory, Request
+from instantstyle.request import GenerationMetadata, Request
 from instantstyle.sampling import Engine
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 from test_pictures import encoded, header
 
 
@@ -67,9 +67,9 @@ def folder(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     Path("short.safetensors").write_bytes(adapter.read_bytes()[:1000])
     save_file({"something.else": torch.zeros(3)}, "other.safetensors")
     asked = Request("a cat", seed=1, steps=2, size=(64, 64))
-    _remembering("index.png", Memory(asked, 3, model=str(small)).to_json())
-    _remembering("gone.png", Memory(asked, model="no-such-model").to_json())
-    _remembering("cut.png", Memory(asked, model=str(small)).to_json())
+    _remembering("index.png", GenerationMetadata(asked, 3, model=str(small)).to_json())
+    _remembering("gone.png", GenerationMetadata(asked, model="no-such-model").to_json())
+    _remembering("cut.png", GenerationMetadata(asked, model=str(small)).to_json())
     Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:-40])
     _remembering("broken.png", '{"request": ')
     _remembering("future.png", json.dumps({"request": {"prompt": "a", "flavour": 1}}))
@@ -79,7 +79,7 @@ def folder(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def _remembering(name: str, text: str) -> None:
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(pictures.CHUNK, text)
+    info.add_itxt(images.METADATA_KEY, text)
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(name, pnginfo=info)
 
 

@@ -22,7 +22,7 @@ from instantstyle import cli
 from instantstyle.cli.generate import generate
 from instantstyle.request import Request, StyleReference, recall
 from instantstyle.sampling import Engine
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_picture_changed_by_hand_is_told(draw: Command, command: Command) -> N
     with Image.open("cat.png") as made:
         made.load()
         info = PngImagePlugin.PngInfo()
-        info.add_itxt(pictures.CHUNK, recall("cat.png").to_json())
+        info.add_itxt(images.METADATA_KEY, recall("cat.png").to_json())
         red, green, blue = made.getpixel((3, 4))  # pyright: ignore
         made.putpixel((3, 4), (red, green, blue ^ 0b1000))  # pyright: ignore
         made.save("cat.png", pnginfo=info)
@@ -145,7 +145,7 @@ def test_flags_pair_up_and_become_the_request(draw: Command) -> None:
 
 def test_several_contents_of_one_reference(draw: Command) -> None:
     assert draw("--style", "ref.png", "--content", "dog", "--content", "house").code == 0
-    assert recall("cat.png").request.references[0].contents == ("dog", "house")
+    assert recall("cat.png").request.references[0].content_phrases == ("dog", "house")
 
 
 def test_every_field_has_a_flag_that_shows_its_default() -> None:

@@ -8,23 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from instantstyle.emoji.captions import OTHER_WORDS, SET_WORDS, caption, colour_name, content, look
-from instantstyle.emoji.rasterize import Rgba
+from instantstyle.emoji.captions import (
+    OTHER_WORDS,
+    SET_WORDS,
+    colour_name,
+    content_phrase,
+    describe_style,
+    make_caption,
+)
+from instantstyle.emoji.rasterize import RgbaArray
 from instantstyle.emoji.sources import SETS
-from instantstyle.emoji.splits import CORE, digest, splits
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits, splits_hash
 from instantstyle.emoji.style_transforms import (
     HELD_OUT_FAMILIES,
     HELD_OUT_HUES,
     TRAINED_FAMILIES,
     Colour,
-    Treatment,
-    apply,
-    sample,
+    StyleTransform,
+    apply_transform,
+    sample_transform,
 )
 
 
 @pytest.fixture
-def drawing() -> Rgba:
+def drawing() -> RgbaArray:
     """A red disc with a dark bar across it on nothing."""
     y, x = np.mgrid[0:128, 0:128]
     inside = (x - 64) ** 2 + (y - 64) ** 2 < 50**2
@@ -35,31 +42,31 @@ def drawing() -> Rgba:
 
 
 @pytest.mark.parametrize("family", [*TRAINED_FAMILIES, *HELD_OUT_FAMILIES])
-def test_a_look_is_its_data(family: str, drawing: Rgba) -> None:
-    look = sample(np.random.default_rng(3), [family])
+def test_a_look_is_its_data(family: str, drawing: RgbaArray) -> None:
+    look = sample_transform(np.random.default_rng(3), [family])
     data: dict[str, Any] = json.loads(json.dumps(look.to_dict()))
     colours: dict[str, Any] = {name: tuple(data[name]) for name in ("ground", "ink", "second")}
-    again = Treatment(**{**data, **colours})
-    first = apply(look, drawing)
+    again = StyleTransform(**{**data, **colours})
+    first = apply_transform(look, drawing)
     assert first.shape == (128, 128, 3)
-    assert np.array_equal(first, apply(again, drawing))
+    assert np.array_equal(first, apply_transform(again, drawing))
 
 
 @pytest.mark.parametrize("family", [*TRAINED_FAMILIES, *HELD_OUT_FAMILIES])
-def test_the_drawing_can_be_seen(family: str, drawing: Rgba) -> None:
+def test_the_drawing_can_be_seen(family: str, drawing: RgbaArray) -> None:
     for seed in range(4):
-        picture = apply(sample(np.random.default_rng(seed), [family]), drawing).astype(float)
+        picture = apply_transform(sample_transform(np.random.default_rng(seed), [family]), drawing).astype(float)
         outside = picture[:8].mean(axis=(0, 1))
         assert np.abs(picture - outside).max() > 40, "nothing stands out from the ground"
 
 
 @pytest.mark.parametrize("family", TRAINED_FAMILIES)
-def test_families_look_unlike_each_other(family: str, drawing: Rgba) -> None:
-    base = sample(np.random.default_rng(5), [family])
-    mine = apply(base, drawing).astype(float)
+def test_families_look_unlike_each_other(family: str, drawing: RgbaArray) -> None:
+    base = sample_transform(np.random.default_rng(5), [family])
+    mine = apply_transform(base, drawing).astype(float)
     for other in TRAINED_FAMILIES:
         if other != family:
-            theirs = apply(dataclasses.replace(base, family=other), drawing).astype(float)
+            theirs = apply_transform(dataclasses.replace(base, kind=other), drawing).astype(float)
             assert np.abs(mine - theirs).mean() > 1, other
 
 
@@ -70,35 +77,37 @@ def _in_band(colour: Colour) -> bool:
 
 def test_grounds_of_held_out_hues_are_never_drawn_for_training() -> None:
     rng = np.random.default_rng(0)
-    assert not any(_in_band(sample(rng).ground) for _ in range(2000))
-    assert any(_in_band(sample(rng, held_out_hue=True).ground) for _ in range(50))
-    assert {sample(rng).family for _ in range(500)} == set(TRAINED_FAMILIES)
+    assert not any(_in_band(sample_transform(rng).background) for _ in range(2000))
+    assert any(_in_band(sample_transform(rng, held_out_hue=True).background) for _ in range(50))
+    assert {sample_transform(rng).kind for _ in range(500)} == set(TRAINED_FAMILIES)
 
 
 def test_splits_are_what_their_hash_says_and_are_disjoint() -> None:
     held_out = splits()
-    assert not held_out.concepts & set(CORE)
+    assert not held_out.concepts & set(TRAINED_CONCEPTS)
     assert held_out.sets == {name for name, s in SETS.items() if s.held_out}
     assert not any(concept in held_out.concepts or name in held_out.sets for concept, name in held_out.cells)
     concept, name = min(held_out.cells)
     assert not held_out.trains(concept, name)
     trained_sets = [s for s in SETS if not SETS[s].held_out]
-    share = len([c for c in held_out.cells if c[0] in CORE]) / (len(CORE) * len(trained_sets))
+    share = len([c for c in held_out.cells if c[0] in TRAINED_CONCEPTS]) / (len(TRAINED_CONCEPTS) * len(trained_sets))
     assert 1 / 20 < share < 1 / 7
 
 
 def test_a_changed_split_changes_the_hash() -> None:
-    assert digest({"concepts": ["a"]}) != digest({"concepts": ["b"]})
+    assert splits_hash({"concepts": ["a"]}) != splits_hash({"concepts": ["b"]})
 
 
 def test_captions_say_the_thing_and_sometimes_the_look() -> None:
     rng = np.random.default_rng(1)
-    said = [caption("cat", sample(rng), "noto", rng, styled=0.5) for _ in range(200)]
+    said = [make_caption("cat", sample_transform(rng), "noto", rng, styled=0.5) for _ in range(200)]
     assert all("cat" in text or "kitty" in text for text in said)
     styled = [text for text in said if "," in text]
     assert 60 < len(styled) < 140
-    assert all(look(sample(rng), name, rng) for name in SET_WORDS for _ in range(20)), "a look is never empty"
-    assert {content("red apple", rng) for _ in range(200)} >= {"an apple", "red apple", "apple", "a red apple"}
+    assert all(describe_style(sample_transform(rng), name, rng) for name in SET_WORDS for _ in range(20)), (
+        "a look is never empty"
+    )
+    assert {content_phrase("red apple", rng) for _ in range(200)} >= {"an apple", "red apple", "apple", "a red apple"}
 
 
 def test_colours_have_their_names() -> None:
@@ -108,6 +117,6 @@ def test_colours_have_their_names() -> None:
 
 
 def test_other_words_are_for_core_things_and_belong_to_one() -> None:
-    assert set(OTHER_WORDS) <= set(CORE)
+    assert set(OTHER_WORDS) <= set(TRAINED_CONCEPTS)
     words = [word for several in OTHER_WORDS.values() for word in several]
     assert len(words) == len(set(words))

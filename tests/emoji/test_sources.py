@@ -17,19 +17,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instantstyle.emoji import rasterize as draw
-from instantstyle.emoji import sources
+from instantstyle.emoji import rasterize, sources
 from instantstyle.emoji.__main__ import main
-from instantstyle.emoji.rasterize import MASTER, build, masters, render
+from instantstyle.emoji.rasterize import RASTER_SIZE, build, rasters, render
 from instantstyle.emoji.sets import DrawingSet, Package
-from instantstyle.emoji.sources import Concept, art, concepts, fetch, has
+from instantstyle.emoji.sources import EmojiConcept, artwork, concepts, fetch, in_set
 from instantstyle.emoji.splits import splits
 from instantstyle.emoji.style_transforms import HELD_OUT_FAMILIES, HELD_OUT_HUES
 from instantstyle.errors import OutputError, WeightsError
 
-BAR = Concept("bar", "1F4CA", "📊", "office", ())
-BALL = Concept("magic ball", "26BD-FE0F", "⚽", "sport", ())
-NIGHT = Concept("night", "1F303", "🌃", "place", ())
+BAR = EmojiConcept("bar", "1F4CA", "📊", "office", ())
+BALL = EmojiConcept("magic ball", "26BD-FE0F", "⚽", "sport", ())
+NIGHT = EmojiConcept("night", "1F303", "🌃", "place", ())
 
 WIDE = '<rect x="3" y="21" width="20" height="10" fill="#dd2030"/>'
 """Twice as wide as high, away from the middle of its 36 x 36 canvas."""
@@ -123,7 +122,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         "tiny-webp": DrawingSet("tiny-webp", packages["@tiny/webp"], "webp"),
         "tiny-svg": DrawingSet("tiny-svg", packages["tiny-svg"], "svg"),
     }
-    for module in (sources, draw):
+    for module in (sources, rasterize):
         monkeypatch.setattr(module, "SETS", sets)
     monkeypatch.setattr(sources, "EMOJIBASE", packages["tiny-labels"])
     monkeypatch.setattr(sources, "_MIN_SETS", 1)
@@ -141,7 +140,7 @@ def _forget() -> None:
     for remembered in vars(sources).values():
         if hasattr(remembered, "cache_clear"):
             remembered.cache_clear()
-    masters.cache_clear()
+    rasters.cache_clear()
 
 
 def test_a_package_is_fetched_once(world: World) -> None:
@@ -202,38 +201,38 @@ def test_an_interruption_leaves_nothing_behind(world: World, monkeypatch: pytest
 
 
 def test_an_alias_is_followed_to_its_drawing(world: World) -> None:
-    svg = art("tiny-icons", BAR).decode()
+    svg = artwork("tiny-icons", BAR).decode()
     assert WIDE in svg
     assert 'viewBox="0 0 36 36"' in svg
 
 
 def test_a_drawing_without_a_code_is_found_by_its_label_and_in_its_own_box(world: World) -> None:
-    svg = art("tiny-icons", BALL).decode()
+    svg = artwork("tiny-icons", BALL).decode()
     assert INK in svg
     assert 'viewBox="0 0 10 10"' in svg
 
 
 def test_what_a_set_does_not_draw(world: World) -> None:
-    assert not any(has(name, NIGHT) for name in sources.SETS)
+    assert not any(in_set(name, NIGHT) for name in sources.SETS)
     for name in sources.SETS:
         with pytest.raises(KeyError):
-            art(name, NIGHT)
+            artwork(name, NIGHT)
 
 
 @pytest.mark.parametrize("name", ["tiny-icons", "tiny-webp", "tiny-svg"])
 def test_a_drawing_fills_nine_tenths_of_its_canvas_and_keeps_its_shape(world: World, name: str) -> None:
     picture = Image.fromarray(render(name, BAR))
-    assert picture.size == (MASTER, MASTER)
+    assert picture.size == (RASTER_SIZE, RASTER_SIZE)
     box = picture.getchannel("A").point(_solid).getbbox()
-    wide, high = 0.9 * MASTER, 0.45 * MASTER
-    expected = [(MASTER - wide) / 2, (MASTER - high) / 2, (MASTER + wide) / 2, (MASTER + high) / 2]
+    wide, high = 0.9 * RASTER_SIZE, 0.45 * RASTER_SIZE
+    expected = [(RASTER_SIZE - wide) / 2, (RASTER_SIZE - high) / 2, (RASTER_SIZE + wide) / 2, (RASTER_SIZE + high) / 2]
     assert box == pytest.approx(expected, abs=1.5)
-    assert picture.getpixel((MASTER // 2, MASTER // 2)) == pytest.approx((221, 32, 48, 255), abs=2)
+    assert picture.getpixel((RASTER_SIZE // 2, RASTER_SIZE // 2)) == pytest.approx((221, 32, 48, 255), abs=2)
     assert picture.getpixel((2, 2)) == (0, 0, 0, 0)
 
 
 def test_ink_without_a_colour_is_black(world: World) -> None:
-    assert render("tiny-icons", BALL)[MASTER // 2, MASTER // 2].tolist() == [0, 0, 0, 255]
+    assert render("tiny-icons", BALL)[RASTER_SIZE // 2, RASTER_SIZE // 2].tolist() == [0, 0, 0, 255]
 
 
 def test_concepts_are_the_things_that_enough_sets_draw(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,13 +243,13 @@ def test_concepts_are_the_things_that_enough_sets_draw(world: World, monkeypatch
 
 
 def test_masters_are_rendered_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = masters("tiny-svg")
-    assert drawn.shape == (2, MASTER, MASTER, 4)
+    drawn = rasters("tiny-svg")
+    assert drawn.shape == (2, RASTER_SIZE, RASTER_SIZE, 4)
     assert np.array_equal(drawn[0], render("tiny-svg", BAR))
     assert not drawn[1].any(), "what a set does not draw is empty"
-    masters.cache_clear()
-    monkeypatch.setattr(draw, "render", _fail)
-    assert np.array_equal(masters("tiny-svg"), drawn)
+    rasters.cache_clear()
+    monkeypatch.setattr(rasterize, "render", _fail)
+    assert np.array_equal(rasters("tiny-svg"), drawn)
 
 
 def test_masters_half_written_are_no_masters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,11 +260,11 @@ def test_masters_half_written_are_no_masters(world: World, monkeypatch: pytest.M
     whole: Callable[..., None] = np.save
     monkeypatch.setattr(np, "save", half)
     with pytest.raises(OutputError, match="no room"):
-        masters("tiny-svg")
-    folder = world.folder / f"cache/masters-{MASTER}"
+        rasters("tiny-svg")
+    folder = world.folder / f"cache/masters-{RASTER_SIZE}"
     assert list(folder.iterdir()) == []
     monkeypatch.setattr(np, "save", whole)
-    masters("tiny-svg")
+    rasters("tiny-svg")
     assert [p.name for p in folder.iterdir()] == ["tiny-svg.npy"]
 
 
@@ -273,11 +272,11 @@ def test_building_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyP
     build(["tiny-svg"], report=lambda _: None)
     drawn: list[str] = []
 
-    def counted(name: str, concept: Concept) -> draw.Rgba:
+    def counted(name: str, concept: EmojiConcept) -> rasterize.RgbaArray:
         drawn.append(name)
         return render(name, concept)
 
-    monkeypatch.setattr(draw, "render", counted)
+    monkeypatch.setattr(rasterize, "render", counted)
     lines: list[str] = []
     assert build(report=lines.append) == world.folder / "cache"
     assert lines == [
@@ -316,5 +315,5 @@ def _solid(alpha: int) -> int:
     return 255 if alpha > 127 else 0
 
 
-def _fail(*_: object) -> draw.Rgba:
+def _fail(*_: object) -> rasterize.RgbaArray:
     raise AssertionError("rendered again")

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from instantstyle.emoji.rasterize import MASTER, Rgba
-from instantstyle.emoji.sources import Concept
-from instantstyle.emoji.splits import CORE, splits
-from instantstyle.evaluate import ground_truth as real
-from instantstyle.evaluate import nearest_neighbour as nearest
-from instantstyle.evaluate import suite
+from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray
+from instantstyle.emoji.sources import EmojiConcept
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
+from instantstyle.evaluate import ground_truth, nearest_neighbour, suite
 
 
 class Shapes:
@@ -20,9 +18,9 @@ class Shapes:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __getitem__(self, row: int) -> Rgba:
+    def __getitem__(self, row: int) -> RgbaArray:
         thing, hand = np.random.default_rng(row), np.random.default_rng(list(self.name.encode()))
-        canvas = Image.new("RGBA", (MASTER, MASTER))
+        canvas = Image.new("RGBA", (RASTER_SIZE, RASTER_SIZE))
         pen = ImageDraw.Draw(canvas)
         for colour in hand.integers(0, 255, (3, 3)).tolist():
             x, y, width, height = thing.integers(8, 60, 4).tolist()
@@ -33,18 +31,18 @@ class Shapes:
 @pytest.fixture(scope="module")
 def drawn_world() -> Generator[None]:
     """While it stands, real pictures are of `Shapes`; nothing is fetched and nothing rendered."""
-    labels = [*CORE, *sorted(splits().concepts)]
-    things = tuple(Concept(label, "", "", f"kind{i % 7}-x", ()) for i, label in enumerate(labels))
+    labels = [*TRAINED_CONCEPTS, *sorted(splits().concepts)]
+    things = tuple(EmojiConcept(label, "", "", f"kind{i % 7}-x", ()) for i, label in enumerate(labels))
     rows = {label: row for row, label in enumerate(labels)}
 
-    def every(set_name: str, concept: Concept) -> bool:
+    def every(set_name: str, concept: EmojiConcept) -> bool:
         return True
 
-    caches = (suite._real, suite._four, nearest._prompted, real.gallery)  # pyright: ignore[reportPrivateUsage]
+    caches = (suite._real, suite._four, nearest_neighbour._prompted, ground_truth.gallery)  # pyright: ignore[reportPrivateUsage]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real, "drawings", dict[tuple[str, str], Rgba])
-        patch.setattr(real, "masters", Shapes)
-        patch.setattr(real, "_rows", lambda: rows)
+        patch.setattr(ground_truth, "drawings", dict[tuple[str, str], RgbaArray])
+        patch.setattr(ground_truth, "masters", Shapes)
+        patch.setattr(ground_truth, "_rows", lambda: rows)
         patch.setattr(suite, "concepts", lambda: things)
         patch.setattr(suite, "has", every)
         for each in caches:

@@ -5,19 +5,19 @@ import pytest
 
 from instantstyle.evaluate import metrics
 from instantstyle.evaluate.metrics import (
+    background_color,
+    background_correlation,
     bootstrap,
     copies,
     correlation,
-    excess_hit,
-    ground,
-    grounds_follow,
+    counterfactual_leakage,
+    four_way_outcomes,
+    leakage_rate,
+    normalized_distance,
+    normalized_distances,
+    pixel_descriptor,
     psnr,
-    recombination,
-    sketch,
-    swap_leak,
-    towards_truth,
     variance_shares,
-    ways_left,
     wilson,
 )
 
@@ -37,31 +37,31 @@ def test_each_corner_of_the_four_way_test() -> None:
     missed = np.array([[far, far], [near, near], [far, far], [far, far]])
     copied = np.array([far, far, near, far])
     both = np.array([[far, far], [far, far], [far, far], [near, near]])
-    assert recombination(right, missed, copied, both).tolist() == np.eye(4).tolist()
+    assert four_way_outcomes(right, missed, copied, both).tolist() == np.eye(4).tolist()
 
 
 def test_the_other_styles_are_averaged_and_ties_win_nothing() -> None:
-    shares = recombination(np.array([0.5]), np.array([[0.4, 0.6]]), np.array([0.9]), np.array([[0.9, 0.9]]))
+    shares = four_way_outcomes(np.array([0.5]), np.array([[0.4, 0.6]]), np.array([0.9]), np.array([[0.9, 0.9]]))
     assert shares.tolist() == [[0.5, 0.5, 0, 0]]
     one = np.ones(1)
-    assert recombination(one, one[:, None], one, one[:, None])[0, 0] == 0, "equally far from all is not right"
+    assert four_way_outcomes(one, one[:, None], one, one[:, None])[0, 0] == 0, "equally far from all is not right"
 
 
 def test_guessing_lands_anywhere_a_quarter_of_the_time() -> None:
     rng = np.random.default_rng(0)
     n, styles = 4000, 1
-    shares = recombination(rng.random(n), rng.random((n, styles)), rng.random(n), rng.random((n, styles)))
+    shares = four_way_outcomes(rng.random(n), rng.random((n, styles)), rng.random(n), rng.random((n, styles)))
     assert shares.mean(0) == pytest.approx([0.25] * 4, abs=0.03)
     assert shares.sum(1) == pytest.approx(np.ones(n))
 
 
 def test_towards_truth_is_0_at_the_oracle_and_1_without_a_reference() -> None:
     oracle, without = np.array([0.1, 0.3]), np.array([1.1, 0.9])
-    assert towards_truth(oracle, oracle, without) == pytest.approx(0)
-    assert towards_truth(without, oracle, without) == pytest.approx(1)
-    assert towards_truth((oracle + without) / 2, oracle, without) == pytest.approx(0.5)
-    assert towards_truth(without + 0.8, oracle, without) == pytest.approx(2), "farther than without a reference"
-    assert np.isnan(towards_truth(without, oracle, oracle)), "where a reference can gain nothing, nothing is said"
+    assert normalized_distance(oracle, oracle, without) == pytest.approx(0)
+    assert normalized_distance(without, oracle, without) == pytest.approx(1)
+    assert normalized_distance((oracle + without) / 2, oracle, without) == pytest.approx(0.5)
+    assert normalized_distance(without + 0.8, oracle, without) == pytest.approx(2), "farther than without a reference"
+    assert np.isnan(normalized_distance(without, oracle, oracle)), "where a reference can gain nothing, nothing is said"
 
 
 def test_the_parts_of_a_ratio_have_its_mean_and_its_spread() -> None:
@@ -69,22 +69,22 @@ def test_the_parts_of_a_ratio_have_its_mean_and_its_spread() -> None:
     oracle = rng.random(60)
     without = oracle + 1 + rng.random(60)
     drawn = oracle + 0.4 * (without - oracle) + 0.2 * rng.standard_normal(60)
-    whole, parts = towards_truth(drawn, oracle, without), ways_left(drawn, oracle, without)
+    whole, parts = normalized_distance(drawn, oracle, without), normalized_distances(drawn, oracle, without)
     assert parts.mean() == pytest.approx(whole)
     # The jackknife of the ratio itself knows nothing of its being made linear.
-    left_out = [towards_truth(*(np.delete(x, i) for x in (drawn, oracle, without))) for i in range(60)]
+    left_out = [normalized_distance(*(np.delete(x, i) for x in (drawn, oracle, without))) for i in range(60)]
     jackknife = np.sqrt(59 * np.var(left_out))
     assert parts.std() / 60**0.5 == pytest.approx(jackknife, rel=0.05)
-    assert ways_left(without, oracle, without) == pytest.approx(1)
-    assert ways_left(oracle, oracle, without) == pytest.approx(0, abs=1e-12)
-    assert np.isnan(ways_left(without, oracle, oracle)).all()
+    assert normalized_distances(without, oracle, without) == pytest.approx(1)
+    assert normalized_distances(oracle, oracle, without) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(normalized_distances(without, oracle, oracle)).all()
 
 
 def test_excess_hit_by_hand() -> None:
     """Three references show 0, 1, 2 and the targets are 3, 4, 5; the first picture looks like its reference."""
     scores = np.zeros((3, 6))
     scores[0, 0] = scores[1, 4] = scores[2, 0] = 9
-    excess = excess_hit(scores, np.array([0, 1, 2]), np.array([3, 4, 5]), ["near"] * 3)
+    excess = leakage_rate(scores, np.array([0, 1, 2]), np.array([3, 4, 5]), ["near"] * 3)
     # x0 hits its own reference and none of the others; x1 hits none; x2 hits the reference of x0, one of two others.
     assert excess.tolist() == [1.0, 0.0, -0.5]
 
@@ -94,19 +94,19 @@ def test_a_judge_that_always_names_one_thing_finds_no_leak() -> None:
     shown = rng.integers(10, size=200)
     scores = np.zeros((200, 12))
     scores[:, 3] = 1
-    assert np.nanmean(excess_hit(scores, shown, np.full(200, 11), ["all"] * 200)) == pytest.approx(0, abs=0.01)
-    assert np.nanmean(excess_hit(np.eye(12)[shown], shown, np.full(200, 11), ["all"] * 200)) == pytest.approx(1)
+    assert np.nanmean(leakage_rate(scores, shown, np.full(200, 11), ["all"] * 200)) == pytest.approx(0, abs=0.01)
+    assert np.nanmean(leakage_rate(np.eye(12)[shown], shown, np.full(200, 11), ["all"] * 200)) == pytest.approx(1)
 
 
 def test_excess_hits_keep_to_their_stratum() -> None:
     scores = np.eye(3)
-    excess = excess_hit(scores, np.array([0, 1, 2]), np.array([9, 9, 9]), ["near", "near", "far"])
+    excess = leakage_rate(scores, np.array([0, 1, 2]), np.array([9, 9, 9]), ["near", "near", "far"])
     assert excess[:2].tolist() == [1.0, 1.0]
     assert np.isnan(excess[2]), "one reference has nobody to be compared with"
 
 
 def test_swap_leak_is_the_difference_in_nats() -> None:
-    assert swap_leak(np.log(np.array([0.8])), np.log(np.array([0.1]))) == pytest.approx(np.log(8))
+    assert counterfactual_leakage(np.log(np.array([0.8])), np.log(np.array([0.1]))) == pytest.approx(np.log(8))
 
 
 def test_variance_shares_of_an_additive_block() -> None:
@@ -131,22 +131,22 @@ def test_correlation_is_numpys_and_0_where_nothing_varies() -> None:
 def test_grounds_that_follow_and_grounds_that_do_not() -> None:
     colours = ((230, 40, 40), (30, 60, 200), (240, 240, 90), (20, 20, 20))
     references = np.stack([_flat(c) for c in colours])
-    assert grounds_follow(references, references) == pytest.approx((1, 1))
-    assert grounds_follow(np.stack([_flat((9, 9, 9))] * 4), references)[0] == 0
-    assert ground(_flat((255, 0, 0))).tolist() == pytest.approx([53.24, 80.09, 67.20], abs=0.7)
+    assert background_correlation(references, references) == pytest.approx((1, 1))
+    assert background_correlation(np.stack([_flat((9, 9, 9))] * 4), references)[0] == 0
+    assert background_color(_flat((255, 0, 0))).tolist() == pytest.approx([53.24, 80.09, 67.20], abs=0.7)
 
 
 def test_a_sketch_sees_colour_and_line() -> None:
     plain, other, lined = _flat((200, 200, 200)), _flat((200, 40, 40)), _flat((200, 200, 200))
     lined[::4] = 0
-    assert metrics.apart(sketch(plain), sketch(plain)) == 0
-    assert metrics.apart(sketch(plain), sketch(other)) > 0.5
-    assert metrics.apart(sketch(plain), sketch(lined)) > 0.5
+    assert metrics.l1_distance(pixel_descriptor(plain), pixel_descriptor(plain)) == 0
+    assert metrics.l1_distance(pixel_descriptor(plain), pixel_descriptor(other)) > 0.5
+    assert metrics.l1_distance(pixel_descriptor(plain), pixel_descriptor(lined)) > 0.5
 
 
 def test_angle_is_one_minus_cosine() -> None:
     a = np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
-    assert metrics.angle(a, np.array([1.0, 0.0])).tolist() == pytest.approx([0, 1, 2])
+    assert metrics.cosine_distance(a, np.array([1.0, 0.0])).tolist() == pytest.approx([0, 1, 2])
 
 
 def test_psnr_of_a_known_error() -> None:

@@ -10,23 +10,23 @@ import pytest
 from PIL import Image
 
 import tiny_models
-from instantstyle.emoji.style_transforms import sample
+from instantstyle.emoji.style_transforms import sample_transform
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.evaluate import block_probe as probing
+from instantstyle.evaluate import block_probe
 from instantstyle.evaluate.block_probe import (
-    Case,
-    Laid,
-    Score,
-    all_but,
-    figure,
-    found,
-    laid,
-    score,
-    table,
+    LayoutScore,
+    PlanScore,
+    ProbeCase,
+    all_except,
+    infer_presets,
+    layout_score,
+    probe_figure,
+    probe_table,
+    score_plan,
     write_presets,
 )
 from instantstyle.families import EMOJI
-from instantstyle.loading import PRESETS, load
+from instantstyle.loading import PRESETS_FILE, load
 from instantstyle.model import Model
 
 Colour = tuple[int, int, int]
@@ -44,19 +44,19 @@ def _flat(ground: Colour, thing: Colour = (128, 128, 128)) -> Image.Image:
 
 
 @pytest.fixture
-def questions(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[ProbeCase]:
     """Four questions about a cat, each shown a dog on a ground of its own; whatever is drawn is named a cat."""
 
     def cat(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
         return ["cat"] * len(pictures)
 
-    monkeypatch.setattr(probing, "named", cat)
-    look = sample(np.random.default_rng(0))
-    return [Case("cat", "dog", "noto", look, _flat(g), _flat(g, (250, 250, 250))) for g in GROUNDS]
+    monkeypatch.setattr(block_probe, "named", cat)
+    look = sample_transform(np.random.default_rng(0))
+    return [ProbeCase("cat", "dog", "noto", look, _flat(g), _flat(g, (250, 250, 250))) for g in GROUNDS]
 
 
 def _ground(picture: Image.Image) -> list[float]:
-    return probing._ground(picture).tolist()  # pyright: ignore[reportPrivateUsage]
+    return block_probe._ground(picture).tolist()  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize(
@@ -85,17 +85,17 @@ def test_all_four_edges_count(turns: int) -> None:
     assert _ground(turned) == pytest.approx((53.24, 80.09, 67.20), abs=0.7)
 
 
-def test_the_right_grounds_correlate_and_one_ground_for_all_does_not(questions: list[Case]) -> None:
+def test_the_right_grounds_correlate_and_one_ground_for_all_does_not(questions: list[ProbeCase]) -> None:
     bare = [_flat((200, 200, 200)) for _ in questions]
-    followed = score(MODEL, "style", questions, [case.reference for case in questions], bare)
+    followed = score_plan(MODEL, "style", questions, [case.reference for case in questions], bare)
     assert (followed.lightness, followed.colour) == pytest.approx((1, 1), abs=1e-5)
-    ignored = score(MODEL, "none", questions, bare, bare)
+    ignored = score_plan(MODEL, "none", questions, bare, bare)
     assert ignored.lightness == 0
     assert abs(ignored.colour) < 0.3
 
 
 def test_correlation_is_numpys_and_0_where_nothing_varies() -> None:
-    correlation = probing._correlation  # pyright: ignore[reportPrivateUsage]
+    correlation = block_probe._correlation  # pyright: ignore[reportPrivateUsage]
     a, b = np.random.default_rng(0).normal(size=(2, 9)).astype(np.float32)
     assert correlation(a, a) == pytest.approx(1)
     assert correlation(a, -2 * a) == pytest.approx(-1)
@@ -103,38 +103,40 @@ def test_correlation_is_numpys_and_0_where_nothing_varies() -> None:
     assert correlation(a, np.full_like(a, 3)) == correlation(np.full_like(a, 3), a) == 0
 
 
-def test_the_truth_is_all_the_way_and_the_bare_picture_is_none(questions: list[Case]) -> None:
+def test_the_truth_is_all_the_way_and_the_bare_picture_is_none(questions: list[ProbeCase]) -> None:
     bare = [_flat((200, 200, 200)) for _ in questions]
     truths = [case.truth for case in questions]
-    assert score(MODEL, "style", questions, truths, bare).nearer == pytest.approx(1)
-    assert score(MODEL, "none", questions, bare, bare).nearer == pytest.approx(0)
+    assert score_plan(MODEL, "style", questions, truths, bare).distance_reduction == pytest.approx(1)
+    assert score_plan(MODEL, "none", questions, bare, bare).distance_reduction == pytest.approx(0)
     halfway = [Image.blend(b, t, 0.5) for b, t in zip(bare, truths, strict=True)]
-    assert score(MODEL, "style", questions, halfway, bare).nearer == pytest.approx(0.5, abs=0.01)
+    assert score_plan(MODEL, "style", questions, halfway, bare).distance_reduction == pytest.approx(0.5, abs=0.01)
 
 
-def test_content_and_leak_are_shares_of_what_is_named(questions: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_and_leak_are_shares_of_what_is_named(
+    questions: list[ProbeCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = [case.reference for case in questions]
 
     def one_dog(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
         return ["cat", "dog", "cat", "owl"]
 
-    monkeypatch.setattr(probing, "named", one_dog)
+    monkeypatch.setattr(block_probe, "named", one_dog)
     bare = [_flat((200, 200, 200)) for _ in questions]
-    scored = score(MODEL, "all", questions, answers, bare)
+    scored = score_plan(MODEL, "all", questions, answers, bare)
     assert (scored.content, scored.leak) == (0.5, 0.25)
 
 
 def test_the_table_has_a_row_a_score() -> None:
-    scores = [Score("none", 0.0, 0.02, 0.0, 0.9, 0.05), Score("up.0.1=1", 0.81, 0.77, 0.333, 0.85, 0.1)]
-    lines = table(scores).splitlines()
+    scores = [PlanScore("none", 0.0, 0.02, 0.0, 0.9, 0.05), PlanScore("up.0.1=1", 0.81, 0.77, 0.333, 0.85, 0.1)]
+    lines = probe_table(scores).splitlines()
     assert len(lines) == 2 + len(scores)
     assert len({line.count("|") for line in lines}) == 1, "every row has the columns of the head"
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["none", "up.0.1=1"]
     assert lines[3] == "| up.0.1=1 | 0.81 | 0.77 | 33% | 85% | 10% |"
 
 
-def _case(reference: Image.Image) -> Case:
-    return Case("cat", "dog", "noto", sample(np.random.default_rng(0)), reference, reference)
+def _case(reference: Image.Image) -> ProbeCase:
+    return ProbeCase("cat", "dog", "noto", sample_transform(np.random.default_rng(0)), reference, reference)
 
 
 def test_layout_follows_where_contours_do_whatever_their_colours() -> None:
@@ -146,28 +148,30 @@ def test_layout_follows_where_contours_do_whatever_their_colours() -> None:
     places = ((4, 4), (36, 8), (8, 36), (38, 38))
     questions = [_case(square(x, y, (200, 30, 30), (240, 240, 240))) for x, y in places]
     there = [square(x, y, (250, 250, 80), (20, 20, 90)) for x, y in places]
-    nothing = Score("x", 0.0, 0.0, 0.0, 0.0, 0.0)
-    follows = laid(nothing, questions, there)
+    nothing = PlanScore("x", 0.0, 0.0, 0.0, 0.0, 0.0)
+    follows = layout_score(nothing, questions, there)
     assert follows.layout > 0.5
     assert follows.layout > 10 * follows.layout_error
-    assert laid(nothing, questions, there[1:] + there[:1]).layout < 0, "another one's layout is not followed"
-    assert laid(nothing, questions, there[:1] * 4).layout == pytest.approx(0, abs=1e-6), "one layout for all is none"
+    assert layout_score(nothing, questions, there[1:] + there[:1]).layout < 0, "another one's layout is not followed"
+    assert layout_score(nothing, questions, there[:1] * 4).layout == pytest.approx(0, abs=1e-6), (
+        "one layout for all is none"
+    )
 
 
 def test_what_is_found_is_what_alone_does_it() -> None:
-    def one(plan: str, nearer: float, layout: float) -> Laid:
-        return Laid(plan, 0.0, 0.0, nearer, 1.0, 0.0, layout, 0.01)
+    def one(plan: str, nearer: float, layout: float) -> LayoutScore:
+        return LayoutScore(plan, 0.0, 0.0, nearer, 1.0, 0.0, layout, 0.01)
 
     scores = [one("none", 0.0, 0.0), one("down.2.1=1", 0.0, 0.2), one("up.1.1=1", 0.4, 0.02), one("mid=1", 0.01, 0.08)]
-    scores += [one("up.1.2=1", 0.2, 0.0), one("style", 0.5, 0.0), one(all_but("mid"), 0.5, 0.3)]
+    scores += [one("up.1.2=1", 0.2, 0.0), one("style", 0.5, 0.0), one(all_except("mid"), 0.5, 0.3)]
     modules = ("down.2.1", "mid", "up.1.1", "up.1.2")
-    assert found(scores, modules) == {"style": {"up.1.1": 1.0, "up.1.2": 1.0}, "layout": {"down.2.1": 1.0}}
+    assert infer_presets(scores, modules) == {"style": {"up.1.1": 1.0, "up.1.2": 1.0}, "layout": {"down.2.1": 1.0}}
     weak = [one("none", 0.0, 0.0), one("mid=1", 0.04, 0.02)]
-    assert found(weak, modules) == {}, "where there is nothing, nothing is found"
-    lines = table(scores).splitlines()
+    assert infer_presets(weak, modules) == {}, "where there is nothing, nothing is found"
+    lines = probe_table(scores).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[3].endswith("| +0.200 (error 0.010) |")
-    assert figure(scores).width > figure(scores[:2]).width
+    assert probe_figure(scores).width > probe_figure(scores[:2]).width
 
 
 def test_presets_are_data_beside_the_model(tmp_path: Path) -> None:
@@ -178,7 +182,7 @@ def test_presets_are_data_beside_the_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to write"):
         write_presets(model, {}, "a test")
     path = write_presets(model, {"style": {"up.0.1": 1.0, "mid": 0.5}}, "a test")
-    assert (path, json.loads(path.read_text("utf-8"))["source"]) == (folder / PRESETS, "a test")
+    assert (path, json.loads(path.read_text("utf-8"))["source"]) == (folder / PRESETS_FILE, "a test")
     family = load(folder).family
     assert (family.presets["style"].weights, family.presets_source) == ({"up.0.1": 1.0, "mid": 0.5}, "a test")
     assert family.presets["layout"] == EMOJI.presets["layout"]

@@ -18,7 +18,13 @@ import tiny_models
 from cli_runner import Command, terminal
 from instantstyle.errors import WeightsError
 from instantstyle.evaluate.csd import load_csd
-from instantstyle.evaluate.similarity_metrics import Asked, Shown, load_clip, load_dino, measure
+from instantstyle.evaluate.similarity_metrics import (
+    HashedImage,
+    SimilarityTask,
+    load_clip,
+    load_dino,
+    measure_similarity,
+)
 from tiny_models import safetensors, transformers
 
 SIDE, PATCH = 32, 8
@@ -153,8 +159,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.stem: path for path in folder.iterdir()}
 
 
-def _asked(shown: dict[str, Path], name: str = "drawn", prompt: str | None = None) -> Asked:
-    return Asked(Shown.of(shown[name]), prompt, Shown.of(shown["reference"]), Shown.of(shown["truth"]))
+def _asked(shown: dict[str, Path], name: str = "drawn", prompt: str | None = None) -> SimilarityTask:
+    return SimilarityTask(
+        HashedImage.of(shown[name]), prompt, HashedImage.of(shown["reference"]), HashedImage.of(shown["truth"])
+    )
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -170,7 +178,7 @@ def test_clip_is_what_transformers_own_forward_gives(weights: dict[str, Any], sh
     folder: Path = weights["folder"] / "clip"
     prompts = ["a cat", "a red house in the dog"]
     drawn = [_asked(shown, prompt=prompts[0]), _asked(shown, "truth", prompts[1])]
-    columns = measure([load_clip(folder, CPU)], drawn)
+    columns = measure_similarity([load_clip(folder, CPU)], drawn)
     # Each picture and text by itself, in the network as it was before it was saved, by logits and embeddings.
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
     tokenizer = tiny_models.tokenizer(16)
@@ -195,7 +203,7 @@ def test_clip_is_what_transformers_own_forward_gives(weights: dict[str, Any], sh
 def test_dino_is_the_class_token_of_each_kind(kind: str, shown: dict[str, Path], tmp_path: Path) -> None:
     torch.manual_seed(5)  # pyright: ignore[reportUnknownMemberType]
     net = _dino(tmp_path, kind)
-    columns = measure([load_dino(tmp_path, CPU)], [_asked(shown)])
+    columns = measure_similarity([load_dino(tmp_path, CPU)], [_asked(shown)])
     # The preprocessing by hand: squashed, bilinear, ImageNet's numbers.
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     small = [image.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for image in _images(shown)]
@@ -208,7 +216,7 @@ def test_dino_is_the_class_token_of_each_kind(kind: str, shown: dict[str, Path],
 @torch.no_grad()
 @pytest.mark.parametrize("file", ["csd.pth", "csd.safetensors"])
 def test_csd_is_clips_tower_with_two_heads(weights: dict[str, Any], shown: dict[str, Path], file: str) -> None:
-    columns = measure([load_csd(weights["folder"] / file, CPU)], [_asked(shown)])
+    columns = measure_similarity([load_csd(weights["folder"] / file, CPU)], [_asked(shown)])
     # Resize's short side bicubic, the middle cut out, CLIP's numbers.
     pixels: list[Tensor] = []
     for image in _images(shown):
@@ -234,7 +242,7 @@ def test_a_copy_of_the_reference_scores_exactly_1(weights: dict[str, Any], shown
     sights = [load_clip(folder / "clip", CPU), load_dino(folder / "dino", CPU), load_csd(folder / "csd.pth", CPU)]
     ticks: list[tuple[int, int]] = []
     asked = [_asked(shown, "copy"), _asked(shown)]
-    columns = measure(sights, asked, lambda done, of: ticks.append((done, of)))
+    columns = measure_similarity(sights, asked, lambda done, of: ticks.append((done, of)))
     to_reference = {name: column for name, column in columns.items() if name.endswith("to reference")}
     assert len(to_reference) == 4
     assert all(copied == 1 > drawn for copied, drawn in to_reference.values()), "one copied, one drawn"
@@ -307,7 +315,7 @@ def test_what_is_no_csd_is_a_sentence(
 ) -> None:
     safetensors.save_file(change(weights["csd"].state_dict()), tmp_path / "csd.safetensors")
     with pytest.raises(WeightsError, match=said):
-        measure([load_csd(tmp_path / "csd.safetensors", CPU)], [_asked(shown)])
+        measure_similarity([load_csd(tmp_path / "csd.safetensors", CPU)], [_asked(shown)])
 
 
 class _Evil:
@@ -340,7 +348,7 @@ def test_damaged_folders_are_sentences(weights: dict[str, Any], shown: dict[str,
     _dino(tmp_path / "vit", "vit")
     _preprocessing(tmp_path / "vit", "ViTImageProcessor", size={"height": 40, "width": 40})
     with pytest.raises(WeightsError, match="does not take what its preprocessing gives"):
-        measure([load_dino(tmp_path / "vit", CPU)], [_asked(shown)])
+        measure_similarity([load_dino(tmp_path / "vit", CPU)], [_asked(shown)])
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 
-from instantstyle.emoji.captions import article
-from instantstyle.evaluate import experiments as entries
-from instantstyle.evaluate import generation_cache as drawing
-from instantstyle.evaluate import ground_truth as real
-from instantstyle.evaluate import suite
-from instantstyle.evaluate.ground_truth import picture
+from instantstyle.emoji.captions import with_article
+from instantstyle.evaluate import experiments, generation_cache, ground_truth, suite
+from instantstyle.evaluate.ground_truth import render
 from instantstyle.evaluate.report import evaluate
 from instantstyle.evaluate.suite import CELLS
-from instantstyle.evaluate.tasks import Question, request
+from instantstyle.evaluate.tasks import Task, to_request
 from instantstyle.loading import load
 from instantstyle.model import Model
 
@@ -42,10 +39,10 @@ def bare() -> Any:
         raise AssertionError("the small set needs no drawing beyond those that are carried")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real, "masters", none)
+        patch.setattr(ground_truth, "masters", none)
         patch.setattr(suite, "concepts", none)
         patch.setattr(suite, "has", none)
-        patch.setattr(entries, "block", none)
+        patch.setattr(experiments, "block", none)
         yield
 
 
@@ -57,7 +54,7 @@ class Stopped(BaseException):
 def report(bare: None, shipped: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report whose drawing was broken off after two jobs and went on: nothing that was kept is drawn again."""
     folder = tmp_path_factory.mktemp("small")
-    before, jobs = drawing.ask, 0
+    before, jobs = generation_cache.run_tasks, 0
 
     def broken(*given: Any, **more: Any) -> Any:
         nonlocal jobs
@@ -67,7 +64,7 @@ def report(bare: None, shipped: Model, tmp_path_factory: pytest.TempPathFactory)
         return before(*given, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "ask", broken)
+        patch.setattr(generation_cache, "ask", broken)
         with pytest.raises(Stopped):
             evaluate(shipped, folder, **ASKED, say=lambda line: None)
     kept = {path.name: path.stat().st_mtime_ns for path in (folder / "pictures").glob("*.png")}
@@ -110,13 +107,13 @@ def test_the_style_comes_nearer_to_the_truth_than_no_reference(report: Path, shi
 
 def test_things_are_asked_for_by_their_article(bare: None, shipped: Model, report: Path) -> None:
     """`an umbrella`, as the captions have it that the model was taught; and the reader of prompts leaves it so."""
-    one = suite.suite(small=True)[0]
+    one = suite.evaluation_suite(small=True)[0]
     for thing, words in (("umbrella", "an umbrella"), ("octopus", "an octopus"), ("key", "a key")):
-        asked = Question(thing, one.style, one.shown, one.other, 1)
-        assert asked.words == article(thing) == words
-    made = request(one, entries.Way("instantstyle"), shipped)
+        asked = Task(thing, one.style, one.reference_content, one.swap_content, 1)
+        assert asked.words == with_article(thing) == words
+    made = to_request(one, experiments.Setting("instantstyle"), shipped)
     assert made.prompt == one.words
-    assert picture(one.shown, one.style).shape == (64, 64, 3)
+    assert render(one.reference_content, one.style).shape == (64, 64, 3)
 
 
 @pytest.mark.slow

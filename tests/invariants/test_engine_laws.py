@@ -84,7 +84,7 @@ def test_2_a_middleware_calls_its_inner_attend_once(plan: str, monkeypatch: pyte
         calls[site] += 1
         return plain(site, q, k, v, bias=bias)
 
-    original = method.image_prompt
+    original = method.add_image_prompt
 
     def counted(attend: Any, *rest: Any) -> Any:
         return original(counting if attend is plain else attend, *rest)
@@ -94,7 +94,7 @@ def test_2_a_middleware_calls_its_inner_attend_once(plan: str, monkeypatch: pyte
     run = Engine(model).submit(bare(references=[reference()], plan=plan))
     sites = model.unet.config.sites
     for site in sites:
-        k, v = run.text[site] if site.kind == "cross" else (torch.randn(2, 2, 5, 4) for _ in range(2))
+        k, v = run.kv[site] if site.kind == "cross" else (torch.randn(2, 2, 5, 4) for _ in range(2))
         q = torch.randn(k.shape[0], k.shape[1], 5, k.shape[3])
         ours, once = run.attend(site, q, k, v), calls[site]
         # What it answered is what is heard, and once: without the text's values its answer is missing.
@@ -113,7 +113,7 @@ def test_3_the_same_call_twice_gives_the_same_bits() -> None:
 def test_4_networks_are_never_changed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSTANTSTYLE_CACHE", str(tmp_path))
     model = tiny_models.model(name)
-    before = model.hash()
+    before = model.weights_hash()
     engine = Engine(model)
     for method, plan in itertools.product(METHODS, ("style", "all")):
         if method not in ("ip-adapter", "b-lora"):
@@ -122,16 +122,16 @@ def test_4_networks_are_never_changed(name: str, tmp_path: Path, monkeypatch: py
     engine.submit(bare(references=[reference()], method="ip-adapter"))
     engine.submit(bare(references=[reference()], method="b-lora", options={"fit-steps": 1}))
     engine.run()
-    assert model.hash() == before
+    assert model.weights_hash() == before
     assert not any(parameter.requires_grad for net in model.networks.values() for parameter in net.parameters())
 
 
 def test_4_and_the_hash_sees_a_single_weight() -> None:
     model = load(tiny_models.folder("sd15"))  # one of its own: adding 1 and taking it away again is not exact
-    before, weight = model.hash(), model.unet.conv_in.bias
+    before, weight = model.weights_hash(), model.unet.conv_in.bias
     assert weight is not None
     weight.data[0] += 1
-    assert model.hash() != before
+    assert model.weights_hash() != before
 
 
 PROMPTS = ("a cat", "a dog in the house", "a red house", "a picture of ink")
@@ -247,7 +247,7 @@ def test_image_keys_are_read_only_where_the_plan_speaks(monkeypatch: pytest.Monk
         spoken.add(site)
         return plain(site, q, k, v, bias=bias)
 
-    inner = method.image_prompt
+    inner = method.add_image_prompt
 
     def without_text(attend: Any, *rest: Any) -> Any:
         return inner(lambda site, q, k, v, bias=None: plain(site, q, k, v, bias=bias), *rest)

@@ -11,18 +11,18 @@ import torch
 import tiny_models
 from instantstyle.blocks import BlockPlan
 from instantstyle.errors import InputError
-from instantstyle.families import Fitting
-from instantstyle.methods import lora_training as fitting
-from instantstyle.methods.b_lora import addresses, b_lora, blocks, fitted
-from instantstyle.methods.lora_training import Fitted, fit, low_rank, watching
+from instantstyle.families import LoRATraining
+from instantstyle.methods import lora_training
+from instantstyle.methods.b_lora import attention_weight_sites, b_lora, b_lora_blocks, cached_or_train
+from instantstyle.methods.lora_training import TrainProgress, attach_lora, on_progress, train_lora
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine
 from instantstyle.train.b_lora import train_b_lora
-from instantstyle.weights.lora import Deltas, Factors
+from instantstyle.weights.lora import LoRADeltas, LoRAFactors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
-FIT = Fitting(rank=2, steps=3, rate=1e-2, batch=2)
+FIT = LoRATraining(rank=2, steps=3, learning_rate=1e-2, batch=2)
 OPTIONS = {"fit-steps": 3, "fit-rank": 2, "fit-rate": 0.01}
 
 
@@ -48,24 +48,24 @@ def pixels(name: str, asked: Request) -> Any:
 @pytest.mark.parametrize("name", ["sdxl", "emoji", "sd15"])
 def test_every_family_fits_two_blocks_and_speaks_at_the_style_blocks(name: str) -> None:
     model = tiny_models.model(name)
-    before, seen = model.hash(), list[Fitted]()
-    with watching(seen.append):
+    before, seen = model.weights_hash(), list[TrainProgress]()
+    with on_progress(seen.append):
         injection = b_lora(model, request())
     assert [each.step for each in seen] == [1, 2, 3]
     assert injection.unet is not None
-    site = addresses(model)
+    site = attention_weight_sites(model)
     changed = {n for n, p in model.unet.named_parameters() if not torch.equal(p, injection.unet.get_parameter(n).data)}
     style = model.family.presets["style"]
-    assert changed == {n for n in site if style.at(site[n])}
-    assert model.hash() == before
+    assert changed == {n for n in site if style.scale(site[n])}
+    assert model.weights_hash() == before
 
 
 def test_steps_lower_the_loss_of_what_they_see() -> None:
     model = tiny_models.model("sdxl")
-    plan, fitting_ = blocks(model.family), Fitting(rank=4, steps=4, rate=1e-2, batch=2)
-    net, layers = low_rank(model.unet, plan, 4, 0)
+    plan, fitting_ = b_lora_blocks(model.family), LoRATraining(rank=4, steps=4, learning_rate=1e-2, batch=2)
+    net, layers = attach_lora(model.unet, plan, 4, 0)
     optimiser = torch.optim.AdamW([p for layer in layers.values() for p in (layer.down, layer.up)], lr=1e-2)
-    loss = fitting._loss(model, net, [tiny_models.picture(1)], plan, fitting_, 0)  # pyright: ignore[reportPrivateUsage]
+    loss = lora_training._loss(model, net, [tiny_models.picture(1)], plan, fitting_, 0)  # pyright: ignore[reportPrivateUsage]
     seen: list[float] = []
     for _ in range(4):
         value = loss(0)
@@ -83,39 +83,39 @@ def test_weight_0_is_the_bare_model_and_the_strength_acts_once() -> None:
     one, half = (b_lora(model, request(weight)).unet for weight in (1.0, 0.5))
     assert one is not None
     assert half is not None
-    name = next(n for n, site in addresses(model).items() if site.module == "up.0.1")
+    name = next(n for n, site in attention_weight_sites(model).items() if site.module == "up.0.1")
     base, full, part = (net.get_parameter(name).double() for net in (model.unet, one, half))
     torch.testing.assert_close(part - base, 0.5 * (full - base), atol=1e-7, rtol=1e-3)
     assert (full - base).abs().max() > 1e-5
 
 
 def test_a_fit_is_kept_by_pictures_and_settings(cache: Path) -> None:
-    model, seen = tiny_models.model("emoji"), list[Fitted]()
-    with watching(seen.append):
+    model, seen = tiny_models.model("emoji"), list[TrainProgress]()
+    with on_progress(seen.append):
         for _ in range(2):
-            fitted(model, [tiny_models.picture(1)], FIT)
+            cached_or_train(model, [tiny_models.picture(1)], FIT)
         assert len(seen) == 3
-        fitted(model, [tiny_models.picture(2)], FIT)
-        fitted(model, [tiny_models.picture(1), tiny_models.picture(2)], FIT)
+        cached_or_train(model, [tiny_models.picture(2)], FIT)
+        cached_or_train(model, [tiny_models.picture(1), tiny_models.picture(2)], FIT)
     assert len(seen) == 9
     assert sorted(path.suffix for path in cache.iterdir()) == [".safetensors"] * 3
 
 
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
-    model, plan = tiny_models.model("emoji"), blocks(tiny_models.model("emoji").family)
-    whole = fit(model, [tiny_models.picture(1)], plan, FIT)
+    model, plan = tiny_models.model("emoji"), b_lora_blocks(tiny_models.model("emoji").family)
+    whole = train_lora(model, [tiny_models.picture(1)], plan, FIT)
 
-    def stop(at: Fitted) -> None:
+    def stop(at: TrainProgress) -> None:
         if at.step == 2:
             raise KeyboardInterrupt
 
     keep = cache / "one.state"
-    with pytest.raises(KeyboardInterrupt), watching(stop):
-        fit(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
+    with pytest.raises(KeyboardInterrupt), on_progress(stop):
+        train_lora(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
     assert keep.is_file()
-    seen: list[Fitted] = []
-    with watching(seen.append):
-        resumed = fit(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
+    seen: list[TrainProgress] = []
+    with on_progress(seen.append):
+        resumed = train_lora(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
     assert [each.step for each in seen] == [3]
     assert not list(cache.iterdir())
     assert all(torch.equal(one.up, resumed[name].up) for name, one in whole.items())
@@ -124,14 +124,14 @@ def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
 
 def test_thin_matrices_beside_a_weight_are_its_change() -> None:
     model = tiny_models.model("sdxl")
-    net, layers = low_rank(model.unet, BlockPlan({"up.0.1": 1.0}), 3, seed=4)
+    net, layers = attach_lora(model.unet, BlockPlan({"up.0.1": 1.0}), 3, seed=4)
     assert {id(p) for p in model.unet.parameters()} < {id(p) for p in net.parameters()}
     name, layer = next(iter(layers.items()))
     with torch.no_grad():
         layer.up.normal_()
     x = torch.randn(2, 5, layer.base.in_features)
     weight = layer.base.weight
-    delta = Deltas({name: Factors(layer.up.detach(), layer.down.detach())}, {name: weight.shape}, 1.0)[name]
+    delta = LoRADeltas({name: LoRAFactors(layer.up.detach(), layer.down.detach())}, {name: weight.shape}, 1.0)[name]
     torch.testing.assert_close(layer(x), layer.base(x) + x @ delta.T, atol=1e-5, rtol=1e-4)
 
 
@@ -152,9 +152,9 @@ def test_diffusers_reads_what_is_exported(part: Any, tmp_path: Path) -> None:
     theirs.load_lora_adapter(str(file.parent), weight_name=file.name, prefix="unet")
     theirs.fuse_lora(lora_scale=1.0)
     theirs.unload_lora()
-    factors, site = fitted(model, [tiny_models.picture(1)], FIT), addresses(model)
+    factors, site = cached_or_train(model, [tiny_models.picture(1)], FIT), attention_weight_sites(model)
     for name, weight in theirs.named_parameters():
         expected = model.unet.get_parameter(name)
-        if name in factors and (part == "both" or model.family.presets["style"].at(site[name])):
-            expected = expected + Deltas(factors, {name: expected.shape}, 1.0)[name]
+        if name in factors and (part == "both" or model.family.presets["style"].scale(site[name])):
+            expected = expected + LoRADeltas(factors, {name: expected.shape}, 1.0)[name]
         torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)

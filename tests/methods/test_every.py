@@ -16,17 +16,17 @@ from torch import Tensor
 
 import tiny_models
 from instantstyle.families import FAMILIES
-from instantstyle.methods import METHODS, Moment, inject
-from instantstyle.methods.b_lora import blocks
-from instantstyle.methods.lora_training import low_rank
-from instantstyle.model import Model, Text
+from instantstyle.methods import METHODS, StepContext, make_injection
+from instantstyle.methods.b_lora import b_lora_blocks
+from instantstyle.methods.lora_training import attach_lora
+from instantstyle.model import Model, TextEmbeddings
 from instantstyle.networks.image_projection import ImageProjection
 from instantstyle.networks.unet import UNet
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
-from instantstyle.sampling.conditioning import tell
+from instantstyle.sampling.conditioning import encode_conditioning
 from instantstyle.weights.adapter import Adapter
-from instantstyle.weights.lora import Factors
+from instantstyle.weights.lora import LoRAFactors
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
 
@@ -86,23 +86,33 @@ def test_any_number_of_steps(method: str, name: str, steps: int) -> None:
 class Shapes(Model):
     """A model at full size without numbers, its encoders the shapes of what they say."""
 
-    def say(self, texts: Any, reading: Any = "plain") -> Text:
+    def say(self, texts: Any, reading: Any = "plain") -> TextEmbeddings:
         c = self.family.unet
-        pooled = None if c.pooled_dim is None else torch.empty(len(texts), c.pooled_dim, device="meta")
-        return Text(torch.empty(len(texts), self.family.text_length, c.context_dim, device="meta"), pooled, pooled)
+        pooled = (
+            None if c.pooled_projection_dim is None else torch.empty(len(texts), c.pooled_projection_dim, device="meta")
+        )
+        return TextEmbeddings(
+            torch.empty(len(texts), self.family.max_text_tokens, c.cross_attention_dim, device="meta"), pooled, pooled
+        )
 
     def see(self, pictures: Any, fit: Any = "squash", adapter: Any = None) -> Tensor:
         return torch.empty(len(pictures), 1280, device="meta")
 
     def encode(self, picture: Any) -> Tensor:
         width, height = picture.size
-        return torch.empty(1, self.family.unet.in_channels, height // self.scale, width // self.scale, device="meta")
+        return torch.empty(
+            1,
+            self.family.unet.in_channels,
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+            device="meta",
+        )
 
 
 @cache
 def full_size(name: str) -> Model:
     family, small = FAMILIES[name], tiny_models.model(name)
-    context = family.unet.context_dim
+    context = family.unet.cross_attention_dim
     with torch.device("meta"):
         unet, projection = UNet(family.unet), ImageProjection(1280, context, 4)
         crossed = [site for site in family.unet.sites if site.kind == "cross"]
@@ -114,28 +124,28 @@ def full_size(name: str) -> Model:
     return Shapes(**given)
 
 
-def thin(model: Model, pictures: Any, fitting: Any) -> dict[str, Factors]:
+def thin(model: Model, pictures: Any, fitting: Any) -> dict[str, LoRAFactors]:
     """What a fit gives, as it is before its first step."""
-    _, layers = low_rank(model.unet, blocks(model.family), fitting.rank, 0)
-    return {name: Factors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
+    _, layers = attach_lora(model.unet, b_lora_blocks(model.family), fitting.rank, 0)
+    return {name: LoRAFactors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", STYLED)
 def test_full_size_networks_take_every_method(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["instantstyle.methods.b_lora"], "fitted", thin)
-    model, moment = full_size(name), Moment(0, 2, 999.0, 0.1, 0.99)
+    model, moment = full_size(name), StepContext(0, 2, 999.0, 0.1, 0.99)
     width, height = model.family.size
     request = styled(method, size=model.family.size, guidance=5.0)
-    asked = inject(model, request)
-    told = tell(model, request, asked)
-    own = 2 + len(asked.negatives)
+    asked = make_injection(model, request)
+    told = encode_conditioning(model, request, asked)
+    own = 2 + len(asked.extra_guidance)
     seen = torch.empty(own, model.family.unet.in_channels, height // 8, width // 8, device="meta")
-    if asked.rows is not None:
-        seen = torch.cat([seen, asked.rows.latents(moment)])
+    if asked.reference_batch is not None:
+        seen = torch.cat([seen, asked.reference_batch.latents(moment)])
     time, net = torch.empty(len(seen), device="meta"), asked.unet or model.unet
-    out = net(seen, time, told.text, told.pooled, told.sizes, attend=asked.attend)
+    out = net(seen, time, told.kv, told.pooled_prompt_embeds, told.time_ids, attend=asked.attend)
     assert out.shape == (len(seen), model.family.unet.out_channels, height // 8, width // 8)
     assert len(seen) == {"style-aligned": 4, "swapped": 4, "stylekeeper": 5}.get(method, 2)
-    if asked.expects is not None:
-        assert asked.expects(dataclasses.replace(moment, time=120.0), seen[:1]).shape == seen[:1].shape
+    if asked.x0_hook is not None:
+        assert asked.x0_hook(dataclasses.replace(moment, timestep=120.0), seen[:1]).shape == seen[:1].shape

@@ -10,7 +10,7 @@ from torch import Tensor
 import tiny_models
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.errors import InputError
-from instantstyle.methods.stylestudio import cross_adain, damped, decomposed, faded
+from instantstyle.methods.stylestudio import cross_adain, damp_tail, damping_schedule, svd_factors
 from instantstyle.networks.attention import join_heads, plain
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
@@ -39,14 +39,16 @@ def test_the_tail_is_damped_as_published() -> None:
         tail = s.clone()
         tail[keep:] = torch.exp(-alpha * s[keep:]) * s[keep:]
         expected = u @ torch.diag(tail) @ v
-        torch.testing.assert_close(join_heads(damped(decomposed(x), keep, alpha))[0], expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(damped(decomposed(x), 0, 0.0), x, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            join_heads(damp_tail(svd_factors(x), keep, alpha))[0], expected, atol=1e-5, rtol=1e-4
+        )
+    torch.testing.assert_close(damp_tail(svd_factors(x), 0, 0.0), x, atol=1e-5, rtol=1e-4)
 
 
 def test_the_damping_ends_in_the_course_of_the_run() -> None:
-    assert faded(0.3, 20.0, 0.3) == pytest.approx(0.5)  # pyright: ignore[reportUnknownMemberType]
-    assert faded(0.02, 20.0, 0.3) == pytest.approx(1 - 1 / (1 + math.exp(5.6)))  # pyright: ignore
-    assert faded(1.0, 20.0, 0.3) < 1e-6 < 0.99 < faded(0.02, 20.0, 0.3)
+    assert damping_schedule(0.3, 20.0, 0.3) == pytest.approx(0.5)  # pyright: ignore[reportUnknownMemberType]
+    assert damping_schedule(0.02, 20.0, 0.3) == pytest.approx(1 - 1 / (1 + math.exp(5.6)))  # pyright: ignore
+    assert damping_schedule(1.0, 20.0, 0.3) < 1e-6 < 0.99 < damping_schedule(0.02, 20.0, 0.3)
 
 
 def test_cleaned_rows_are_heard_and_change_with_the_step() -> None:

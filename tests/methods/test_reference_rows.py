@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from instantstyle.methods import METHODS, OPTIONS, STRENGTHS, Moment
-from instantstyle.methods.ddim_inversion import Level, generate, invert, levels, predictor, read, split
-from instantstyle.methods.reference_latents import along, renoised
+from instantstyle.methods import METHODS, OPTIONS, STRENGTH_SWEEPS, StepContext
+from instantstyle.methods.ddim_inversion import (
+    NoiseLevel,
+    cfg_denoiser,
+    ddim_invert,
+    ddim_sample,
+    encode_captions,
+    noise_levels,
+    predict_x0_eps,
+)
+from instantstyle.methods.reference_latents import follow_trajectory, renoise
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
 
@@ -57,8 +65,8 @@ def test_1_a_style_is_not_plain_and_steps_are_any_number(name: str, method: str)
             assert (run.latents - bare.latents).abs().max() > 0.01
     branches, negative = 1, int(method == "stylekeeper")
     assert run.request.options.keys() == OPTIONS[method].keys()
-    assert len(run.injection.rows or ()) == branches
-    assert len(run.injection.negatives) == negative
+    assert len(run.injection.reference_batch or ()) == branches
+    assert len(run.injection.extra_guidance) == negative
 
 
 @pytest.mark.parametrize("how", ["renoised", "inverted"])
@@ -99,11 +107,11 @@ def test_targets_do_not_see_each_other(method: str) -> None:
 
 
 def test_strengths_are_known_of_every_method_that_has_one() -> None:
-    assert {*STRENGTHS, "none"} == set(METHODS) == set(OPTIONS)
+    assert {*STRENGTH_SWEEPS, "none"} == set(METHODS) == set(OPTIONS)
     request = styled("swapped", references=[reference(weight=0.5), reference(2)])
-    assert [each.weight for each in STRENGTHS["swapped"].at(request, 0.5).references] == [0.25, 0.5]
-    for strength in STRENGTHS.values():
-        assert strength.published in strength.values
+    assert [each.weight for each in STRENGTH_SWEEPS["swapped"].apply(request, 0.5).references] == [0.25, 0.5]
+    for strength in STRENGTH_SWEEPS.values():
+        assert strength.default in strength.values
         assert list(strength.values) == sorted(strength.values)
 
 
@@ -113,24 +121,24 @@ def test_a_reference_drawn_alongside_is_the_picture_it_would_be_alone() -> None:
         "style-aligned", references=(), options={"rows": "alongside", "caption": "a dog"}, negative="blue", steps=4
     )
     run = Engine(tiny_models.model("emoji")).submit(request)
-    rows = run.injection.rows
+    rows = run.injection.reference_batch
     assert rows is not None
     assert len(rows) == 2
     alone = Engine(tiny_models.model("emoji")).submit(Request("a dog", "blue", seed=5, steps=4))
-    alone.latents = rows.latents(run.moment)[1:]
+    alone.latents = rows.latents(run.step_context)[1:]
     for _ in alone:
-        torch.testing.assert_close(rows.latents(run.moment), run.prepare().latents[-2:])
+        torch.testing.assert_close(rows.latents(run.step_context), run.unet_inputs().latents[-2:])
         Engine.step(run.engine)  # pyright: ignore[reportArgumentType]
         if not run.done:
-            torch.testing.assert_close(alone.latents, rows.latents(run.moment)[1:], atol=TOGETHER, rtol=0)
+            torch.testing.assert_close(alone.latents, rows.latents(run.step_context)[1:], atol=TOGETHER, rtol=0)
     bare = done("emoji", Request("a cat", "blue", seed=5, steps=4))
     assert (run.latents - bare.latents).abs().max() > 0.01
 
 
 def test_renoised_rows_are_noised_as_in_training() -> None:
     z = random(1, 32, 8, 8)
-    pinned = renoised(z, seed=3)
-    moments = [Moment(step, 3, 0.0, 0.6, 0.8) for step in (0, 1)]
+    pinned = renoise(z, seed=3)
+    moments = [StepContext(step, 3, 0.0, 0.6, 0.8) for step in (0, 1)]
     first, second = map(pinned, moments)
     assert torch.equal(first, pinned(moments[0]))
     assert not torch.equal(first, second)
@@ -138,7 +146,7 @@ def test_renoised_rows_are_noised_as_in_training() -> None:
     assert abs(float(noise.mean())) < 0.1
     assert abs(float(noise.std()) - 1) < 0.1
     assert abs(float((noise * z).mean())) < 0.1
-    assert not torch.equal(first, renoised(z, seed=4)(moments[0]))
+    assert not torch.equal(first, renoise(z, seed=4)(moments[0]))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd15"])
@@ -146,23 +154,23 @@ def test_inversion_is_diffusers_inverse_scheduler(name: str) -> None:
     """`DDIMInverseScheduler`, its config the model's, asked about the level that is being moved to."""
     model, diffusers = tiny_models.model(name), importlib.import_module("diffusers")
     z = random(1, 4, 8, 8)
-    predict = predictor(model, read(model, ["", "a cat"]), SIZE, 2.0)
-    ours = invert(predict, z, levels(model, 5), "epsilon")
+    predict = cfg_denoiser(model, encode_captions(model, ["", "a cat"]), SIZE, 2.0)
+    ours = ddim_invert(predict, z, noise_levels(model, 5), "epsilon")
     # Leading timesteps without an offset, as StyleAligned's inversion has them; the inverse scheduler has no other.
     forward = diffusers.DDIMScheduler.from_config(dict(model.scheduler_config), steps_offset=0, set_alpha_to_one=False)
     inverse = diffusers.DDIMInverseScheduler.from_config(forward.config, clip_sample=False)
     inverse.set_timesteps(5)
     x, kept = z, forward.alphas_cumprod
-    marks = [Level(-1, *_parts(float(forward.final_alpha_cumprod)))]
+    marks = [NoiseLevel(-1, *_parts(float(forward.final_alpha_cumprod)))]
     for time in sorted(int(t) for t in _set(forward, 5)):
-        marks.append(Level(time, *_parts(float(kept[time]))))
+        marks.append(NoiseLevel(time, *_parts(float(kept[time]))))
     for time in inverse.timesteps:
-        there = Level(float(time), *_parts(float(kept[int(time)])))
+        there = NoiseLevel(float(time), *_parts(float(kept[int(time)])))
         x = inverse.step(predict(x, there), time, x).prev_sample
-    mine = invert(predict, z, marks, "epsilon")
-    torch.testing.assert_close(mine.end, x, atol=1e-4, rtol=1e-4)
-    assert [level.time for level in marks[1:]] == [0, 200, 400, 600, 800]
-    assert len(ours.levels) == 6
+    mine = ddim_invert(predict, z, marks, "epsilon")
+    torch.testing.assert_close(mine.terminal, x, atol=1e-4, rtol=1e-4)
+    assert [level.timestep for level in marks[1:]] == [0, 200, 400, 600, 800]
+    assert len(ours.noise_levels) == 6
 
 
 def _parts(kept: float) -> tuple[float, float]:
@@ -176,10 +184,10 @@ def _set(scheduler: Any, steps: int) -> Any:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_a_prediction_splits_into_picture_and_noise(kind: str) -> None:
-    picture, noise, level = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), Level(500, 0.6, 0.8)
-    x = level.signal * picture + level.noise * noise
+    picture, noise, level = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), NoiseLevel(500, 0.6, 0.8)
+    x = level.alpha * picture + level.sigma * noise
     said = {"epsilon": noise, "v_prediction": 0.6 * noise - 0.8 * picture, "sample": picture}[kind]
-    for ours, expected in zip(split(said, x, level, kind), (picture, noise), strict=True):
+    for ours, expected in zip(predict_x0_eps(said, x, level, kind), (picture, noise), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -190,18 +198,18 @@ def test_inversion_of_a_world_of_one_gaussian() -> None:
     """
     model, s = tiny_models.model("sd15"), 0.5
 
-    def predict(x: Tensor, level: Level) -> Tensor:
-        return x * level.noise / (level.signal**2 * s**2 + level.noise**2)
+    def predict(x: Tensor, level: NoiseLevel) -> Tensor:
+        return x * level.sigma / (level.alpha**2 * s**2 + level.sigma**2)
 
     z = s * random(1, 4, 4, 4)
     apart: list[tuple[float, float]] = []
     for steps in (10, 40, 160):
-        marks = levels(model, steps)
-        way = invert(predict, z, marks, "epsilon")
+        marks = noise_levels(model, steps)
+        way = ddim_invert(predict, z, marks, "epsilon")
         top = marks[-1]
-        true = z * (top.signal**2 + top.noise**2 / s**2) ** 0.5
-        back = generate(predict, way.end, marks, "epsilon").at(marks[0])
-        apart.append((float((way.end - true).abs().max()), float((back - z).abs().max())))
+        true = z * (top.alpha**2 + top.sigma**2 / s**2) ** 0.5
+        back = ddim_sample(predict, way.terminal, marks, "epsilon").at(marks[0])
+        apart.append((float((way.terminal - true).abs().max()), float((back - z).abs().max())))
     there, back = zip(*apart, strict=True)
     assert max(there) < 0.05  # of latents that reach 4
     assert list(back) == sorted(back, reverse=True)
@@ -210,15 +218,15 @@ def test_inversion_of_a_world_of_one_gaussian() -> None:
 
 def test_refined_inversion_is_the_inverse_of_the_step_down() -> None:
     """Fixed-point iteration: with each more, down again is nearer to where it came from."""
-    marks = levels(tiny_models.model("sd15"), 5)
+    marks = noise_levels(tiny_models.model("sd15"), 5)
     z = random(1, 4, 8, 8)
 
-    def predict(x: Tensor, level: Level) -> Tensor:
-        return 0.3 * torch.sin(x) + 0.5 * level.noise * x
+    def predict(x: Tensor, level: NoiseLevel) -> Tensor:
+        return 0.3 * torch.sin(x) + 0.5 * level.sigma * x
 
     def apart(refine: int) -> float:
-        up = invert(predict, z, marks, "epsilon", refine=refine)
-        return float((generate(predict, up.end, marks, "epsilon").at(marks[0]) - z).std())
+        up = ddim_invert(predict, z, marks, "epsilon", refine=refine)
+        return float((ddim_sample(predict, up.terminal, marks, "epsilon").at(marks[0]) - z).std())
 
     once, thrice, often = map(apart, (0, 2, 8))
     assert once > thrice > often
@@ -229,8 +237,10 @@ def test_refined_inversion_is_the_inverse_of_the_step_down() -> None:
 def test_generation_is_diffusers_ddim(rescale: float) -> None:
     model = tiny_models.model("emoji")
     run = Engine(model).submit(Request("a cat", seed=5, steps=4, guidance=3.0, guidance_rescale=rescale))
-    marks, noise = levels(model, 4), run.latents.clone()
-    way = generate(predictor(model, read(model, ["", "a cat"]), SIZE, 3.0, rescale), noise, marks, "v_prediction")
+    marks, noise = noise_levels(model, 4), run.latents.clone()
+    way = ddim_sample(
+        cfg_denoiser(model, encode_captions(model, ["", "a cat"]), SIZE, 3.0, rescale), noise, marks, "v_prediction"
+    )
     for step, _ in enumerate(run):
         level = marks[3 - step]
         torch.testing.assert_close(way.at(level), run.latents, atol=TOGETHER, rtol=0)
@@ -239,17 +249,19 @@ def test_generation_is_diffusers_ddim(rescale: float) -> None:
 def test_a_way_waits_at_its_offset() -> None:
     """Between its own levels a way is a mix of one picture and one noise; noisier than its offset it does not get."""
     model = tiny_models.model("sd15")
-    marks = levels(model, 10)
-    way = invert(lambda x, level: 0.5 * x, random(1, 4, 4, 4), marks, "epsilon")
-    pinned = along(way, offset=0.2)
+    marks = noise_levels(model, 10)
+    way = ddim_invert(lambda x, level: 0.5 * x, random(1, 4, 4, 4), marks, "epsilon")
+    pinned = follow_trajectory(way, offset=0.2)
 
-    def at(level: Level) -> Tensor:
-        return pinned(Moment(0, 10, *level))
+    def at(level: NoiseLevel) -> Tensor:
+        return pinned(StepContext(0, 10, *level))
 
     assert torch.equal(at(marks[10]), way.at(marks[8]))
     assert torch.equal(at(marks[9]), way.at(marks[8]))
     assert torch.equal(at(marks[7]), way.at(marks[7]))
     below, above = way.at(marks[4]), way.at(marks[5])
-    middle = way.at(Level((marks[4].time + marks[5].time) / 2, 0.5 * (marks[4].signal + marks[5].signal), 0.5))
+    middle = way.at(
+        NoiseLevel((marks[4].timestep + marks[5].timestep) / 2, 0.5 * (marks[4].alpha + marks[5].alpha), 0.5)
+    )
     assert not torch.equal(below, above)
     assert middle.isfinite().all()

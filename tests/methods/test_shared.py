@@ -20,8 +20,8 @@ import tiny_models
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.errors import InputError
 from instantstyle.families import EMOJI, SD15, SDXL
-from instantstyle.methods.reference_latents import looked
-from instantstyle.methods.shared_attention import late, shared, swapped
+from instantstyle.methods.reference_latents import reference_index
+from instantstyle.methods.shared_attention import late_up_blocks, shared_attention, swapped_attention
 from instantstyle.networks.attention import plain
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
@@ -53,7 +53,7 @@ def ours(attend: Any, *tensors: Tensor) -> Tensor:
 
 
 def index() -> Tensor:
-    return looked(Request("a cat", guidance=5, count=COUNT), 1, torch.device("cpu"))
+    return reference_index(Request("a cat", guidance=5, count=COUNT), 1, torch.device("cpu"))
 
 
 def published_style_aligned(q: Tensor, k: Tensor, v: Tensor, *, adain: bool, scale: float, shift: float) -> Tensor:
@@ -82,7 +82,7 @@ def published_style_aligned(q: Tensor, k: Tensor, v: Tensor, *, adain: bool, sca
 def test_style_aligned_is_the_published_arithmetic(adain: bool, scale: float, shift: float) -> None:
     q, k, v = qkv()
     expected = published_style_aligned(q, k, v, adain=adain, scale=scale, shift=shift)
-    out = ours(shared(plain, ALL, index(), [1.0], adain=adain, scale=scale, shift=shift), q, k, v)
+    out = ours(shared_attention(plain, ALL, index(), [1.0], match_statistics=adain, scale=scale, shift=shift), q, k, v)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
     assert (out - plain(SELF, q, k, v))[[1, 2, 4, 5]].abs().amax(dim=(1, 2, 3)).min() > 0.1
     torch.testing.assert_close(out[[0, 3]], plain(SELF, q, k, v)[[0, 3]], atol=1e-5, rtol=1e-4)
@@ -91,16 +91,16 @@ def test_style_aligned_is_the_published_arithmetic(adain: bool, scale: float, sh
 def test_a_weight_of_two_is_a_shift_of_ln_2() -> None:
     """Counting twice is what the published shift for real pictures says."""
     q, k, v = qkv()
-    twice = ours(shared(plain, ALL, index(), [2.0]), q, k, v)
-    torch.testing.assert_close(twice, ours(shared(plain, ALL, index(), [1.0], shift=math.log(2)), q, k, v))
-    torch.testing.assert_close(twice, ours(shared(plain, BlockPlan({"up.0": 2.0}), index(), [1.0]), q, k, v))
+    twice = ours(shared_attention(plain, ALL, index(), [2.0]), q, k, v)
+    torch.testing.assert_close(twice, ours(shared_attention(plain, ALL, index(), [1.0], shift=math.log(2)), q, k, v))
+    torch.testing.assert_close(twice, ours(shared_attention(plain, BlockPlan({"up.0": 2.0}), index(), [1.0]), q, k, v))
 
 
 def test_style_aligned_fades_out_with_its_weight() -> None:
     q, k, v = qkv()
     bare = plain(SELF, q, k, v)
     apart = [
-        float((ours(shared(plain, ALL, index(), [weight]), q, k, v) - bare).abs().mean())
+        float((ours(shared_attention(plain, ALL, index(), [weight]), q, k, v) - bare).abs().mean())
         for weight in (1.0, 0.1, 0.01, 1e-6)
     ]
     assert apart == sorted(apart, reverse=True)
@@ -116,7 +116,7 @@ def test_swapped_is_the_published_arithmetic(share: float) -> None:
     if share == 0.5:
         keys, values = torch.cat([k, keys], dim=2), torch.cat([v, values], dim=2)
     expected = (q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ values
-    out = ours(swapped(plain, ALL, index(), [share]), q, k, v)
+    out = ours(swapped_attention(plain, ALL, index(), [share]), q, k, v)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_between_plain_and_swapped_attention_is_shared_out() -> None:
     q, k = random(6, 3, 7, 4, seed=1), torch.zeros(6, 3, 7, 4)
     v = torch.tensor([float(row % 3 == 0) for row in range(6)])[:, None, None, None].expand(6, 3, 7, 4)
     for share in (0.1, 0.75, 1.0, 3.0):
-        out = ours(swapped(plain, ALL, index(), [share]), q, k, v)
+        out = ours(swapped_attention(plain, ALL, index(), [share]), q, k, v)
         torch.testing.assert_close(out[1], torch.full_like(out[1], min(share, 1.0)))
 
 
@@ -135,7 +135,7 @@ def test_the_leaking_row_asks_with_the_references_queries() -> None:
         "a cat", references=[StyleReference(tiny_models.picture(1))], method="stylekeeper", seed=1, size=(64, 64)
     )
     run: Run = Engine(tiny_models.model("emoji")).submit(request)
-    assert run.rows == 3 + 2
+    assert run.batch_size == 3 + 2
     q, k, v = (random(5, 4, 16, 8, seed=i) for i in range(3))
     site = next(site for site in EMOJI.unet.sites if site.module == "up.1.1" and site.kind == "self")
     out, there = run.attend(site, q, k, v), (q[4], k[4], v[4])
@@ -148,21 +148,22 @@ def test_the_leaking_row_asks_with_the_references_queries() -> None:
 def test_several_references_count_by_their_weights() -> None:
     """Equal keys: a row of weight 3 is found three times as often as one of weight 1."""
     request = Request("a cat", guidance=1)
-    rows = looked(request, 2, torch.device("cpu"))
+    rows = reference_index(request, 2, torch.device("cpu"))
     assert rows.tolist() == [[1, 2], [1, 1], [2, 2]]
     q, k = random(3, 1, 5, 4, seed=1), torch.zeros(3, 1, 5, 4)
     v = torch.tensor([0.0, 1.0, 2.0])[:, None, None, None].expand(3, 1, 5, 4)
-    torch.testing.assert_close(swapped(plain, ALL, rows, [1.0, 1.0])(SELF, q, k, v)[0], torch.full((1, 5, 4), 1.5))
-    found = shared(plain, ALL, rows, [1.0, 3.0], adain=False)(SELF, q, k, v)[0]
+    both = swapped_attention(plain, ALL, rows, [1.0, 1.0])(SELF, q, k, v)[0]
+    torch.testing.assert_close(both, torch.full((1, 5, 4), 1.5))
+    found = shared_attention(plain, ALL, rows, [1.0, 3.0], match_statistics=False)(SELF, q, k, v)[0]
     torch.testing.assert_close(found, torch.full((1, 5, 4), (0 + 1 + 3 * 2) / 5))
 
 
 def test_rows_look_at_their_own_branch_and_references_at_themselves() -> None:
-    rows = looked(Request("a cat", guidance=5, count=2), 2, torch.device("cpu"), negatives=1)
+    rows = reference_index(Request("a cat", guidance=5, count=2), 2, torch.device("cpu"), negatives=1)
     assert rows.tolist() == [[6, 8]] * 2 + [[7, 9]] * 4 + [[6, 6], [7, 7], [8, 8], [9, 9]]
 
 
-@pytest.mark.parametrize("way", [shared, swapped])
+@pytest.mark.parametrize("way", [shared_attention, swapped_attention])
 def test_elsewhere_and_in_cross_attention_nothing_happens(way: Any) -> None:
     q, k, v = qkv()
     attend = way(plain, BlockPlan({"up.0.1": 0.7}), index(), [0.6])
@@ -172,7 +173,7 @@ def test_elsewhere_and_in_cross_attention_nothing_happens(way: Any) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-@pytest.mark.parametrize("way", [shared, swapped])
+@pytest.mark.parametrize("way", [shared_attention, swapped_attention])
 def test_2_the_inner_attend_is_called_once_and_told_the_bias(way: Any, weight: float) -> None:
     calls: Counter[Site] = Counter()
 
@@ -192,20 +193,20 @@ def test_2_the_inner_attend_is_called_once_and_told_the_bias(way: Any, weight: f
     ]
     for each in shut[1:]:
         torch.testing.assert_close(each, shut[0])
-    if way is swapped:
-        torch.testing.assert_close(shut[0], swapped(plain, ALL, index(), [1.0])(SELF, q, k, v))
+    if way is swapped_attention:
+        torch.testing.assert_close(shut[0], swapped_attention(plain, ALL, index(), [1.0])(SELF, q, k, v))
 
 
 def test_permuting_targets_permutes_outputs() -> None:
     q, k, v = qkv()
     swap = [0, 2, 1, 3, 5, 4]
-    for way in (shared, swapped):
+    for way in (shared_attention, swapped_attention):
         attend = way(plain, ALL, index(), [0.8])
         torch.testing.assert_close(ours(attend, q[swap], k[swap], v[swap]), ours(attend, q, k, v)[swap])
 
 
 def test_the_late_blocks_are_those_published_for_sdxl() -> None:
-    assert [late(family.unet) for family in (SDXL, SD15, EMOJI)] == ["up.1=1", "up.2=1,up.3=1", "up.1=1"]
+    assert [late_up_blocks(family.unet) for family in (SDXL, SD15, EMOJI)] == ["up.1=1", "up.2=1,up.3=1", "up.1=1"]
     sites = [site for site in SDXL.unet.sites if site.kind == "self" and site.module.startswith("up.1")]
     assert len(sites) == 6
 

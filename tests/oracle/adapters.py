@@ -14,12 +14,12 @@ EMBED_DIM = 20
 
 def random_adapter(config: UNetConfig, *, embed_dim: int = EMBED_DIM, tokens: int = 4, seed: int = 4) -> Adapter:
     """A base adapter for all sites."""
-    return _adapter(config, ImageProjection(embed_dim, config.context_dim, tokens), embed_dim, tokens, seed)
+    return _adapter(config, ImageProjection(embed_dim, config.cross_attention_dim, tokens), embed_dim, tokens, seed)
 
 
 def random_plus(config: UNetConfig, *, tokens: int = 6, seed: int = 4) -> Adapter:
     """A Plus adapter for all sites, of the published depth."""
-    resampler = Resampler(EMBED_DIM, config.context_dim, tokens, dim=32, depth=4, heads=2)
+    resampler = Resampler(EMBED_DIM, config.cross_attention_dim, tokens, dim=32, depth=4, heads=2)
     return _adapter(config, resampler, EMBED_DIM, tokens, seed)
 
 
@@ -28,9 +28,12 @@ def _adapter(config: UNetConfig, projection: nn.Module, embed_dim: int, tokens: 
     make = torch.Generator().manual_seed(seed + 1)
 
     def weights() -> dict[Site, Tensor]:
-        widths = {site: config.channels[site.level(len(config.channels))] for site in config.sites}
+        widths = {
+            site: config.block_out_channels[site.resolution_level(len(config.block_out_channels))]
+            for site in config.sites
+        }
         return {
-            site: torch.randn(width, config.context_dim, generator=make) / config.context_dim**0.5
+            site: torch.randn(width, config.cross_attention_dim, generator=make) / config.cross_attention_dim**0.5
             for site, width in widths.items()
             if site.kind == "cross"
         }

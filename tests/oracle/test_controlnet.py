@@ -93,7 +93,7 @@ def theirs(name: str, request: Request, given: list[tuple[str, Image.Image]], st
     if style:
         pipe.load_ip_adapter(tiny_models.folder(name), subfolder="", weight_name="ip_adapter.safetensors")
         pipe.set_ip_adapter_scale(1.0 if name == "sd15" else STYLE)
-        seen = tiny_models.model(name).see([tiny_models.picture(5)])[:, None]
+        seen = tiny_models.model(name).encode_image([tiny_models.picture(5)])[:, None]
         arguments["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(seen), seen])]
     last: list[torch.Tensor] = []
 

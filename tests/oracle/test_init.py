@@ -108,7 +108,9 @@ def theirs(name: str, request: Request) -> tuple[torch.Tensor, list[Image.Image]
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             num_images_per_prompt=request.count,
-            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(embeds), embeds]) if request.guided else embeds],
+            ip_adapter_image_embeds=[
+                torch.cat([torch.zeros_like(embeds), embeds]) if request.do_classifier_free_guidance else embeds
+            ],
             generator=torch.Generator("cpu").manual_seed(request.seed),
             callback_on_step_end=keep,
             **inpaint,

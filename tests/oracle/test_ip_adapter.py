@@ -8,9 +8,9 @@ import torch
 from diffusers.loaders.ip_adapter import IPAdapterMixin
 from torch import Tensor
 
-from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_plan
+from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_block_plan
 from instantstyle.families import SD15, SDXL, Family
-from instantstyle.networks.attention import Attend, Heads, plain
+from instantstyle.networks.attention import Attend, HeadsTensor, plain
 from instantstyle.weights.adapter import Adapter, load_adapter, save_adapter
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
 from oracle.twins import TINY_SD15, TINY_SDXL, Inputs, Twins
@@ -41,12 +41,14 @@ class Pipeline(IPAdapterMixin):
 
 def with_image(twins: Twins, adapter: Adapter, plan: BlockPlan, images: Tensor) -> Attend:
     """IP-Adapter in the words of its paper; `images` [rows, pictures, *, embed_dim]."""
-    tokens = adapter.tokens(images.flatten(0, 1))
-    read = adapter.read(tokens.reshape(len(images), -1, tokens.shape[-1]), plan, twins.config)
+    tokens = adapter.image_tokens(images.flatten(0, 1))
+    read = adapter.project_kv(tokens.reshape(len(images), -1, tokens.shape[-1]), plan, twins.config)
 
-    def attend(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
+    def attend(
+        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+    ) -> HeadsTensor:
         out = plain(site, q, k, v, bias=bias)
-        return out + plan.at(site) * plain(site, q, *read[site]) if site in read else out
+        return out + plan.scale(site) * plain(site, q, *read[site]) if site in read else out
 
     return attend
 
@@ -65,8 +67,8 @@ def test_plans_are_diffusers_scales(
 
     spoken = family.presets[plan]
     if isinstance(scale, dict):  # which we read too
-        read = parse_plan(scale, config, {})  # pyright: ignore[reportUnknownArgumentType]
-        assert all(read.at(site) == spoken.at(site) for site in config.sites)
+        read = parse_block_plan(scale, config, {})  # pyright: ignore[reportUnknownArgumentType]
+        assert all(read.scale(site) == spoken.scale(site) for site in config.sites)
     attend = with_image(twins, load_adapter(file, config, plan=spoken), spoken, images)
     torch.testing.assert_close(twins.predict(inputs, attend=attend), expected, atol=1e-5, rtol=1e-4)
 
@@ -78,7 +80,7 @@ def test_strengths_and_several_pictures(tmp_path: Path) -> None:
     scale = {"down": {"block_1": [0.3, 0.0]}, "mid": 0.5, "up": {"block_0": [0.0, 1.7, 0.2]}}
     Pipeline(twins.theirs, file, scale)
     plan = BlockPlan({"down.1.0": 0.3, "mid": 0.5, "up.0.1": 1.7, "up.0.2": 0.2})
-    assert parse_plan(scale, TINY_SDXL, {}) == plan
+    assert parse_block_plan(scale, TINY_SDXL, {}) == plan
     attend = with_image(twins, load_adapter(file, TINY_SDXL), plan, images)
     expected = twins.expect(inputs, image_embeds=images)
     torch.testing.assert_close(twins.predict(inputs, attend=attend), expected, atol=1e-5, rtol=1e-4)

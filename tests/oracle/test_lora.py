@@ -104,7 +104,7 @@ def test_a_lora_and_a_style_at_once(name: str, tmp_path: Path) -> None:
     folder = tiny_models.folder(name)
     pipe.load_ip_adapter(folder, subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
     pipe.set_ip_adapter_scale(1.0)
-    seen = tiny_models.model(name).see([tiny_models.picture(5)])[:, None]
+    seen = tiny_models.model(name).encode_image([tiny_models.picture(5)])[:, None]
     expected = picture(pipe, ip_adapter_image_embeds=[torch.cat([torch.zeros_like(seen), seen])])
 
     styled = REQUEST.model_copy(update={"references": (StyleReference(tiny_models.picture(5)),), "plan": "all"})

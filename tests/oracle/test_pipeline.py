@@ -56,7 +56,7 @@ def theirs(name: str, request: Request, scale: Any, seeds: list[int], content: s
         pipe.set_ip_adapter_scale(scale if seeds else 0.0)
         seen = [embedding(pipe, name, seed, content) for seed in seeds or [0]]
         embeds = torch.stack(seen, dim=1)
-        if request.guided:
+        if request.do_classifier_free_guidance:
             embeds = torch.cat([torch.zeros_like(embeds), embeds])
         arguments = {
             "prompt": request.prompt,

@@ -24,7 +24,7 @@ from instantstyle.model import Model
 from instantstyle.networks.image_projection import Resampler
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import SAMPLERS, Engine
-from instantstyle.weights.adapter import load_adapter, save_adapter, slim_adapter
+from instantstyle.weights.adapter import extract_blocks, load_adapter, save_adapter
 from instantstyle.weights.clip_vocab import clip_vocabulary
 from oracle.proven import ADAPTERS, BASES, OTHERS, PROVEN
 from oracle.twins import random_weights
@@ -71,7 +71,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pat
             unet = tiny_models.model(family).family.unet
             # diffusers reads the file that we have written of what we have read.
             save_adapter(here / "written.safetensors", load_adapter(here / "base.safetensors", unet), unet)
-            slim_adapter(here / "base.safetensors", here / "slim.safetensors", FAMILIES[family].presets["style"], unet)
+            extract_blocks(
+                here / "base.safetensors", here / "slim.safetensors", FAMILIES[family].presets["style"], unet
+            )
         return given, folder, here
 
     return made
@@ -120,7 +122,7 @@ def theirs(pipe: Any, family: str, file: Path | None, adapter: str, model: Model
         pipe.load_ip_adapter(file.parent, subfolder="", weight_name=file.name, image_encoder_folder=None)
         pipe.set_ip_adapter_scale(STYLE[family] if adapter in ("style", "slim") else 1.0)
         net = transformers.CLIPVisionModelWithProjection.from_pretrained(tiny_models.folder("sdxl") / EYES)
-        pixels = model.prepare([tiny_models.picture(5)], "squash")
+        pixels = model.preprocess_images([tiny_models.picture(5)], "squash")
         with torch.no_grad():
             seen, dark = (net(each, output_hidden_states=True) for each in (pixels, torch.zeros_like(pixels)))
         pair = (

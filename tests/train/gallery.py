@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from instantstyle.utils.images import png
+from instantstyle.utils.images import encode_png
 from tiny_models import picture
 
 THINGS = ("cat", "dog", "house")
@@ -28,7 +28,7 @@ def folder(root: Path) -> Path:
     for name, shown, caption, _ in PICTURES:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(shown))
+        path.write_bytes(encode_png(shown))
         path.with_suffix(".txt").write_text(f"{caption}\n")
     return root
 
@@ -47,7 +47,7 @@ def members(name: str, shown: Image.Image, caption: str, style: str) -> dict[str
     """The files of one sample of a webdataset."""
     stem = name.removesuffix(".png")
     said = json.dumps({"caption": caption, "style": style, "license": "CC0-1.0"})
-    return {f"{stem}.png": png(shown), f"{stem}.json": said.encode()}
+    return {f"{stem}.png": encode_png(shown), f"{stem}.json": said.encode()}
 
 
 def tar(path: Path, files: Mapping[str, bytes]) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from instantstyle.train.data.feature_cache import Options, compute, damaged, gather
-from instantstyle.train.data.ray_cluster import joined
+from instantstyle.train.data.feature_cache import FeatureConfig, compute_features, verify, write_manifest
+from instantstyle.train.data.ray_cluster import ray_session
 from instantstyle.train.data.sources import find_shards
 from tiny_models import folder as model_folder
 from tiny_models import model as made
@@ -34,9 +34,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def alone(data: Path | str, folder: Path) -> None:
     """The features as this process makes them."""
-    model, shards, options = made("sdxl"), find_shards(data), Options()
-    compute(model, shards, folder, options)
-    gather(model, shards, folder, options)
+    model, shards, options = made("sdxl"), find_shards(data), FeatureConfig()
+    compute_features(model, shards, folder, options)
+    write_manifest(model, shards, folder, options)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -51,7 +51,7 @@ def by_ray(data: Path | str, out: Path, ray: str = "local") -> subprocess.Popen[
 
 
 def test_a_cluster_that_is_there_makes_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    with joined("local", cores=1) as ray:
+    with ray_session("local", cores=1) as ray:
         done = by_ray(whole.parent / "tars", tmp_path, ray.get_runtime_context().gcs_address)
         _, said = done.communicate()
     assert done.returncode == 0, said.decode()
@@ -76,7 +76,7 @@ def test_ray_makes_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     assert files(tmp_path) == files(whole)
     theirs, ours = (json.loads((folder / "manifest.json").read_text())["sha256"] for folder in (tmp_path, whole))
     assert theirs == ours
-    assert damaged(tmp_path) == []
+    assert verify(tmp_path) == []
 
 
 def test_ray_goes_on_by_shard_after_a_kill(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from instantstyle.train.emoji.dataset import Corpus, Words
-from instantstyle.train.emoji.image_bank import Bank
+from instantstyle.train.emoji.dataset import CaptionEmbeddings, TrainingSet
+from instantstyle.train.emoji.image_bank import ImageBank
 
-NOTHING = Words(("",), torch.zeros(1, 1, 1), torch.zeros(1, 1))
-BANK = Bank(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), np.arange(4), (), (), ())
-FOUR = Corpus(BANK, torch.zeros(4, 1, 1, 1), NOTHING, np.zeros((4, 4), int))
+NOTHING = CaptionEmbeddings(("",), torch.zeros(1, 1, 1), torch.zeros(1, 1))
+BANK = ImageBank(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), np.arange(4), (), (), ())
+FOUR = TrainingSet(BANK, torch.zeros(4, 1, 1, 1), NOTHING, np.zeros((4, 4), int))
 
 
 def test_rows_come_as_often_as_they_are_to() -> None:

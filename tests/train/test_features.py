@@ -22,14 +22,14 @@ from PIL import Image
 from instantstyle.errors import InputError, OutputError
 from instantstyle.model import Model
 from instantstyle.train.data.aspect_buckets import buckets, crop
-from instantstyle.train.data.dataset import Features
-from instantstyle.train.data.feature_cache import Options, compute, damaged, fitted, gather
+from instantstyle.train.data.dataset import FeatureDataset
+from instantstyle.train.data.feature_cache import FeatureConfig, compute_features, fit_to_square, verify, write_manifest
 from instantstyle.train.data.records import Shard
 from instantstyle.train.data.sources import find_shards
 from tiny_models import model as made
 from train import gallery
 
-OPTIONS = Options()
+OPTIONS = FeatureConfig()
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,9 @@ def model() -> Model:
     return made("sdxl")
 
 
-def run(model: Model, shards: Sequence[Shard], folder: Path, options: Options = OPTIONS) -> dict[str, Any]:
-    compute(model, shards, folder, options)
-    return gather(model, shards, folder, options)
+def run(model: Model, shards: Sequence[Shard], folder: Path, options: FeatureConfig = OPTIONS) -> dict[str, Any]:
+    compute_features(model, shards, folder, options)
+    return write_manifest(model, shards, folder, options)
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +81,26 @@ def test_a_crop_says_what_was_done() -> None:
 
 
 def test_features_are_what_the_model_says(model: Model, whole: Path) -> None:
-    features = Features(whole)
+    features = FeatureDataset(whole)
     assert len(features) == len(gallery.PICTURES)
     rows = np.arange(6)
     assert features.captions(rows) == tuple(caption for _, _, caption, _ in gallery.PICTURES)
     assert features.style.tolist() == [0, 0, 0, 1, 1, 1]
-    said = model.say(features.captions(rows))
-    assert said.pooled is not None
+    said = model.encode_prompt(features.captions(rows))
+    assert said.pooled_prompt_embeds is not None
     half: dict[str, Any] = {"atol": 2e-3, "rtol": 2e-3}
-    torch.testing.assert_close(features.array("context", rows), said.context, **half)
-    torch.testing.assert_close(features.array("pooled", rows), said.pooled, **half)
+    torch.testing.assert_close(features.array("context", rows), said.prompt_embeds, **half)
+    torch.testing.assert_close(features.array("pooled", rows), said.pooled_prompt_embeds, **half)
     shown = [picture for _, picture, _, _ in gallery.PICTURES]
-    torch.testing.assert_close(features.array("embed", rows), model.see(shown), **half)
+    torch.testing.assert_close(features.array("embed", rows), model.encode_image(shown), **half)
     # The first of them has the model's own size, so nothing is cut.
-    torch.testing.assert_close(features.array("latents", rows[:1]), model.encode(shown[0]), **half)
+    torch.testing.assert_close(features.array("latents", rows[:1]), model.encode_latents(shown[0]), **half)
     assert features.sizes[0].tolist() == [64, 64, 0, 0, 64, 64]
     height, width, top, left, high, wide = features.sizes[1].tolist()
     assert (height, width) == (48, 96)
-    cut = crop((96, 48), buckets(64, model.family.multiple))
+    cut = crop((96, 48), buckets(64, model.family.size_multiple))
     assert (wide, high, left, top) == (*cut.target, cut.left, cut.top)
-    torch.testing.assert_close(features.array("latents", rows[1:2]), model.encode(cut.apply(shown[1])), **half)
+    torch.testing.assert_close(features.array("latents", rows[1:2]), model.encode_latents(cut.apply(shown[1])), **half)
     assert json.loads((whole / "manifest.json").read_text())["licences"] == {"CC0-1.0": 6}
 
 
@@ -108,7 +108,7 @@ def test_features_are_what_the_model_says(model: Model, whole: Path) -> None:
 def test_shards_are_webdatasets(whole: Path) -> None:
     """Read by the library whose format it is."""
     webdataset = pytest.importorskip("webdataset")
-    features = Features(whole)
+    features = FeatureDataset(whole)
     read = list(webdataset.WebDataset(str(whole / "00000.tar"), shardshuffle=False, empty_check=False))
     assert len(read) == 3
     for number, sample in enumerate(read):
@@ -125,7 +125,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_what_is_there_is_not_made_again(model: Model, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = find_shards(whole.parent / "tars")
     times = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
-    compute(model, shards, whole, OPTIONS)
+    compute_features(model, shards, whole, OPTIONS)
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == times
     # A kill leaves a shard without its note, or a part of one: only that one is made, and to the same bytes.
     before = files(whole)
@@ -134,30 +134,30 @@ def test_what_is_there_is_not_made_again(model: Model, whole: Path, monkeypatch:
     run(model, shards, whole)
     assert files(whole) == before
     assert (whole / "00000.tar").stat().st_mtime_ns == times["00000.tar"]
-    assert damaged(whole) == []
+    assert verify(whole) == []
     content = before["00001.tar"]
     (whole / "00001.tar").write_bytes(content[:600] + b"x" + content[601:])
-    assert damaged(whole) == ["00001.tar"]
+    assert verify(whole) == ["00001.tar"]
     (whole / "00001.tar").write_bytes(content)
 
 
 def test_two_processes_share_the_work(model: Model, whole: Path, tmp_path: Path) -> None:
     shards = find_shards(whole.parent / "tars")
-    compute(model, shards, tmp_path, OPTIONS, place=(1, 2))
+    compute_features(model, shards, tmp_path, OPTIONS, place=(1, 2))
     assert list(files(tmp_path)) == ["00001.tar"]
     with pytest.raises(InputError, match="1 of 2 shards have no features yet"):
-        gather(model, shards, tmp_path, OPTIONS)
-    compute(model, shards, tmp_path, OPTIONS, place=(0, 2))
-    gather(model, shards, tmp_path, OPTIONS)
+        write_manifest(model, shards, tmp_path, OPTIONS)
+    compute_features(model, shards, tmp_path, OPTIONS, place=(0, 2))
+    write_manifest(model, shards, tmp_path, OPTIONS)
     assert files(tmp_path) == files(whole)
 
 
 def test_a_change_of_model_or_data_makes_them_anew(model: Model, whole: Path) -> None:
     shards = find_shards(whole.parent / "tars")
     with pytest.raises(InputError, match="2 of 2"):
-        gather(model, shards, whole, replace(OPTIONS, square=True))
+        write_manifest(model, shards, whole, replace(OPTIONS, square=True))
     with pytest.raises(InputError, match="2 of 2"):
-        gather(made("emoji"), shards, whole, OPTIONS)
+        write_manifest(made("emoji"), shards, whole, OPTIONS)
 
 
 def test_all_that_is_bad_is_counted_and_listed(model: Model, tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def full(room: int) -> Generator[None]:
 
 def test_a_full_disk_keeps_what_is_whole(model: Model, whole: Path, tmp_path: Path) -> None:
     shards = find_shards(whole.parent / "tars")
-    compute(model, shards[:1], tmp_path, OPTIONS)
+    compute_features(model, shards[:1], tmp_path, OPTIONS)
     with full(5000), pytest.raises(OutputError, match=r"no room left.*1 of 2 shards are whole and kept"):
-        compute(model, shards, tmp_path, OPTIONS)
+        compute_features(model, shards, tmp_path, OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.json", "00000.tar"]
     run(model, shards, tmp_path)
     assert files(tmp_path) == files(whole)
@@ -247,7 +247,7 @@ def test_a_set_with_every_damage_adds_up(model: Model, tmp_path: Path) -> None:
     shards = find_shards(data)
     assert [Path(shard.name).stem for shard in shards] == ["a-odd", "cut", "no", "spoilt", "whole"]
     with full(25_000), pytest.raises(OutputError, match=r"no room left.*\d of 5 shards are whole and kept"):
-        compute(model, shards, out, OPTIONS)
+        compute_features(model, shards, out, OPTIONS)
     before = files(out)
     assert 0 < len(before) < 5
     manifest = run(model, shards, out)
@@ -263,12 +263,12 @@ def test_a_set_with_every_damage_adds_up(model: Model, tmp_path: Path) -> None:
         "bytes": 0,
     }
     here = [caption for _, _, caption, _ in gallery.PICTURES[:3]]
-    assert list(Features(out).captions(np.arange(7))) == ["a good one", here[0], *here[:2], *here]
+    assert list(FeatureDataset(out).captions(np.arange(7))) == ["a good one", here[0], *here[:2], *here]
     told = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [Path(line["shard"]).stem for line in told] == ["a-odd"] * 4 + ["cut", "no", "spoilt"]
     for name, why in {"thin": "at least 16", "long": "cut off", "mute": "no caption", "gone": "damaged"}.items():
         assert any(name in line["where"] and why in line["why"] for line in told[:4]), name
-    assert damaged(out) == []
+    assert verify(out) == []
 
 
 def test_a_shard_whose_server_hung_up_is_read_again(model: Model, whole: Path, tmp_path: Path) -> None:
@@ -299,16 +299,16 @@ def test_a_shard_whose_server_hung_up_is_read_again(model: Model, whole: Path, t
 
 def test_long_captions_are_cut_by_words(model: Model) -> None:
     caption = " ".join(["a red cat"] * 40)
-    short, was_cut = fitted(model, caption)
+    short, was_cut = fit_to_square(model, caption)
     assert was_cut
     assert caption.startswith(short)
-    model.say([short])
+    model.encode_prompt([short])
     with pytest.raises(InputError):
-        model.say([" ".join(caption.split()[: len(short.split()) + 1])])
-    assert fitted(model, "a cat") == ("a cat", False)
+        model.encode_prompt([" ".join(caption.split()[: len(short.split()) + 1])])
+    assert fit_to_square(model, "a cat") == ("a cat", False)
 
 
 @pytest.mark.parametrize("side", [60, 4])
 def test_a_side_the_model_cannot_draw_is_refused(side: int, model: Model) -> None:
     with pytest.raises(InputError, match="no multiple"):
-        Options(side=side).settled(model)
+        FeatureConfig(side=side).settled(model)

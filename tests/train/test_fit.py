@@ -22,9 +22,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from instantstyle.errors import InputError, InstantStyleError, OutputError, WeightsError
-from instantstyle.train.trainer import Fit, Part, Row, Settings
+from instantstyle.train.trainer import MicroBatch, StepMetrics, Trainer, TrainingConfig
 
-SETTINGS = Settings(steps=23, batch=4, lr=0.05, warmup=5, clip=0.5, average=0.9, log_every=4)
+SETTINGS = TrainingConfig(steps=23, batch=4, lr=0.05, warmup=5, clip=0.5, ema_decay=0.9, log_every=4)
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
 
 
@@ -41,21 +41,23 @@ class Line(nn.Module):
         return self.slope(x)
 
 
-def loss(net: nn.Module, part: Part) -> Tensor:
+def loss(net: nn.Module, part: MicroBatch) -> Tensor:
     """Of rows that are drawn one by one, from the step and their number."""
-    rows = range(part.first, part.first + part.count)
+    rows = range(part.offset, part.offset + part.size)
     x = torch.stack([torch.randn(3, generator=torch.Generator().manual_seed(part.step * 1000 + n)) for n in rows])
     return (net(x) - x @ TRUTH.T).square().mean()
 
 
-def run(folder: Path, settings: Settings = SETTINGS, stop_at: int | None = None) -> tuple[Fit, list[Row]]:
-    def stopping(net: nn.Module, part: Part) -> Tensor:
+def run(
+    folder: Path, settings: TrainingConfig = SETTINGS, stop_at: int | None = None
+) -> tuple[Trainer, list[StepMetrics]]:
+    def stopping(net: nn.Module, part: MicroBatch) -> Tensor:
         if part.step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(net, part)
 
-    fit = Fit(Line(), stopping, settings, folder)
-    return fit, [row for at in fit.steps() for row in at.rows]
+    fit = Trainer(Line(), stopping, settings, folder)
+    return fit, [row for at in fit.run() for row in at.rows]
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert [row.step for row in before] == list(range(1, 11)), "the step during which it was asked is finished"
     resumed, after = run(tmp_path / "stopped")
     assert [*before, *after] == rows
-    assert all(torch.equal(w, resumed.averaged()[name]) for name, w in whole.averaged().items())
+    assert all(torch.equal(w, resumed.ema_weights()[name]) for name, w in whole.ema_weights().items())
     assert run(tmp_path / "stopped")[1] == [], "what is done is done"
     assert run(tmp_path / "stopped", replace(SETTINGS, steps=25))[1][0].step == 24
 
@@ -78,26 +80,28 @@ def test_it_is_the_optimiser_it_says(tmp_path: Path) -> None:
         rate = 0.05 * min(1, (step + 1) / 5)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        value = loss(net, Part(step, 0, 8, 8))
+        value = loss(net, MicroBatch(step, 0, 8, 8))
         value.backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         optimiser.step()
         optimiser.zero_grad()
         expected.append((value.item(), norm.item(), rate))
-    fit, rows = run(tmp_path, replace(SETTINGS, steps=7, accumulate=2))
+    fit, rows = run(tmp_path, replace(SETTINGS, steps=7, gradient_accumulation_steps=2))
     for row, (value, norm, rate) in zip(rows, expected, strict=True):
-        assert (row.loss, row.norm, row.lr) == pytest.approx((value, norm, rate), rel=1e-5)
-    torch.testing.assert_close(fit.bare.get_parameter("slope.weight"), net.slope.weight)
+        assert (row.loss, row.grad_norm, row.lr) == pytest.approx((value, norm, rate), rel=1e-5)
+    torch.testing.assert_close(fit.unwrapped.get_parameter("slope.weight"), net.slope.weight)
 
 
 def test_the_average_is_the_one_warmed_up(tmp_path: Path) -> None:
     fit, _ = run(tmp_path, replace(SETTINGS, steps=1))
     # After one step: a tenth of the start, nine tenths of the present.
-    torch.testing.assert_close(fit.averaged()["slope.weight"], 0.9 * fit.bare.get_parameter("slope.weight").detach())
+    torch.testing.assert_close(
+        fit.ema_weights()["slope.weight"], 0.9 * fit.unwrapped.get_parameter("slope.weight").detach()
+    )
 
 
 def test_the_rate_rises_and_falls() -> None:
-    cosine = replace(SETTINGS, steps=105, decay="cosine")
+    cosine = replace(SETTINGS, steps=105, lr_schedule="cosine")
     assert [cosine.rate(step) for step in range(5)] == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
     assert cosine.rate(55) == pytest.approx(0.025)
     assert cosine.rate(105) == pytest.approx(0)
@@ -110,9 +114,11 @@ def test_a_run_is_resumed_with_the_same_or_not_at_all(tmp_path: Path) -> None:
         run(tmp_path, replace(SETTINGS, lr=0.1))
     with pytest.raises(InputError, match="rows a step 4"):
         run(tmp_path, replace(SETTINGS, batch=5))
-    assert run(tmp_path, replace(SETTINGS, batch=2, accumulate=2))[1] == [], "the same rows in two parts"
+    assert run(tmp_path, replace(SETTINGS, batch=2, gradient_accumulation_steps=2))[1] == [], (
+        "the same rows in two parts"
+    )
     with pytest.raises(InputError, match="data None"):
-        Fit(Line(), loss, SETTINGS, tmp_path, begun={"data": "abc"})
+        Trainer(Line(), loss, SETTINGS, tmp_path, begun={"data": "abc"})
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:-100])
     with pytest.raises(WeightsError, match="damaged"):
         run(tmp_path)
@@ -126,8 +132,8 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    fit = Fit(Line(), loss, replace(SETTINGS, save_seconds=0.0), tmp_path)
-    steps = fit.steps()
+    fit = Trainer(Line(), loss, replace(SETTINGS, save_seconds=0.0), tmp_path)
+    steps = fit.run()
     next(steps)
     assert "no room left" in next(steps).warnings[0]
     with pytest.raises(OutputError, match="no room left"):
@@ -137,12 +143,12 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
-    def wild(net: nn.Module, part: Part) -> Tensor:
+    def wild(net: nn.Module, part: MicroBatch) -> Tensor:
         return loss(net, part) * (float("nan") if part.step == 5 else 1)
 
-    fit = Fit(Line(), wild, SETTINGS, tmp_path)
+    fit = Trainer(Line(), wild, SETTINGS, tmp_path)
     with pytest.raises(InstantStyleError, match="at step 6 the loss is nan"):
-        list(fit.steps())
+        list(fit.run())
     assert not (tmp_path / "state.pt").exists()
 
 
@@ -152,7 +158,7 @@ def test_settings_are_checked(wrong: dict[str, float]) -> None:
         replace(SETTINGS, **wrong)
 
 
-def launch(folder: Path, steps: int, *, sharded: bool = False) -> list[Row]:
+def launch(folder: Path, steps: int, *, sharded: bool = False) -> list[StepMetrics]:
     """Two processes, as a launcher would start them; every row that the first one saw."""
     processes = multiprocessing.get_context("fork")
     with socket.socket() as free:
@@ -167,7 +173,7 @@ def launch(folder: Path, steps: int, *, sharded: bool = False) -> list[Row]:
         if child.is_alive():
             child.kill()
     assert [child.exitcode for child in children] == [0, 0]
-    return [Row(*row) for row in json.loads(out.read_text())]
+    return [StepMetrics(*row) for row in json.loads(out.read_text())]
 
 
 class Sharding(Accelerator):
@@ -189,9 +195,9 @@ def process(rank: int, port: int, folder: Path, steps: int, sharded: bool, out: 
     GradientState._reset_state()
     accelerator = (Sharding if sharded else Accelerator)(cpu=True)
     assert accelerator.num_processes == 2
-    fit = Fit(Line(), loss, replace(SETTINGS, steps=steps, batch=2), folder, place=accelerator)
-    assert any(isinstance(p, DTensor) for p in fit.bare.parameters()) == sharded
-    rows = [astuple(row) for at in fit.steps() for row in at.rows]
+    fit = Trainer(Line(), loss, replace(SETTINGS, steps=steps, batch=2), folder, place=accelerator)
+    assert any(isinstance(p, DTensor) for p in fit.unwrapped.parameters()) == sharded
+    rows = [astuple(row) for at in fit.run() for row in at.rows]
     # They leave without good-byes, the first one last: taking a process group down in forked processes may hang.
     done = out.with_suffix(".done")
     if rank:
@@ -203,10 +209,10 @@ def process(rank: int, port: int, folder: Path, steps: int, sharded: bool, out: 
     os._exit(0)
 
 
-def check_same(rows: Sequence[Row], expected: Sequence[Row]) -> None:
+def check_same(rows: Sequence[StepMetrics], expected: Sequence[StepMetrics]) -> None:
     assert [row.step for row in rows] == [row.step for row in expected]
     for row, other in zip(rows, expected, strict=True):
-        assert (row.loss, row.norm) == pytest.approx((other.loss, other.norm), rel=1e-5)
+        assert (row.loss, row.grad_norm) == pytest.approx((other.loss, other.grad_norm), rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # of what forking may do, which newer Pythons say
@@ -218,4 +224,4 @@ def test_two_processes_are_one_at_twice_the_batch(sharded: bool, tmp_path: Path)
     # What two processes began one goes on with.
     rest, after = run(tmp_path / "two")
     check_same(after, expected[17:])
-    torch.testing.assert_close(rest.averaged()["slope.weight"], one.averaged()["slope.weight"])
+    torch.testing.assert_close(rest.ema_weights()["slope.weight"], one.ema_weights()["slope.weight"])

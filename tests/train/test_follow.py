@@ -17,15 +17,15 @@ from PIL import Image
 
 from instantstyle.emoji.sources import cache_folder
 from instantstyle.model import Model
-from instantstyle.train.adapter_run import Job, train
-from instantstyle.train.data.feature_cache import Options
-from instantstyle.train.tracking import Log, rows
-from instantstyle.train.trainer import Progress, Row, Settings
+from instantstyle.train.adapter_run import AdapterTrainingJob, train_adapter_job
+from instantstyle.train.data.feature_cache import FeatureConfig
+from instantstyle.train.tracking import MetricsLog, read_metrics
+from instantstyle.train.trainer import StepMetrics, TrainingConfig, TrainingProgress
 from tiny_models import folder as model_folder
 from train import gallery
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__")  # diffusers' Euler scheduler under a newer NumPy
-SETTINGS = Settings(steps=4, batch=2, lr=1e-3, log_every=1)
+SETTINGS = TrainingConfig(steps=4, batch=2, lr=1e-3, log_every=1)
 
 
 @contextmanager
@@ -41,9 +41,9 @@ def full(size: int) -> Generator[None]:
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-def at(*steps: int) -> Progress:
-    return Progress(
-        steps[-1], 100, tuple(Row(step, 1 / step, 0.1, 1e-3) for step in steps), seconds=1.0, speed=8.0, of=8
+def at(*steps: int) -> TrainingProgress:
+    return TrainingProgress(
+        steps[-1], 100, tuple(StepMetrics(step, 1 / step, 0.1, 1e-3) for step in steps), seconds=1.0, speed=8.0, of=8
     )
 
 
@@ -62,60 +62,60 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_a_full_disk_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = threading.enumerate()
-    log = Log(tmp_path, 0)
-    log.take(at(1, 2))
+    log = MetricsLog(tmp_path, 0)
+    log.log(at(1, 2))
     (board,) = (tmp_path / "tensorboard").iterdir()
     begun = board.read_bytes()
     with full((tmp_path / "losses.csv").stat().st_size + 10):
-        log.take(at(3, 4))
-        log.take(at(5))
-        assert [row["step"] for row in rows(tmp_path / "losses.csv")] == ["1", "2"]
+        log.log(at(3, 4))
+        log.log(at(5))
+        assert [row["step"] for row in read_metrics(tmp_path / "losses.csv")] == ["1", "2"]
         assert (tmp_path / "losses.csv").read_bytes().endswith(b"\n"), "no half of a row stays"
         assert board.read_bytes() == begun
         assert threading.enumerate() == threads, "none that could fail by itself, with a traceback"
     assert capsys.readouterr().err.count("waits for room") == 2, "once for each of the two files"
-    log.take(at(6))
+    log.log(at(6))
     log.close()
-    assert [row["step"] for row in rows(tmp_path / "losses.csv")] == list("123456")
-    assert [float(row["loss"]) for row in rows(tmp_path / "losses.csv")] == [1 / step for step in range(1, 7)]
+    assert [row["step"] for row in read_metrics(tmp_path / "losses.csv")] == list("123456")
+    assert [float(row["loss"]) for row in read_metrics(tmp_path / "losses.csv")] == [1 / step for step in range(1, 7)]
     assert scalars(tmp_path)["loss"] == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
 
 
 def test_a_disk_that_is_full_from_the_first_loses_nothing_for_tensorboard(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Log(tmp_path, 0).close()
+    MetricsLog(tmp_path, 0).close()
     with full((tmp_path / "losses.csv").stat().st_size):
-        log = Log(tmp_path, 0)
+        log = MetricsLog(tmp_path, 0)
     assert capsys.readouterr().err.count("waits for room") == 1
-    log.take(at(1, 2))
-    log.scores(2, {"nearer": 0.5})
+    log.log(at(1, 2))
+    log.scores(2, {"distance_reduction": 0.5})
     log.close()
     assert set(scalars(tmp_path)) == {"loss", "norm", "lr", "samples a second", "scores/nearer"}
 
 
 def test_tensorboard_forgets_the_steps_after_the_one_that_is_resumed(tmp_path: Path) -> None:
-    log = Log(tmp_path, 0)
-    log.take(at(1, 2, 3, 4))
+    log = MetricsLog(tmp_path, 0)
+    log.log(at(1, 2, 3, 4))
     log.close()
     (first,) = (tmp_path / "tensorboard").iterdir()
     first.rename(first.with_name("events.out.tfevents.0000000001.before"))  # as an earlier run's is named
-    again = Log(tmp_path, 2)
-    again.take(at(3))
+    again = MetricsLog(tmp_path, 2)
+    again.log(at(3))
     again.close()
     assert [step for step, _ in scalars(tmp_path)["loss"]] == [1, 2, 3]
 
 
 def test_scores_after_the_step_that_is_resumed_are_written_anew(tmp_path: Path) -> None:
-    log = Log(tmp_path, 0)
+    log = MetricsLog(tmp_path, 0)
     for step in (2, 4, 6):
-        log.scores(step, {"nearer": step / 10, "leak": 0.0})
+        log.scores(step, {"distance_reduction": step / 10, "leak": 0.0})
     log.close()
-    again = Log(tmp_path, 4)
-    again.scores(6, {"nearer": 0.7, "leak": 0.0})
+    again = MetricsLog(tmp_path, 4)
+    again.scores(6, {"distance_reduction": 0.7, "leak": 0.0})
     again.close()
     assert table(tmp_path / "scores.csv") == [
-        ["step", "nearer", "leak"],
+        ["step", "distance_reduction", "leak"],
         ["2", "0.2000", "0.0000"],
         ["4", "0.4000", "0.0000"],
         ["6", "0.7000", "0.0000"],
@@ -123,7 +123,7 @@ def test_scores_after_the_step_that_is_resumed_are_written_anew(tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> AdapterTrainingJob:
     """A training of four steps that draws two sheets and is scored twice, run."""
     root = tmp_path_factory.mktemp("follow")
     shown = root / "shown.png"
@@ -139,24 +139,24 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
             "times": float(len(seen)),
         }
 
-    asked = Job(
+    asked = AdapterTrainingJob(
         data=str(gallery.tars(root / "data")),
         out=root / "style.safetensors",
-        settings=SETTINGS,
+        training_config=SETTINGS,
         model=str(model_folder("sdxl")),
         device="cpu",
-        options=Options(square=True),
+        feature_config=FeatureConfig(square=True),
         sheet_every=2,
         sheet_prompts=("a cat", "a dog", "a house"),
         sheet_styles=(shown, shown),
-        judge=judge,
-        judge_every=2,
+        eval_fn=judge,
+        eval_every=2,
     )
-    assert train(asked) == asked.out
+    assert train_adapter_job(asked) == asked.out
     return asked
 
 
-def test_scores_come_at_their_interval_and_are_of_the_adapter_as_it_is(job: Job) -> None:
+def test_scores_come_at_their_interval_and_are_of_the_adapter_as_it_is(job: AdapterTrainingJob) -> None:
     heads, *scored = table(job.folder / "scores.csv")
     assert heads == ["step", "heard", "times"]
     assert [row[0] for row in scored] == ["2", "4"]
@@ -165,7 +165,7 @@ def test_scores_come_at_their_interval_and_are_of_the_adapter_as_it_is(job: Job)
     assert "times: 2.000" in job.out.with_suffix(".md").read_text()
 
 
-def test_sheets_come_at_their_interval_prompts_by_rows_and_references_by_columns(job: Job) -> None:
+def test_sheets_come_at_their_interval_prompts_by_rows_and_references_by_columns(job: AdapterTrainingJob) -> None:
     sheets = sorted((job.folder / "sheets").iterdir())
     assert [file.name for file in sheets] == ["0000002.png", "0000004.png"]
     both = [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in sheets]
@@ -181,13 +181,13 @@ def test_sheets_come_at_their_interval_prompts_by_rows_and_references_by_columns
 
 
 def test_a_sheet_that_cannot_be_written_stops_nothing(
-    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: AdapterTrainingJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "sheets").write_text("no folder")
     again = replace(
-        job, out=tmp_path / "style.safetensors", work=tmp_path, data=str(job.folder / "features"), judge=None
+        job, out=tmp_path / "style.safetensors", work=tmp_path, data=str(job.folder / "features"), eval_fn=None
     )
-    assert train(again) == again.out
+    assert train_adapter_job(again) == again.out
     assert "warning: no sheet at step 2" in capsys.readouterr().err
     assert again.out.read_bytes() == job.out.read_bytes()
 
@@ -199,18 +199,20 @@ def test_the_referees_small_score_is_taken_in_the_emoji_world(
 ) -> None:
     """`--score-every` through the command, on the built-in model, with fewer questions."""
     from instantstyle.cli import main
-    from instantstyle.evaluate import block_probe as probe
+    from instantstyle.evaluate import block_probe
 
-    cases, draw = probe.cases, probe.draw
+    cases, draw = block_probe.probe_cases, block_probe.draw_cases
 
-    def few(count: int, side: int) -> list[probe.Case]:
+    def few(count: int, side: int) -> list[block_probe.ProbeCase]:
         return cases(min(count, 4), side)
 
-    def soon(model: Model, questions: Sequence[probe.Case], plan: str | None, seed: int = 7, steps: int = 25) -> object:
+    def soon(
+        model: Model, questions: Sequence[block_probe.ProbeCase], plan: str | None, seed: int = 7, steps: int = 25
+    ) -> object:
         return draw(model, questions, plan, seed, min(steps, 2))
 
-    monkeypatch.setattr(probe, "cases", few)
-    monkeypatch.setattr(probe, "draw", soon)
+    monkeypatch.setattr(block_probe, "cases", few)
+    monkeypatch.setattr(block_probe, "draw", soon)
     argv = ["instantstyle", "train", "adapter", "--data", str(gallery.folder(tmp_path / "pictures")), "--steps", "2"]
     argv += ["--batch", "2", "--sheet-every", "0", "--score-every", "1", "--log-every", "1", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", [*argv, "--out", str(tmp_path / "style.safetensors")])

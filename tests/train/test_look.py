@@ -12,21 +12,21 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from instantstyle.emoji.sources import SETS
-from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample
-from instantstyle.train.emoji.image_bank import Bank
-from instantstyle.train.emoji.style_classifier import labels, train_look
+from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample_transform
+from instantstyle.train.emoji.image_bank import ImageBank
+from instantstyle.train.emoji.style_classifier import labels, train_style_classifier
 from instantstyle.train.emoji.unet import SCHEDULE, diffusion_loss
 
 
-def bank(styles: int = 6, each: int = 4) -> Bank:
+def bank(styles: int = 6, each: int = 4) -> ImageBank:
     rng = np.random.default_rng(0)
     families, sets = list(TRAINED_FAMILIES), list(SETS)
-    return Bank(
+    return ImageBank(
         np.zeros((styles * each, 8, 8, 3), np.uint8),
         np.zeros(styles * each, np.int64),
         np.repeat(np.arange(styles), each),
         ("a",),
-        tuple(sample(rng, [families[i % 3]]) for i in range(styles)),
+        tuple(sample_transform(rng, [families[i % 3]]) for i in range(styles)),
         tuple(sets[i % 2] for i in range(styles)),
     )
 
@@ -66,7 +66,7 @@ def test_a_reader_tells_looks_apart_and_a_blend_of_them_looks_wrong(tmp_path: Pa
     rng = torch.Generator().manual_seed(0)
     marks = torch.randn(3, 32, 8, 8, generator=rng), torch.randn(2, 32, 8, 8, generator=rng)
     latents = marks[0][family] + marks[1][hand]
-    looks = train_look(tmp_path, drawn, latents, steps=60, batch=24)
+    looks = train_style_classifier(tmp_path, drawn, latents, steps=60, batch=24)
     rows = np.arange(24)
     true, blend = looks.loss(latents, rows), looks.loss(latents.mean(0, keepdim=True).expand(24, -1, -1, -1), rows)
     others = looks.loss(latents[(rows + 4) % 24], rows)

@@ -13,32 +13,32 @@ from pathlib import Path
 import pytest
 
 from instantstyle.errors import InputError
-from instantstyle.train.data.records import Bad, Record, Shard
+from instantstyle.train.data.records import BadSample, Sample, Shard
 from instantstyle.train.data.sources import find_shards
-from instantstyle.utils.images import png, read
+from instantstyle.utils.images import encode_png, load_image
 from train import gallery
 
 EXPECTED = [(caption, style) for _, _, caption, style in gallery.PICTURES]
 
 
-def items(shards: list[Shard]) -> list[Record | Bad]:
+def items(shards: list[Shard]) -> list[Sample | BadSample]:
     return [item for shard in shards for item in shard.items()]
 
 
-def records(shards: list[Shard]) -> list[Record]:
+def records(shards: list[Shard]) -> list[Sample]:
     found = items(shards)
-    assert all(isinstance(item, Record) for item in found), found
-    return [item for item in found if isinstance(item, Record)]
+    assert all(isinstance(item, Sample) for item in found), found
+    return [item for item in found if isinstance(item, Sample)]
 
 
-def bad(shards: list[Shard]) -> list[Bad]:
-    return [item for item in items(shards) if isinstance(item, Bad)]
+def bad(shards: list[Shard]) -> list[BadSample]:
+    return [item for item in items(shards) if isinstance(item, BadSample)]
 
 
-def check(found: list[Record], *, styles: bool = True) -> None:
+def check(found: list[Sample], *, styles: bool = True) -> None:
     assert [(r.caption, r.style) for r in found] == [(c, s if styles else None) for c, s in EXPECTED]
     for record, (_, shown, _, _) in zip(found, gallery.PICTURES, strict=True):
-        assert read(record.picture).tobytes() == shown.tobytes()
+        assert load_image(record.picture).tobytes() == shown.tobytes()
 
 
 def test_a_folder_with_texts_beside_the_pictures(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_pipe(tmp_path: Path) -> None:
 def test_a_dataset_of_hugging_face(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     columns = {
-        "image": [{"bytes": png(shown), "path": None} for _, shown, _, _ in gallery.PICTURES],
+        "image": [{"bytes": encode_png(shown), "path": None} for _, shown, _, _ in gallery.PICTURES],
         "text": [caption for caption, _ in EXPECTED],
         "style": [style for _, style in EXPECTED],
     }
@@ -156,7 +156,7 @@ def test_what_is_wrong_in_metadata_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_in_a_tar_is_told(tmp_path: Path) -> None:
-    shown = png(gallery.PICTURES[0][1])
+    shown = encode_png(gallery.PICTURES[0][1])
     files = {
         "0.png": shown,
         "0.txt": b"fine",
@@ -173,7 +173,7 @@ def test_what_is_wrong_in_a_tar_is_told(tmp_path: Path) -> None:
     }
     found = items(find_shards(str(gallery.tar(tmp_path / "a.tar", files))))
     assert [type(item).__name__ for item in found] == ["Record", "Bad", "Bad", "Bad", "Bad", "Record"]
-    whys = [item.why for item in found if isinstance(item, Bad)]
+    whys = [item.why for item in found if isinstance(item, BadSample)]
     assert [why.split("(")[0].split(":")[0].strip() for why in whys] == [
         "it has no caption",
         "it has no pictures among its files",
@@ -203,9 +203,9 @@ def test_a_damaged_tar_keeps_what_came_before(way: str, tmp_path: Path) -> None:
     path.write_bytes(spoilt[way])
     before = 0 if way in ("no tar", "empty") else 1
     found = items(find_shards(str(path)))
-    assert [r.caption for r in found if isinstance(r, Record)] == [caption for caption, _ in EXPECTED[:before]]
+    assert [r.caption for r in found if isinstance(r, Sample)] == [caption for caption, _ in EXPECTED[:before]]
     last = found[-1]
-    assert isinstance(last, Bad)
+    assert isinstance(last, BadSample)
     assert last.broken
     assert "damaged or cut short" in last.why
 
@@ -225,9 +225,9 @@ def test_whatever_a_tar_suffers_is_told_and_what_came_before_stands(seed: int, t
     before = sum(start <= at for start in headers[2::2])  # samples that were over when the damage came
     found = items(find_shards(str(path)))
     for item, (_, shown, caption, _) in zip(found[:before], gallery.PICTURES[:before], strict=True):
-        assert isinstance(item, Record)
-        assert (item.picture, item.caption) == (png(shown), caption)
-    assert len(spoilt) == length or any(isinstance(item, Bad) for item in found)
+        assert isinstance(item, Sample)
+        assert (item.picture, item.caption) == (encode_png(shown), caption)
+    assert len(spoilt) == length or any(isinstance(item, BadSample) for item in found)
 
 
 @pytest.mark.parametrize("nothing", ["nowhere", "nowhere-{000..003}.tar", "empty"])
@@ -241,8 +241,8 @@ def test_a_stamp_changes_with_what_it_stamps(tmp_path: Path) -> None:
     gallery.folder(tmp_path / "f")
     gallery.tars(tmp_path / "t")
     for root in (tmp_path / "f", tmp_path / "t"):
-        before = [shard.stamp() for shard in find_shards(root)]
-        assert [shard.stamp() for shard in find_shards(root)] == before
+        before = [shard.source_fingerprint() for shard in find_shards(root)]
+        assert [shard.source_fingerprint() for shard in find_shards(root)] == before
         file = next(path for path in sorted(root.rglob("*")) if path.suffix in (".png", ".tar"))
         file.write_bytes(file.read_bytes() + b"\0" * 512)
-        assert [shard.stamp() for shard in find_shards(root)] != before
+        assert [shard.source_fingerprint() for shard in find_shards(root)] != before

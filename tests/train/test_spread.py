@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from instantstyle.errors import InputError, InstantStyleError, OutputError
-from instantstyle.train.data.ray_cluster import joined
-from instantstyle.train.data.ray_map import spread
+from instantstyle.train.data.ray_cluster import ray_session
+from instantstyle.train.data.ray_map import ray_map
 
 Item = tuple[int, list[str]]
 
@@ -19,7 +19,7 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch)
         return abs
 
     with pytest.raises(InputError, match=r"pip install 'instantstyle\[ray\]'"):
-        next(spread("local", [1], opened))
+        next(ray_map("local", [1], opened))
 
 
 @pytest.mark.slow
@@ -39,12 +39,12 @@ def test_values_come_back_as_they_are_and_errors_as_our_own() -> None:
 
         return done
 
-    with joined("local", cores=1) as ray:
-        found = sorted(spread("local", [(n, ["a", "b"] * n) for n in range(4)], opened), key=lambda x: str(x["sum"]))
+    with ray_session("local", cores=1) as ray:
+        found = sorted(ray_map("local", [(n, ["a", "b"] * n) for n in range(4)], opened), key=lambda x: str(x["sum"]))
         assert found == [{"sum": 10 + n, "words": (*["a", "b"] * n, None)} for n in range(4)]
         with pytest.raises(OutputError, match="the seventh"):
-            list(spread("local", [(7, ["a"])], opened))
+            list(ray_map("local", [(7, ["a"])], opened))
         with pytest.raises(InstantStyleError, match=r"a worker on .* failed: KeyError: 'eight'"):
-            list(spread("local", [(8, ["a"])], opened))
+            list(ray_map("local", [(8, ["a"])], opened))
         assert ray.is_initialized(), "what was connected before is left so"
     assert not ray.is_initialized()

@@ -7,7 +7,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from instantstyle.train.emoji.vae import LATENT_CHANNELS, encode, encode_many, make_linear, new_vae, principal, psnr
+from instantstyle.train.emoji.vae import (
+    LATENT_CHANNELS,
+    encode_many,
+    encode_pixels,
+    init_pca_encoder,
+    make_vae,
+    principal,
+    psnr,
+)
 
 
 def pictures(count: int, seed: int) -> np.ndarray:
@@ -18,8 +26,8 @@ def pictures(count: int, seed: int) -> np.ndarray:
 
 
 def _fitted() -> Any:
-    vae = new_vae()
-    make_linear(vae, torch.from_numpy(pictures(64, 0)).movedim(-1, 1).float() / 127.5 - 1)
+    vae = make_vae()
+    init_pca_encoder(vae, torch.from_numpy(pictures(64, 0)).movedim(-1, 1).float() / 127.5 - 1)
     return cast("Any", vae)
 
 
@@ -44,12 +52,12 @@ def test_encoding_is_affine() -> None:
 
 def test_the_matrix_is_the_network() -> None:
     vae, shown = _fitted(), pictures(5, 4)
-    exact = encode(vae, shown)
+    exact = encode_pixels(vae, shown)
     assert torch.allclose(encode_many(vae, shown).float(), exact, atol=0.02 * float(exact.std()), rtol=0.01)
 
 
 def test_latents_have_unit_size_and_are_uncorrelated() -> None:
-    z = encode(_fitted(), pictures(64, 0)).float()
+    z = encode_pixels(_fitted(), pictures(64, 0)).float()
     flat = z.movedim(1, 0).flatten(1)
     assert abs(float(flat.square().mean()) - 1) < 0.05
     correlation = torch.corrcoef(flat[:8])
@@ -60,7 +68,7 @@ def test_latents_hold_the_picture() -> None:
     """A linear read-out of the latents gives back what the first principal components of 8 x 8 patches hold."""
     shown = pictures(64, 0)
     vae = _fitted()
-    z = encode(vae, shown).float().movedim(1, -1).flatten(0, -2)
+    z = encode_pixels(vae, shown).float().movedim(1, -1).flatten(0, -2)
     x = torch.from_numpy(shown).movedim(-1, 1).float() / 127.5 - 1
     patches = torch.nn.functional.pixel_unshuffle(x, 8).movedim(1, -1).flatten(0, -2)
     design = torch.cat([z, torch.ones(len(z), 1)], dim=1)

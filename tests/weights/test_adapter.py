@@ -18,7 +18,7 @@ from instantstyle.blocks import BlockPlan
 from instantstyle.errors import OutputError, WeightsError
 from instantstyle.families import SD15, SDXL
 from instantstyle.networks.unet import UNet
-from instantstyle.weights import tensor_files as files
+from instantstyle.weights import tensor_files
 from instantstyle.weights.adapter import Adapter, load_adapter, save_adapter
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
 from oracle.twins import TINY_SD15, TINY_SDXL
@@ -63,7 +63,7 @@ def test_a_file_gives_back_what_was_saved(make: Callable[..., Adapter], tmp_path
     save_adapter(path, saved, TINY_SDXL)
     loaded = load_adapter(path, TINY_SDXL)
     assert _equal(saved, loaded)
-    assert (loaded.embed_dim, loaded.token_count, loaded.plus) == (EMBED_DIM, saved.token_count, make is random_plus)
+    assert (loaded.embed_dim, loaded.token_count, loaded.is_plus) == (EMBED_DIM, saved.token_count, make is random_plus)
     assert not any(p.requires_grad for p in loaded.projection.parameters())
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -104,7 +104,7 @@ def test_only_what_the_plan_names_is_read(written: Path, monkeypatch: pytest.Mon
                 keys=handle.keys, get_slice=handle.get_slice, get_tensor=get_tensor, metadata=handle.metadata
             )
 
-    monkeypatch.setattr(files, "safe_open", counting)
+    monkeypatch.setattr(tensor_files, "safe_open", counting)
     adapter = load_adapter(written, TINY_SDXL, plan=STYLE)
     assert {name for name in read if name.startswith("ip_adapter")} == {
         f"ip_adapter.{n}.to_{kind}_ip.weight" for n in STYLE_NUMBERS for kind in "kv"
@@ -123,21 +123,21 @@ def test_a_style_only_file_serves_style_and_nothing_else(written: Path) -> None:
     save_adapter(small, load_adapter(written, TINY_SDXL, plan=STYLE), TINY_SDXL)
     adapter = load_adapter(small, TINY_SDXL)
     assert list(adapter.keys) == [TINY_SDXL.sites[n] for n in STYLE_NUMBERS]
-    tokens = adapter.tokens(torch.ones(1, EMBED_DIM))
-    assert list(adapter.read(tokens, STYLE, TINY_SDXL)) == list(adapter.keys)
+    tokens = adapter.image_tokens(torch.ones(1, EMBED_DIM))
+    assert list(adapter.project_kv(tokens, STYLE, TINY_SDXL)) == list(adapter.keys)
     sentence = r"the plan speaks at down\.2\.1, which the adapter.* has no weights for: it has up\.0\.1"
     both = SDXL.presets["style+layout"]
     with pytest.raises(WeightsError, match=sentence):
         load_adapter(small, TINY_SDXL, plan=both)
     with pytest.raises(WeightsError, match=sentence):
-        adapter.read(tokens, both, TINY_SDXL)
+        adapter.project_kv(tokens, both, TINY_SDXL)
 
 
 def test_reading_projects_tokens_where_the_plan_is_not_zero() -> None:
     adapter, plan = random_adapter(TINY_SDXL), BlockPlan({"up.0": 0.0, "mid": -0.5}, negative={"down.1.0": 1.0})
-    tokens = adapter.tokens(torch.randn(3, EMBED_DIM, generator=torch.Generator().manual_seed(1)))
+    tokens = adapter.image_tokens(torch.randn(3, EMBED_DIM, generator=torch.Generator().manual_seed(1)))
     assert tokens.shape == (3, 4, 48)
-    read = adapter.read(tokens, plan, TINY_SDXL)
+    read = adapter.project_kv(tokens, plan, TINY_SDXL)
     assert {site.module for site in read} == {"mid", "down.1.0"}
     for site, (keys, values) in read.items():
         heads = 3 if site.module == "mid" else 2
@@ -149,8 +149,8 @@ def test_reading_projects_tokens_where_the_plan_is_not_zero() -> None:
 def test_image_keys_fit_the_text_keys_of_the_unet() -> None:
     for config in (TINY_SDXL, TINY_SD15):
         adapter = random_adapter(config)
-        image = adapter.read(adapter.tokens(torch.ones(2, EMBED_DIM)), BlockPlan({"all": 1.0}), config)
-        text = UNet(config).read(torch.ones(2, 4, config.context_dim))
+        image = adapter.project_kv(adapter.image_tokens(torch.ones(2, EMBED_DIM)), BlockPlan({"all": 1.0}), config)
+        text = UNet(config).precompute_kv(torch.ones(2, 4, config.cross_attention_dim))
         assert list(image) == list(text)
         assert all(image[site][0].shape == text[site][0].shape for site in text)
 
@@ -165,7 +165,7 @@ def test_an_adapter_in_training_learns_and_is_saved_without_its_graph(tmp_path: 
     base = random_adapter(TINY_SD15)
     keys = {site: torch.nn.Parameter(weight) for site, weight in base.keys.items()}
     adapter = Adapter(base.projection.requires_grad_(True), keys, base.values, EMBED_DIM, 4)
-    read = adapter.read(adapter.tokens(torch.ones(1, EMBED_DIM)), SD15.presets["all"], TINY_SD15)
+    read = adapter.project_kv(adapter.image_tokens(torch.ones(1, EMBED_DIM)), SD15.presets["all"], TINY_SD15)
     torch.stack([k.square().mean() for k, _ in read.values()]).sum().backward()  # pyright: ignore[reportUnknownMemberType]
     assert all(p.grad is not None and p.grad.any() for p in (*keys.values(), *adapter.projection.parameters()))
     save_adapter(tmp_path / "trained.safetensors", adapter, TINY_SD15)
@@ -207,7 +207,7 @@ def test_another_encoder_is_named(trained: int, given: int, sentence: str, tmp_p
     assert sentence in _load(path, embed_dim=given)
     adapter = load_adapter(path, TINY_SDXL, embed_dim=trained)
     with pytest.raises(WeightsError) as caught:
-        adapter.tokens(torch.zeros(1, given))
+        adapter.image_tokens(torch.zeros(1, given))
     assert sentence in str(caught.value)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 import tiny_models
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES
-from instantstyle.weights.control import check_family, layout, load_control, load_controls
+from instantstyle.weights.control import check_family, control_layout, load_control, load_controls
 from oracle.twins import diffusers_config
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_the_layout_is_read_from_shapes(name: str) -> None:
     there = shapes(published(name))
     check_family(there, FAMILIES[name], "it")
     with torch.device("meta"):
-        again: Any = ControlNetModel.from_config(layout(there, FAMILIES[name].unet))
+        again: Any = ControlNetModel.from_config(control_layout(there, FAMILIES[name].unet))
     assert shapes(again) == there
     counts = {"sdxl": 1_251_014_160, "sd15": 361_279_120}
     assert sum(tensor.numel() for tensor in again.parameters()) == counts.get(name, 5_795_312)
@@ -70,7 +70,7 @@ def test_so_is_that_of_the_smaller_ones_of_sdxl(small: str) -> None:
         net = ControlNetModel(
             **{k: v for k, v in {**config, **fewer}.items() if k not in ("up_block_types", "out_channels")}
         )
-        again: Any = ControlNetModel.from_config(layout(shapes(net), FAMILIES["sdxl"].unet))
+        again: Any = ControlNetModel.from_config(control_layout(shapes(net), FAMILIES["sdxl"].unet))
     check_family(shapes(net), FAMILIES["sdxl"], "it")
     assert shapes(again) == shapes(net)
     with pytest.raises(WeightsError, match="is for family sdxl: it has"):
@@ -82,7 +82,7 @@ def test_so_is_that_of_the_smaller_ones_of_sdxl(small: str) -> None:
 def test_another_family_is_named(ours: str, theirs: str) -> None:
     if ours == theirs:
         return
-    found, needed = FAMILIES[theirs].unet.context_dim, FAMILIES[ours].unet.context_dim
+    found, needed = FAMILIES[theirs].unet.cross_attention_dim, FAMILIES[ours].unet.cross_attention_dim
     wanted = (
         f"the ControlNet x.safetensors is for family {theirs}: it has text tokens of width {found} where this model, "
         f"of family {ours}, needs {needed}; give a ControlNet made for {ours}"
@@ -104,7 +104,7 @@ def test_folder_and_single_file_are_the_same_network(name: str, tmp_path: Path) 
     same(from_file.net, expected)
     for key in ("attention_head_dim", "norm_num_groups", "use_linear_projection"):
         mine, theirs = from_file.net.config[key], expected.config[key]
-        levels = len(family.unet.channels)
+        levels = len(family.unet.block_out_channels)
         assert _each(mine, levels) == _each(theirs, levels)
     assert not any(p.requires_grad for p in from_file.net.parameters())
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 import tiny_models
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.loading import load
-from instantstyle.weights.lora import Factors, parse_lora, read_lora, save_lora, with_loras
+from instantstyle.weights.lora import LoRAFactors, parse_lora, read_lora, save_lora, with_loras
 
 ATTN = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
 NAME = f"{ATTN}.to_k.weight"
@@ -26,10 +26,10 @@ def config(name: str = "sdxl") -> Any:
     return tiny_models.model(name).family.unet
 
 
-def factors(rank: int = 2, context: int = 32) -> Factors:
+def factors(rank: int = 2, context: int = 32) -> LoRAFactors:
     make = torch.Generator().manual_seed(0)
     width = tiny_models.model("sdxl").unet.get_parameter(NAME).shape[0]
-    return Factors(torch.randn(width, rank, generator=make), torch.randn(rank, context, generator=make), 0.5)
+    return LoRAFactors(torch.randn(width, rank, generator=make), torch.randn(rank, context, generator=make), 0.5)
 
 
 def file(path: Path, **changes: Any) -> Path:
@@ -53,12 +53,12 @@ def test_what_the_command_line_takes(text: str, expected: tuple[str, float]) -> 
 
 def test_strength_acts_once_and_scales_are_kept(tmp_path: Path) -> None:
     path, one = file(tmp_path), factors()
-    before = tiny_models.model("sdxl").hash()
+    before = tiny_models.model("sdxl").weights_hash()
     changed = with_loras(parts(), [(path, 0.3), (path, 0.4)], config())["unet"]
     base = tiny_models.model("sdxl").unet.get_parameter(NAME)
     torch.testing.assert_close(changed.get_parameter(NAME) - base, 0.7 * 0.5 * one.up @ one.down, atol=1e-5, rtol=1e-4)
     assert changed.get_parameter("conv_in.weight") is tiny_models.model("sdxl").unet.get_parameter("conv_in.weight")
-    assert tiny_models.model("sdxl").hash() == before
+    assert tiny_models.model("sdxl").weights_hash() == before
     assert with_loras(parts(), [(path, 0.0)], config())["unet"] is tiny_models.model("sdxl").unet
 
 
@@ -66,7 +66,7 @@ def test_a_model_remembers_its_loras(tmp_path: Path) -> None:
     path = file(tmp_path)
     model = load(tiny_models.folder("sdxl"), loras=[(path, 0.5)])
     assert model.loras == ((str(path), 0.5),)
-    assert model.identity != tiny_models.model("sdxl").identity
+    assert model.weights_fingerprint != tiny_models.model("sdxl").weights_fingerprint
 
 
 def refused(path: Path, name: str = "sdxl") -> str:

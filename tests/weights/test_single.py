@@ -13,16 +13,16 @@ from torch import Tensor
 import checkpoints
 import tiny_models
 from instantstyle import Request
-from instantstyle.pipeline import generate
 from instantstyle.errors import WeightsError
 from instantstyle.families import SD15, SDXL
 from instantstyle.loading import load
 from instantstyle.model import Model
 from instantstyle.networks.unet import UNet
-from instantstyle.sampling.schedulers import scheduler
-from instantstyle.weights import single_file as single
+from instantstyle.pipeline import generate
+from instantstyle.sampling.schedulers import make_scheduler
+from instantstyle.weights import single_file
 from instantstyle.weights.clip_vocab import clip_vocabulary
-from instantstyle.weights.single_file import open_single, unet_layout
+from instantstyle.weights.single_file import open_single_file, unet_layout
 from instantstyle.weights.unet_config import unet_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers' own, with this numpy
@@ -44,7 +44,7 @@ def test_every_network_gives_back_what_was_written(written: tuple[str, Path, Any
     family, _, nets = written
     assert loaded.family.name == family
     assert loaded.family.size == ((1024, 1024) if family == "sdxl" else (512, 512))
-    assert loaded.family.zero_empty == (family == "sdxl")
+    assert loaded.family.force_zeros_for_empty_prompt == (family == "sdxl")
     assert set(loaded.networks) == set(nets)
     for part, net in loaded.networks.items():
         expected = nets[part].state_dict()
@@ -55,19 +55,19 @@ def test_every_network_gives_back_what_was_written(written: tuple[str, Path, Any
 
 def test_it_says_what_the_networks_say(written: tuple[str, Path, Any], loaded: Model) -> None:
     family, _, nets = written
-    said = loaded.say(["a photo of a cat"])
+    said = loaded.encode_prompt(["a photo of a cat"])
     ids = torch.tensor([[49406, 320, 1125, 539, 320, 2368, 49407]])  # published with CLIP
     padded = torch.cat([ids, torch.full((1, 70), 49407)], dim=1)
     with torch.no_grad():
         first = nets["text_encoder"](padded, output_hidden_states=True)
         width = first.last_hidden_state.shape[-1]
         expected = first.hidden_states[-2] if family == "sdxl" else first.last_hidden_state
-        torch.testing.assert_close(said.context[..., :width], expected)
+        torch.testing.assert_close(said.prompt_embeds[..., :width], expected)
         if family == "sdxl":
             zeros = torch.cat([ids, torch.zeros(1, 70, dtype=torch.long)], dim=1)
             second = nets["text_encoder_2"](zeros, output_hidden_states=True)
-            torch.testing.assert_close(said.context[..., width:], second.hidden_states[-2])
-            torch.testing.assert_close(said.pooled, second.text_embeds)
+            torch.testing.assert_close(said.prompt_embeds[..., width:], second.hidden_states[-2])
+            torch.testing.assert_close(said.pooled_prompt_embeds, second.text_embeds)
 
 
 def test_it_draws(loaded: Model) -> None:
@@ -90,7 +90,7 @@ def test_shapes_of_the_full_size_are_the_family(family: str, ours: Any, inputs: 
     levels = len(unet.down_blocks)
     names = {f"model.diffusion_model.{checkpoints.unet_name(n, levels)}": n for n in unet.state_dict()}
     shapes = {original: tuple(unet.state_dict()[n].shape) for original, n in names.items()}
-    layout = unet_layout(shapes, single.UNET)
+    layout = unet_layout(shapes, single_file.UNET)
     config = unet_config(layout)
     assert config.in_channels == inputs
     assert dataclasses.replace(config, in_channels=4) == ours.unet
@@ -120,7 +120,7 @@ Extra = dict[str, Tensor]
 def test_what_it_was_trained_for_is_honoured(family: str, extra: Extra, expected: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     checkpoints.write(path, family, extra=extra)
-    config = open_single(path).configs["scheduler/scheduler_config.json"]
+    config = open_single_file(path).configs["scheduler/scheduler_config.json"]
     told = config["_class_name"], config["prediction_type"], config.get("rescale_betas_zero_snr", False)
     assert told == expected
 
@@ -130,7 +130,7 @@ def test_a_schedule_that_ends_in_noise_does_so_with_every_sampler(sampler: str, 
     """Of the first step's latents nothing is signal, and the steps begin where training's noise ended."""
     path = tmp_path / "x.safetensors"
     checkpoints.write(path, "sdxl", extra={"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
-    steps = scheduler(load(path), sampler)
+    steps = make_scheduler(load(path), sampler)
     steps.set_timesteps(4)
     assert steps.config.prediction_type == "v_prediction"
     assert float(steps.timesteps[0]) == 999

@@ -11,9 +11,9 @@ import checkpoints
 import tiny_models
 from cli_runner import terminal
 from instantstyle.errors import WeightsError
-from instantstyle.weights.lora import Factors, save_lora
-from instantstyle.weights.model_folders import VARIABLE, files, look_up
-from instantstyle.weights.resolve import find
+from instantstyle.weights.lora import LoRAFactors, save_lora
+from instantstyle.weights.model_folders import VARIABLE, find_file, list_files
+from instantstyle.weights.resolve import resolve_model
 
 
 def touch(path: Path) -> Path:
@@ -34,8 +34,8 @@ def comfy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["dreams", "dreams.safetensors", "sdxl/dreams", "sdxl\\dreams.safetensors"])
 def test_a_name_is_enough(name: str, comfy: Path) -> None:
-    assert look_up("checkpoints", name) == comfy / "models/checkpoints/sdxl/dreams.safetensors"
-    assert look_up("loras", name) is None
+    assert find_file("checkpoints", name) == comfy / "models/checkpoints/sdxl/dreams.safetensors"
+    assert find_file("loras", name) is None
 
 
 def test_a1111_has_folders_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,11 @@ def test_a1111_has_folders_of_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
     lora = touch(root / "models/Lora/ink.safetensors")
     eyes = touch(root / "extensions/sd-webui-controlnet/annotator/downloads/clip_vision/clip_h.pth")
     monkeypatch.setenv(VARIABLE, str(root))
-    assert (look_up("checkpoints", "v1-5"), look_up("loras", "ink"), files("clip_vision")) == (model, lora, [eyes])
+    assert (find_file("checkpoints", "v1-5"), find_file("loras", "ink"), list_files("clip_vision")) == (
+        model,
+        lora,
+        [eyes],
+    )
 
 
 def test_extra_model_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,29 +61,29 @@ def test_extra_model_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "         models/Lora\n         models/LyCORIS\n    vae: models/VAE\nother: null\n"
     )
     monkeypatch.setenv(VARIABLE, str(listed))
-    assert look_up("checkpoints", "one") == one
-    assert files("loras") == [ink, wash]
+    assert find_file("checkpoints", "one") == one
+    assert list_files("loras") == [ink, wash]
     listed.write_text("a: [")
     with pytest.raises(WeightsError, match=r"cannot read .*extra_model_paths"):
-        look_up("checkpoints", "one")
+        find_file("checkpoints", "one")
 
 
 def test_two_files_of_one_name(comfy: Path) -> None:
     touch(comfy / "models/checkpoints/sd15/dreams.safetensors")
     with pytest.raises(WeightsError, match="stands for several files"):
-        look_up("checkpoints", "dreams")
-    assert look_up("checkpoints", "sd15/dreams") is not None
+        find_file("checkpoints", "dreams")
+    assert find_file("checkpoints", "sd15/dreams") is not None
 
 
 def test_the_nearest_name_is_suggested(comfy: Path) -> None:
     with pytest.raises(WeightsError, match=r"did you mean 'dreams\.safetensors'"):
-        find("dreamz.safetensors")
+        resolve_model("dreamz.safetensors")
 
 
 def test_a_tree_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "/nowhere")
     with pytest.raises(WeightsError, match=VARIABLE):
-        look_up("checkpoints", "x")
+        find_file("checkpoints", "x")
 
 
 def test_the_image_encoder_is_the_one_that_fits(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_the_image_encoder_is_the_one_that_fits(tmp_path: Path) -> None:
     (root / "ipadapter").mkdir()
     adapter = {"image_proj.proj.weight": torch.zeros(8, 24)}
     save_file(adapter, root / "ipadapter/a.safetensors")
-    found = find("emoji", root / "ipadapter/a.safetensors")
+    found = resolve_model("emoji", root / "ipadapter/a.safetensors")
     assert found.adapters["adapter"].encoder == root / "clip_vision/bigG.safetensors"
 
 
@@ -129,7 +133,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     eyes = tiny_models.transformers.CLIPVisionModelWithProjection(config).state_dict()
     save_file(dict(eyes), comfy / "models/clip_vision/clip.safetensors")
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    save_lora(webui / "models/Lora/ink/wash.safetensors", {name: Factors(torch.randn(32, 2), torch.randn(2, 64))})
+    save_lora(webui / "models/Lora/ink/wash.safetensors", {name: LoRAFactors(torch.randn(32, 2), torch.randn(2, 64))})
     net = tiny_models.diffusers.ControlNetModel.from_unet(nets["unet"])
     for tensor in net.parameters():
         tensor.data = 0.1 * torch.randn_like(tensor) + float(tensor.ndim == 1)

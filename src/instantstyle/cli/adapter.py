@@ -22,16 +22,16 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say which family, image encoder and blocks an adapter is for."""
-    from instantstyle.weights.adapter import load_adapter, modules_of_adapter
+    from instantstyle.weights.adapter import adapter_modules, load_adapter
 
     family = _family(file, model)
     loaded = load_adapter(file, family.unet, lazy=True)
     said: dict[str, str | int | list[str]] = {
         "family": family.name,
-        "kind": "plus" if loaded.plus else "base",
+        "kind": "plus" if loaded.is_plus else "base",
         "tokens": loaded.token_count,
-        "reads": loaded.reads_what,
-        "blocks": list(modules_of_adapter(file, family.unet)),
+        "reads": loaded.expected_features,
+        "blocks": list(adapter_modules(file, family.unet)),
         "bytes": file.stat().st_size,
     }
     if as_json:
@@ -49,14 +49,14 @@ def slim(
     model: MODEL = None,
 ) -> None:
     """Write an adapter with only the blocks that a plan reads: in SDXL, a style block is a sixth of them."""
-    from instantstyle.blocks import parse_plan
+    from instantstyle.blocks import parse_block_plan
     from instantstyle.errors import InputError
-    from instantstyle.weights.adapter import slim_adapter
+    from instantstyle.weights.adapter import extract_blocks
 
     if out.suffix != ".safetensors":
         raise InputError(f"adapters are written as .safetensors, and {str(out)!r} ends otherwise")
     family = _family(full, model)
-    slim_adapter(full, out, parse_plan(plan, family.unet, family.presets), family.unet)
+    extract_blocks(full, out, parse_block_plan(plan, family.unet, family.presets), family.unet)
     before, after = full.stat().st_size, out.stat().st_size
     typer.echo(str(out))
     typer.echo(f"{after:,} of {before:,} bytes ({after / before:.0%})", err=True)
@@ -65,7 +65,7 @@ def slim(
 def _family(file: Path, model: str | None) -> Any:
     """Of the model that was named, or whichever the adapter's shapes fit."""
     from instantstyle.weights.adapter import family_of_adapter
-    from instantstyle.weights.resolve import find
+    from instantstyle.weights.resolve import resolve_model
     from instantstyle.weights.unet_config import family_of
 
-    return family_of_adapter(file) if model is None else family_of(find(model).config("unet/config.json"))
+    return family_of_adapter(file) if model is None else family_of(resolve_model(model).config("unet/config.json"))

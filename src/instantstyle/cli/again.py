@@ -26,19 +26,18 @@ def again(
     """Make a picture again from its own metadata and compare: exit code 0 if the pixels are identical, 1 if not."""
     from instantstyle.cli.progress import bar, hush
     from instantstyle.errors import InputError
-    from instantstyle.request import numbered, recall
-    from instantstyle.utils import atomic_files as whole
-    from instantstyle.utils import images as pictures
+    from instantstyle.request import output_paths, recall
+    from instantstyle.utils import atomic_files, images
 
     if as_request:
         _print_request(picture)
         return
     memory = recall(picture)
-    before = pictures.read(picture)
+    before = images.load_image(picture)
     if memory.index >= memory.request.count:
         raise InputError(f"{str(picture)!r} says it is picture {memory.index + 1} of {memory.request.count}")
     if out is not None:
-        whole.check_writable(numbered(out, 1)[0])
+        atomic_files.check_writable(output_paths(out, 1)[0])
 
     hush()
     from instantstyle.loading import load, with_presets
@@ -55,7 +54,7 @@ def again(
         device=device or memory.device,
         dtype=dtype or memory.dtype,
     )
-    notes = _notes(memory.identity, loaded.identity, memory.version)
+    notes = _notes(memory.identity, loaded.weights_fingerprint, memory.version)
     if model is None and memory.presets is not None:
         family = with_presets(loaded.family, memory.presets, f"what {picture} remembers of its plans")
         loaded = dataclasses.replace(loaded, family=family)
@@ -63,8 +62,8 @@ def again(
         result = make(loaded, memory.request, progress=lambda at: tick(at.step, at.steps))
     after = result.images[memory.index]
     if out is not None:
-        new = result.memory(memory.index)
-        pictures.write_png(after, out, new.to_json(), new.parameters())
+        new = result.metadata(memory.index)
+        images.write_png(after, out, new.to_json(), new.parameters())
     found = {"identical": False, **_compared(before, after), "notes": notes, "written": str(out) if out else None}
     found["identical"] = found["differing"] == 0
     if as_json:
@@ -80,18 +79,18 @@ def again(
 
 def _print_request(picture: Path) -> None:
     """The request on stdout; whose it is, and what of it was left out, on stderr."""
-    from instantstyle.request.third_party_metadata import read_request
+    from instantstyle.request.third_party_metadata import read_third_party_request
 
-    read = read_request(picture)
+    read = read_third_party_request(picture)
     typer.echo(read.request.to_json())
     typer.echo(f"note: made by {read.program}" + (f" with the model {read.model}" if read.model else ""), err=True)
-    if read.left_out:
-        typer.echo(f"note: left out, for it has no counterpart here: {', '.join(read.left_out)}", err=True)
+    if read.unsupported:
+        typer.echo(f"note: left out, for it has no counterpart here: {', '.join(read.unsupported)}", err=True)
 
 
 def _notes(then: str, now: str, version: str) -> list[str]:
     """Why the pixels might differ."""
-    from instantstyle.request import version as ours
+    from instantstyle.request import package_version as ours
 
     notes: list[str] = []
     if then and then != now:

@@ -27,26 +27,26 @@ def b_lora(
     """Fit a B-LoRA to pictures and write it; use it by `generate --lora OUT`. Run again, it goes on."""
     from instantstyle.cli.progress import bar, hush
     from instantstyle.errors import InputError
-    from instantstyle.request import remember
+    from instantstyle.request import store_image
 
     if out.suffix != ".safetensors":
         raise InputError(f"LoRAs are .safetensors files, so {str(out)!r} must end so")
-    shown = [remember(picture, 2048) for picture in pictures]
+    shown = [store_image(picture, 2048) for picture in pictures]
 
     hush()
     from instantstyle.loading import load
-    from instantstyle.methods.lora_training import watching
+    from instantstyle.methods.lora_training import on_progress
     from instantstyle.train.b_lora import train_b_lora
 
     loaded = load(model, device=device, dtype=dtype)
-    own = loaded.family.fitting
+    own = loaded.family.b_lora_defaults
     fitting = replace(
         own,
         prompt=own.prompt if prompt is None else prompt,
         steps=steps or own.steps,
         rank=rank or own.rank,
-        rate=rate or own.rate,
+        learning_rate=rate or own.learning_rate,
         batch=batch or own.batch,
     )
-    with bar(out.name) as tick, watching(lambda at: tick(at.step, at.steps)):
+    with bar(out.name) as tick, on_progress(lambda at: tick(at.step, at.steps)):
         typer.echo(str(train_b_lora(loaded, shown, out, fitting=fitting, part=part)))

@@ -42,9 +42,9 @@ def doctor(
 
 def _version(package: str) -> str | None:
     if package == "instantstyle":
-        from instantstyle.request import version
+        from instantstyle.request import package_version
 
-        return version()
+        return package_version()
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -69,10 +69,10 @@ def _machine() -> dict[str, Any]:
 
 def _model(spec: str) -> dict[str, Any]:
     """The model's folder, family and files.  Raises WeightsError when there is no such model."""
-    from instantstyle.weights.resolve import find
+    from instantstyle.weights.resolve import resolve_model
     from instantstyle.weights.unet_config import family_of
 
-    found = find(spec)
+    found = resolve_model(spec)
     family = family_of(found.config("unet/config.json"))
     return {
         "spec": spec,

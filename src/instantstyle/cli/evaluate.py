@@ -63,7 +63,7 @@ def evaluate(
             workers=jobs,
             load=again,
             say=say,
-            watch=lambda now: watch(now.done, now.of, now.seconds, now.left),
+            watch=lambda now: watch(now.done, now.total, now.seconds, now.seconds_left),
         )
     typer.echo(report)
 
@@ -100,17 +100,17 @@ def probe(
     if write and plan:
         raise InputError("presets are found by probing each module alone: leave --plan out, or --write")
     hush()
-    from instantstyle.evaluate.block_probe import figure, found, table, write_presets
+    from instantstyle.evaluate.block_probe import infer_presets, probe_figure, probe_table, write_presets
     from instantstyle.evaluate.block_probe import probe as run
     from instantstyle.loading import load
 
     loaded = load(model, adapter=adapter)
     scores = run(loaded, count, steps, plan, without=without, layout=layout)
-    typer.echo(table(scores))
+    typer.echo(probe_table(scores))
     if out is not None:
-        typer.echo(write_png(figure(scores), out))
+        typer.echo(write_png(probe_figure(scores), out))
     if write:
-        presets = found(scores, loaded.family.unet.modules)
+        presets = infer_presets(scores, loaded.family.unet.modules)
         typer.echo(write_presets(loaded, presets, f"instantstyle probe --count {count} --steps {steps}"))
 
 
@@ -132,7 +132,7 @@ def compare(
     from instantstyle.cli.progress import hush
     from instantstyle.request import Request, StyleReference
     from instantstyle.utils.atomic_files import check_writable
-    from instantstyle.utils.images import grid, read, write_png
+    from instantstyle.utils.images import image_grid, load_image, write_png
 
     if out.suffix.lower() != ".png":
         raise InputError(f"the grid is a PNG file, so {str(out)!r} must end in .png")
@@ -153,7 +153,7 @@ def compare(
         for name in names
     }
     engine.run()
-    rows = [[read(path), *(runs[path, name].result().images[0] for name in names)] for path, _ in given]
+    rows = [[load_image(path), *(runs[path, name].result().images[0] for name in names)] for path, _ in given]
     labels = ["no reference" if name == "none" else name for name in names]
-    sheet = grid(rows, rows=[Path(path).stem for path, _ in given], columns=["reference", *labels], cell=160)
+    sheet = image_grid(rows, rows=[Path(path).stem for path, _ in given], columns=["reference", *labels], cell=160)
     typer.echo(write_png(sheet, out))

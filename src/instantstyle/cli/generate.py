@@ -20,7 +20,7 @@ from instantstyle.cli.flags import (
     with_own,
 )
 from instantstyle.families import FAMILIES
-from instantstyle.request.few_step_presets import preset as find_preset
+from instantstyle.request.few_step_presets import few_step_preset as find_preset
 
 
 def generate(
@@ -202,7 +202,7 @@ def generate(
 ) -> None:
     """Draw a prompt in the style of reference pictures."""
     from instantstyle.cli.progress import bar, hush
-    from instantstyle.request import Request, numbered
+    from instantstyle.request import Request, output_paths
     from instantstyle.utils.atomic_files import check_writable
 
     saved = {"--control-window": control_window, "--save-control": save_control, "--depth-model": depth_model}
@@ -240,15 +240,15 @@ def generate(
         "count": count,
     }
     request = Request(**{name: value for name, value in fields.items() if value is not None})
-    for path in numbered(out, request.count):
+    for path in output_paths(out, request.count):
         check_writable(path)
-    drawn = numbered(save_control, len(controls)) if save_control is not None else ()
+    drawn = output_paths(save_control, len(controls)) if save_control is not None else ()
     for path in drawn:
         check_writable(path)
 
     hush()
     from instantstyle.loading import load
-    from instantstyle.methods.lora_training import watching
+    from instantstyle.methods.lora_training import on_progress
     from instantstyle.pipeline import generate as make
     from instantstyle.weights.lora import parse_lora
 
@@ -267,21 +267,21 @@ def generate(
         tile=tile,
     )
     if re_embed:
-        from instantstyle.methods.reference_embedding import look_anew
+        from instantstyle.methods.reference_embedding import reembed_cards
 
-        request = look_anew(loaded, request)
-    with bar(out.name) as tick, watching(lambda at: tick(at.step, at.steps)):
+        request = reembed_cards(loaded, request)
+    with bar(out.name) as tick, on_progress(lambda at: tick(at.step, at.steps)):
         result = make(loaded, request, progress=lambda at: tick(at.step, at.steps))
-    unfit = () if preset is None else find_preset(preset).cautions(preset, loaded.family.name)
+    unfit = () if preset is None else find_preset(preset).compatibility_warnings(preset, loaded.family.name)
     for warning in (*unfit, *result.warnings):
         typer.echo(f"warning: {warning}", err=True)
     paths = [str(path) for path in result.save(out, metadata=metadata)]
     if drawn:
-        from instantstyle.controlnet import draw
+        from instantstyle.controlnet import make_control_image
         from instantstyle.utils.images import write_png
 
         for path, each in zip(drawn, result.request.controls, strict=True):
-            write_png(draw(loaded, result.request, each), path)
+            write_png(make_control_image(loaded, result.request, each), path)
     if as_json:
         said = {"paths": paths, **result.model_dump(mode="json", exclude={"images"})}
         typer.echo(json.dumps(said))

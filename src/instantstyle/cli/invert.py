@@ -26,7 +26,7 @@ def invert(
 ) -> None:
     """Invert a picture to noise and generate it again: what is left of it, for each number of steps and guidance."""
     from instantstyle.cli.progress import bar, hush
-    from instantstyle.utils import images as pictures
+    from instantstyle.utils import images
     from instantstyle.utils.atomic_files import check_writable
 
     counts, scales = _numbers("--steps", steps, 1.0, 1000.0), _numbers("--guidance", guidance, 0.0, 50.0)
@@ -35,17 +35,17 @@ def invert(
         raise InputError(f"--steps are whole numbers, not {steps!r}")
     if max(scales) > 1 and not prompt.strip():
         raise InputError("guidance is towards what the picture shows: say it with --prompt, or give --guidance 1")
-    given = pictures.read(picture)
+    given = images.load_image(picture)
     check_writable(out)
 
     hush()
     from instantstyle.loading import load
-    from instantstyle.methods.ddim_inversion import reconstruct
+    from instantstyle.methods.ddim_inversion import ddim_round_trip
 
     loaded = load(model, device=device, dtype=dtype)
-    fitted = pictures.fit_to(given, "squash", loaded.family.size)
-    z = loaded.encode(fitted)
-    ceiling = loaded.decode(z)[0]
+    fitted = images.resize_to(given, "squash", loaded.family.size)
+    z = loaded.encode_latents(fitted)
+    ceiling = loaded.decode_latents(z)[0]
     rows: list[dict[str, Any]] = []
     shown: list[list[Any]] = []
     done, total = 0, len(scales) * sum(whole) * (2 + refine)
@@ -53,15 +53,15 @@ def invert(
         for scale in scales:
             line: list[Any] = [fitted, ceiling]
             for count in whole:
-                back = loaded.decode(reconstruct(loaded, z, prompt, count, scale, refine=refine))[0]
+                back = loaded.decode_latents(ddim_round_trip(loaded, z, prompt, count, scale, refine=refine))[0]
                 done += count * (2 + refine)
                 tick(done, total)
                 rows.append({"guidance": scale, "steps": count, "psnr": _psnr(back, ceiling)})
                 line.append(back)
             shown.append(line)
     columns = ["picture", "VAE alone", *(f"{count} steps" for count in whole)]
-    sheet = pictures.grid(shown, rows=[f"guidance {scale:g}" for scale in scales], columns=columns)
-    pictures.write_png(sheet, out)
+    sheet = images.image_grid(shown, rows=[f"guidance {scale:g}" for scale in scales], columns=columns)
+    images.write_png(sheet, out)
     if as_json:
         typer.echo(json.dumps({"written": str(out), "vae_psnr": _psnr(ceiling, fitted), "reconstructions": rows}))
         return

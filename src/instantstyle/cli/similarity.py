@@ -38,7 +38,7 @@ def similarity(
     instantstyle similarity cat.png --prompt "a cat" --truth right.png --clip clip-vit-large-patch14
     """
     from instantstyle.cli.progress import bar, hush
-    from instantstyle.utils.atomic_files import check_writable, write_whole
+    from instantstyle.utils.atomic_files import check_writable, write_atomic
 
     if clip is None and dino is None and csd is None:
         raise InputError("there is nothing to measure by: give --clip FOLDER, --dino FOLDER or --csd FILE")
@@ -58,32 +58,32 @@ def similarity(
     from instantstyle.evaluate.csd import load_csd
     from instantstyle.evaluate.similarity_metrics import (
         CAUTION,
-        Asked,
-        Shown,
+        HashedImage,
+        SimilarityTask,
         load_clip,
         load_dino,
         markdown,
-        measure,
-        table,
+        measure_similarity,
+        similarity_table,
     )
     from instantstyle.evaluate.similarity_metrics import written as content
     from instantstyle.utils.device import pick_device
 
     where = pick_device(device)
     asked = [
-        Asked(Shown.of(path), said, style and Shown.of(style), right and Shown.of(right))
+        SimilarityTask(HashedImage.of(path), said, style and HashedImage.of(style), right and HashedImage.of(right))
         for path, said, style, right in zip(pictures, prompts, references, truths, strict=True)
     ]
     kinds = ((clip, load_clip), (dino, load_dino), (csd, load_csd))
     sights = [load(path, where) for path, load in kinds if path is not None]
     with bar("similarity") as tick:
-        columns = measure(sights, asked, tick)
+        columns = measure_similarity(sights, asked, tick)
     names = [str(path) for path in pictures]
-    typer.echo(markdown(table(names, columns)), nl=False)
+    typer.echo(markdown(similarity_table(names, columns)), nl=False)
     if any("to reference" in name for name in columns):
         typer.echo(f"note: {CAUTION}", err=True)
     if out is not None:
-        typer.echo(f"note: the table is in {write_whole(out, content(names, columns, out.suffix.lower()))}", err=True)
+        typer.echo(f"note: the table is in {write_atomic(out, content(names, columns, out.suffix.lower()))}", err=True)
 
 
 def _each(flag: str, given: Sequence[Path], pictures: Sequence[Path]) -> list[Path | None]:
@@ -98,10 +98,10 @@ def _each(flag: str, given: Sequence[Path], pictures: Sequence[Path]) -> list[Pa
 
 def _remembered(path: Path) -> str | None:
     """The prompt in a picture's metadata, ours or another program's; where there is none, a note says so."""
-    from instantstyle.request.third_party_metadata import read_request
+    from instantstyle.request.third_party_metadata import read_third_party_request
 
     try:
-        return read_request(path).request.prompt or None
+        return read_third_party_request(path).request.prompt or None
     except PictureError as none:
         typer.echo(f"note: {none}; CLIP-T needs --prompt", err=True)
         return None

@@ -41,7 +41,7 @@ def make(
     from instantstyle.cli.progress import hush
     from instantstyle.errors import InputError
     from instantstyle.request import StyleReference
-    from instantstyle.request.style_card import SUFFIX, StyleCard, is_name, own_folder
+    from instantstyle.request.style_card import SUFFIX, StyleCard, is_card_name, user_style_dir
     from instantstyle.utils.atomic_files import check_writable
 
     shown = [StyleReference(each).image for each in pictures]
@@ -49,11 +49,11 @@ def make(
     if cards and len(shown) > 1:
         raise InputError("a style card is made of pictures, or of one card that is looked at anew: not of both")
     called = name or (cards[0].name if cards else Path(pictures[0]).stem)
-    if not is_name(called):
+    if not is_card_name(called):
         raise InputError(f"a style card cannot be called {called!r}: give --name, letters, digits, spaces and + - _")
     path = out
     if path is None:
-        path = own_folder() / f"{called}{SUFFIX}"
+        path = user_style_dir() / f"{called}{SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
     if not path.name.endswith(SUFFIX):
         raise InputError(f"style cards are {SUFFIX} files, so --out {str(path)!r} must end so")
@@ -61,18 +61,18 @@ def make(
 
     hush()
     from instantstyle.loading import load
-    from instantstyle.methods.reference_embedding import make_card, re_embedded
-    from instantstyle.request import Picture
+    from instantstyle.methods.reference_embedding import make_card, reembed
+    from instantstyle.request import StoredImage
 
     loaded = load(model, adapter=adapter, device=device, dtype=dtype)
     if cards:
         given: dict[str, Any] = {"name": called, "content": content, "plan": plan, "licence": licence, "credit": credit}
-        card = re_embedded(loaded, cards[0])
+        card = reembed(loaded, cards[0])
         changed = {field: value for field, value in given.items() if value}
         held = {field: getattr(card, field) for field in StyleCard.model_fields}
         card = StyleCard(**{**held, **changed})
     else:
-        seen = [each for each in shown if isinstance(each, Picture)]
+        seen = [each for each in shown if isinstance(each, StoredImage)]
         said = content[0] if content and len(content) == 1 else content
         card = make_card(loaded, called, seen, content=said, plan=plan, licence=licence, credit=credit)
     typer.echo(str(card.save(path)))
@@ -86,14 +86,14 @@ def show(
 ) -> None:
     """Say what a style card holds."""
     from instantstyle.errors import InputError
-    from instantstyle.request.style_card import SUFFIX, hint, named_card, read_card
-    from instantstyle.utils import images as files
+    from instantstyle.request.style_card import SUFFIX, find_style_card, read_card, unknown_card_hint
+    from instantstyle.utils import images
 
-    found = read_card(card) if card.endswith(SUFFIX) else named_card(card)
+    found = read_card(card) if card.endswith(SUFFIX) else find_style_card(card)
     if found is None:
-        raise InputError(f"there is no style card file {card!r}{hint(card)}")
+        raise InputError(f"there is no style card file {card!r}{unknown_card_hint(card)}")
     if out is not None:
-        files.write_png(files.grid([found.pictures()]), out)
+        images.write_png(images.image_grid([found.pictures()]), out)
     said = found.model_dump(mode="json", exclude={"sights", "thumbnails"})
     said |= {"encoders": [sight.encoder for sight in found.sights], "pictures": len(found.thumbnails)}
     if as_json:
@@ -111,10 +111,10 @@ def list_cards(
 ) -> None:
     """Say which style cards there are: those that come with the package, and your own."""
     from instantstyle.errors import WeightsError
-    from instantstyle.request.style_card import SHIPPED, known_cards, read_card
+    from instantstyle.request.style_card import SHIPPED, list_style_cards, read_card
 
     rows: list[dict[str, Any]] = []
-    for name, path in known_cards().items():
+    for name, path in list_style_cards().items():
         row: dict[str, Any] = {"name": name, "file": str(path), "shipped": path.parent == SHIPPED}
         try:
             card = read_card(path)

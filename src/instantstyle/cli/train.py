@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from instantstyle.model import Model
-    from instantstyle.train.tracking import Judge
+    from instantstyle.train.tracking import EvalFn
 
 app = typer.Typer(
     name="train",
@@ -117,56 +117,56 @@ def adapter(
     from instantstyle.cli.progress import hush
 
     hush()
-    from instantstyle.train.adapter_run import Job, bfloat16_pays, train
-    from instantstyle.train.data.feature_cache import Options
-    from instantstyle.train.objective import Teaching
-    from instantstyle.train.trainer import Settings
+    from instantstyle.train.adapter_run import AdapterTrainingJob, bfloat16_pays, train_adapter_job
+    from instantstyle.train.data.feature_cache import FeatureConfig
+    from instantstyle.train.objective import LossConfig
+    from instantstyle.train.trainer import TrainingConfig
 
-    settings = Settings(
+    settings = TrainingConfig(
         steps=steps,
         batch=batch,
-        accumulate=accumulate,
+        gradient_accumulation_steps=accumulate,
         lr=lr,
         warmup=warmup,
-        decay=decay,
+        lr_schedule=decay,
         weight_decay=weight_decay,
         clip=clip,
-        average=average,
-        half=bfloat16_pays(device) if precision == "auto" else precision == "bfloat16",
+        ema_decay=average,
+        bf16=bfloat16_pays(device) if precision == "auto" else precision == "bfloat16",
         save_seconds=save_seconds,
         log_every=log_every,
     )
-    teaching = Teaching(
+    teaching = LossConfig(
         drop_text=drop_text,
         drop_image=drop_image,
         drop_both=drop_both,
         min_snr=min_snr,
         noise_offset=noise_offset,
-        early=early,
+        timestep_power=early,
         seed=seed,
     )
-    job = Job(
+    job = AdapterTrainingJob(
         data=data,
         out=out,
-        settings=settings,
+        training_config=settings,
         model=model,
         blocks=blocks,
         work=work,
         reference=reference,
         styles=styles,
-        begin=begin,
-        options=Options(side=side, square=square, smallest=smallest, text=text == "stored"),
-        teaching=teaching,
+        init_from=begin,
+        feature_config=FeatureConfig(side=side, square=square, smallest=smallest, text=text == "stored"),
+        loss_config=teaching,
         ray=ray,
         device=device,
         pad=pad,
         sheet_every=sheet_every,
         sheet_prompts=sheet_prompt or (),
         sheet_styles=sheet_style or (),
-        judge=_judge(blocks) if score_every else None,
-        judge_every=score_every,
+        eval_fn=_judge(blocks) if score_every else None,
+        eval_every=score_every,
     )
-    done = train(job)
+    done = train_adapter_job(job)
     if done is None:
         raise typer.Exit(130)
     typer.echo(str(done))
@@ -193,31 +193,31 @@ def features(
     from instantstyle.cli.progress import hush
 
     hush()
-    from instantstyle.train.adapter_run import prepare
-    from instantstyle.train.data.feature_cache import Options
+    from instantstyle.train.adapter_run import prepare_features
+    from instantstyle.train.data.feature_cache import FeatureConfig
 
-    options = Options(side=side, square=square, smallest=smallest, text=text == "stored")
-    prepare(data, out, options, model=model, styles=styles, ray=ray, device=device, dtype=dtype, check=check)
+    options = FeatureConfig(side=side, square=square, smallest=smallest, text=text == "stored")
+    prepare_features(data, out, options, model=model, styles=styles, ray=ray, device=device, dtype=dtype, check=check)
     typer.echo(str(out))
 
 
 app.command("b-lora")(b_lora)
 
 
-def _judge(blocks: str) -> "Judge":
+def _judge(blocks: str) -> "EvalFn":
     """The referee's small score: held-out cells of the emoji world, drawn with the adapter as it is."""
     from dataclasses import asdict
 
-    from instantstyle.evaluate.block_probe import Case, cases, draw, score
+    from instantstyle.evaluate.block_probe import ProbeCase, draw_cases, probe_cases, score_plan
 
-    kept: list[tuple[list[Case], list[Image]]] = []
+    kept: list[tuple[list[ProbeCase], list[Image]]] = []
 
     def judge(model: "Model") -> "Mapping[str, float]":
         if not kept:
-            questions = cases(24, model.family.size[0])
-            kept.append((questions, draw(model, questions, None, steps=20)))
+            questions = probe_cases(24, model.family.size[0])
+            kept.append((questions, draw_cases(model, questions, None, steps=20)))
         questions, bare = kept[0]
-        said = asdict(score(model, blocks, questions, draw(model, questions, blocks, steps=20), bare))
+        said = asdict(score_plan(model, blocks, questions, draw_cases(model, questions, blocks, steps=20), bare))
         return {name: value for name, value in said.items() if name != "plan"}
 
     return judge

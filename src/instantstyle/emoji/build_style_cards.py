@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from instantstyle.emoji.procedural import PATTERNS, thing
-from instantstyle.emoji.style_transforms import Treatment, apply
+from instantstyle.emoji.style_transforms import StyleTransform, apply_transform
 from instantstyle.errors import InstantStyleError
 from instantstyle.loading import load
 from instantstyle.methods.reference_embedding import make_card
@@ -26,14 +26,14 @@ THINGS = ("house", "fish", "mushroom", "flower")
 BLACK, WHITE, CREAM = (10, 6, 16), (255, 255, 255), (252, 244, 226)
 
 LOOKS = {
-    "neon": Treatment("neon", BLACK, WHITE, (255, 60, 180), 0.5, 1),
-    "pixel": Treatment("pixel", (150, 205, 255), WHITE, WHITE, 0.3, 1),
-    "hatching": Treatment("hatching", CREAM, (70, 36, 20), (70, 36, 20), 0.3, 1),
-    "watercolour": Treatment("watercolour", (250, 246, 238), WHITE, WHITE, 0.5, 1),
-    "duotone": Treatment("duotone", (190, 245, 210), (86, 18, 66), (86, 18, 66), 0.5, 1),
-    "papercut": Treatment("papercut", (248, 206, 120), (24, 84, 92), (236, 92, 62), 0.5, 1),
-    "chalk": Treatment("chalk", (18, 52, 40), WHITE, WHITE, 0.5, 1),
-    "halftone": Treatment("halftone", (255, 238, 120), (26, 40, 120), (255, 96, 96), 0.4, 1),
+    "neon": StyleTransform("neon", BLACK, WHITE, (255, 60, 180), 0.5, 1),
+    "pixel": StyleTransform("pixel", (150, 205, 255), WHITE, WHITE, 0.3, 1),
+    "hatching": StyleTransform("hatching", CREAM, (70, 36, 20), (70, 36, 20), 0.3, 1),
+    "watercolour": StyleTransform("watercolour", (250, 246, 238), WHITE, WHITE, 0.5, 1),
+    "duotone": StyleTransform("duotone", (190, 245, 210), (86, 18, 66), (86, 18, 66), 0.5, 1),
+    "papercut": StyleTransform("papercut", (248, 206, 120), (24, 84, 92), (236, 92, 62), 0.5, 1),
+    "chalk": StyleTransform("chalk", (18, 52, 40), WHITE, WHITE, 0.5, 1),
+    "halftone": StyleTransform("halftone", (255, 238, 120), (26, 40, 120), (255, 96, 96), 0.4, 1),
 }
 """Cards of trained families, in colours outside the held-out hues."""
 
@@ -42,7 +42,7 @@ def pictures_of(name: str) -> list[Image.Image]:
     """What a card is made of, 128 x 128 each.  Raises KeyError for a card that there is not."""
     if name in PATTERNS:
         return [Image.fromarray(PATTERNS[name](seed)) for seed in (1, 2)]
-    return [Image.fromarray(apply(LOOKS[name], thing(shown))) for shown in THINGS]
+    return [Image.fromarray(apply_transform(LOOKS[name], thing(shown))) for shown in THINGS]
 
 
 def cards(model: Model) -> Iterator[StyleCard]:

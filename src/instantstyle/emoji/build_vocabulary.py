@@ -1,7 +1,8 @@
 """`python -m instantstyle.emoji.build_vocabulary [FILE]`: writes the table of names people type.
 
 Names in English, German and Japanese, emoji, shortcodes and tags of every thing that emojibase lists, so that what a
-model was not taught can be told by its name too.  The file lies in the model's folder; `encoders.prompt_vocabulary` reads it.
+model was not taught can be told by its name too.  The file lies in the model's folder;
+`encoders.prompt_vocabulary` reads it.
 """
 
 import json
@@ -12,13 +13,13 @@ from typing import Any
 
 from instantstyle.emoji.captions import COLOUR_NAMES, OTHER_WORDS, SET_WORDS
 from instantstyle.emoji.sources import EMOJIBASE, entries, shortcodes, things
-from instantstyle.emoji.splits import group
+from instantstyle.emoji.splits import lookalike_group
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
-from instantstyle.encoders.prompt_vocabulary import FILE, key
+from instantstyle.encoders.prompt_vocabulary import VOCABULARY_FILE, normalize_key
 from instantstyle.errors import InstantStyleError
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.atomic_files import write_atomic
 
-TARGET = Path(__file__).resolve().parent.parent / "assets" / "emoji" / FILE
+TARGET = Path(__file__).resolve().parent.parent / "assets" / "emoji" / VOCABULARY_FILE
 _LANGUAGES = ("de", "ja")
 _COLOURS = {word for name in COLOUR_NAMES for word in name.split()}
 
@@ -38,13 +39,13 @@ def table() -> dict[str, Any]:
             *_coded(codes.get(hexcode, ())),
         )
         tags = [tag for each in (english[hexcode], *told) for tag in each.get("tags", ())]
-        known = {key(name) for name in (thing.label, *names)}
+        known = {normalize_key(name) for name in (thing.label, *names)}
         said[thing.label] = {
             "emoji": thing.emoji,
-            "group": group(thing),
+            "group": lookalike_group(thing),
             "kin": thing.subgroup,
             "names": list(dict.fromkeys(name for name in names if name != thing.label)),
-            "tags": list(dict.fromkeys(tag for tag in (*tags, *_spelled(tags)) if key(tag) not in known)),
+            "tags": list(dict.fromkeys(tag for tag in (*tags, *_spelled(tags)) if normalize_key(tag) not in known)),
         }
     looks = {word for name in (*TRAINED_FAMILIES, *SET_WORDS.values()) for word in name.split()}
     return {
@@ -72,7 +73,7 @@ def write(path: Path = TARGET) -> Path:
     content = table()
     lines = [f"    {_json(label)}: {_json(each)}" for label, each in content.pop("things").items()]
     head = "".join(f"  {_json(name)}: {_json(value)},\n" for name, value in content.items())
-    return write_whole(path, ("{\n" + head + '  "things": {\n' + ",\n".join(lines) + "\n  }\n}\n").encode())
+    return write_atomic(path, ("{\n" + head + '  "things": {\n' + ",\n".join(lines) + "\n  }\n}\n").encode())
 
 
 def _json(value: object) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from instantstyle.emoji.style_transforms import Colour, Treatment
+from instantstyle.emoji.style_transforms import Colour, StyleTransform
 
 OTHER_WORDS: Mapping[str, Sequence[str]] = {
     "cat": ("kitty",),
@@ -121,29 +121,31 @@ def colour_name(colour: Colour) -> str:
     return COLOUR_NAMES[int(((_LAB - _lab([colour])) ** 2).sum(axis=1).argmin())]
 
 
-def article(noun: str) -> str:
+def with_article(noun: str) -> str:
     """`a cat`, `an apple`; by the letter alone, so `an unicorn`: as the built-in model was taught, and is asked."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def content(label: str, rng: np.random.Generator) -> str:
+def content_phrase(label: str, rng: np.random.Generator) -> str:
     """Words for what a picture shows."""
     noun = str(rng.choice([label, label, *OTHER_WORDS.get(label, ())]))
-    return article(noun) if rng.random() < 0.6 else noun
+    return with_article(noun) if rng.random() < 0.6 else noun
 
 
-def look(treatment: Treatment, set_name: str, rng: np.random.Generator) -> str:
+def describe_style(treatment: StyleTransform, set_name: str, rng: np.random.Generator) -> str:
     """Words for how a picture looks, each part said or left unsaid at random; never empty."""
     parts = [
-        treatment.family if treatment.family != "plain" or rng.random() < 0.3 else "",
+        treatment.kind if treatment.kind != "plain" or rng.random() < 0.3 else "",
         SET_WORDS[set_name] if rng.random() < 0.5 else "",
     ]
     words = " ".join(filter(None, parts)) + " style"
-    ground = f"on {colour_name(treatment.ground)}" if rng.random() < 0.75 or words == " style" else ""
+    ground = f"on {colour_name(treatment.background)}" if rng.random() < 0.75 or words == " style" else ""
     return ", ".join(filter(None, ["" if words == " style" else words.strip(), ground]))
 
 
-def caption(label: str, treatment: Treatment, set_name: str, rng: np.random.Generator, styled: float = 0.3) -> str:
+def make_caption(
+    label: str, treatment: StyleTransform, set_name: str, rng: np.random.Generator, styled: float = 0.3
+) -> str:
     """One caption: what the picture shows, and with probability `styled` how it looks."""
-    said = content(label, rng)
-    return f"{said}, {look(treatment, set_name, rng)}" if rng.random() < styled else said
+    said = content_phrase(label, rng)
+    return f"{said}, {describe_style(treatment, set_name, rng)}" if rng.random() < styled else said

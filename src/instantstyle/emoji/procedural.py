@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from instantstyle.emoji.rasterize import MASTER, Rgba
-from instantstyle.emoji.style_transforms import Colour, Rgb
+from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray
+from instantstyle.emoji.style_transforms import Colour, RgbArray
 
 _UP = 4
 """Drawn so many times larger and made smaller, for smooth edges."""
-_SIDE = MASTER * _UP
+_SIDE = RASTER_SIZE * _UP
 
 Pen = ImageDraw.ImageDraw
 
@@ -80,14 +80,16 @@ THINGS: Mapping[str, Callable[[Pen], None]] = {
 """What each drawing shows, and how it is drawn."""
 
 
-def thing(name: str) -> Rgba:
+def thing(name: str) -> RgbaArray:
     """One drawing, 128 x 128 with its ground clear.  Raises KeyError for one that there is not."""
     canvas = Image.new("RGBA", (_SIDE, _SIDE))
     THINGS[name](ImageDraw.Draw(canvas))
-    return np.asarray(canvas.convert("RGBa").resize((MASTER, MASTER), Image.Resampling.LANCZOS).convert("RGBA"))
+    return np.asarray(
+        canvas.convert("RGBa").resize((RASTER_SIZE, RASTER_SIZE), Image.Resampling.LANCZOS).convert("RGBA")
+    )
 
 
-def mosaic(seed: int = 0, side: int = MASTER) -> Rgb:
+def mosaic(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     """Tiles around scattered points, warm and cool, with dark joints."""
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, side, (side * side // 180, 2))
@@ -101,7 +103,7 @@ def mosaic(seed: int = 0, side: int = MASTER) -> Rgb:
     return np.clip(tiles[order[..., 0]] * joint + np.array((30, 26, 28)) * (1 - joint), 0, 255).astype(np.uint8)
 
 
-def brush(seed: int = 0, side: int = MASTER) -> Rgb:
+def brush(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     """Thick strokes along a slow current, in ochre, blue and cream, each with bristles."""
     rng = np.random.default_rng(seed)
     canvas = np.full((side, side, 3), (44, 58, 92), np.uint8)
@@ -119,10 +121,10 @@ def brush(seed: int = 0, side: int = MASTER) -> Rgb:
             ]
             start, stop = ((round(each[0]), round(each[1])) for each in ends)
             cv2.line(canvas, start, stop, shade, 1, cv2.LINE_AA)
-    return cast("Rgb", canvas)
+    return cast("RgbArray", canvas)
 
 
-def blueprint(seed: int = 0, side: int = MASTER) -> Rgb:
+def blueprint(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     """Pale lines of a plan on blue paper: a grid, circles, a rectangle with its diagonals."""
     rng = np.random.default_rng(seed)
     sheet = Image.new("RGB", (side * _UP, side * _UP), (22, 74, 150))
@@ -141,7 +143,7 @@ def blueprint(seed: int = 0, side: int = MASTER) -> Rgb:
     return _small(sheet, side)
 
 
-def sunset(seed: int = 0, side: int = MASTER) -> Rgb:
+def sunset(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     """Flat bands of a warm sky over dark hills, with a low sun: hard edges, no shading."""
     rng = np.random.default_rng(seed)
     sky = ((252, 196, 92), (248, 148, 74), (232, 98, 76), (178, 58, 84))
@@ -158,7 +160,7 @@ def sunset(seed: int = 0, side: int = MASTER) -> Rgb:
     return _small(sheet, side)
 
 
-PATTERNS: Mapping[str, Callable[[int], Rgb]] = {
+PATTERNS: Mapping[str, Callable[[int], RgbArray]] = {
     "mosaic": mosaic,
     "brush": brush,
     "blueprint": blueprint,
@@ -167,11 +169,11 @@ PATTERNS: Mapping[str, Callable[[int], Rgb]] = {
 """Looks that need no thing to be looks, each from a seed."""
 
 
-def _small(sheet: Image.Image, side: int) -> Rgb:
+def _small(sheet: Image.Image, side: int) -> RgbArray:
     return np.asarray(sheet.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def on_white(picture: Rgba) -> Rgb:
+def on_white(picture: RgbaArray) -> RgbArray:
     """A drawing with white for its clear ground."""
     white: Any = Image.new("RGBA", (picture.shape[1], picture.shape[0]), "white")
     return np.asarray(Image.alpha_composite(white, Image.fromarray(picture)).convert("RGB"))

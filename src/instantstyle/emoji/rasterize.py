@@ -10,30 +10,30 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from instantstyle.emoji.sources import SETS, Concept, art, cache_folder, concepts, has
-from instantstyle.utils.atomic_files import whole
+from instantstyle.emoji.sources import SETS, EmojiConcept, artwork, cache_folder, concepts, in_set
+from instantstyle.utils.atomic_files import atomic_write
 
-Rgba = npt.NDArray[np.uint8]
+RgbaArray = npt.NDArray[np.uint8]
 """Height x width x 4, alpha not premultiplied."""
 
-MASTER = 128
+RASTER_SIZE = 128
 """Side in pixels of the rendered masters."""
 
 _FILL = 0.9
 """Share of the canvas the drawing's longer side takes."""
 
 
-def render(set_name: str, concept: Concept) -> Rgba:
+def render(set_name: str, concept: EmojiConcept) -> RgbaArray:
     """One drawing, 128 x 128 RGBA, its longer side nine tenths of the canvas, centred."""
-    picture = _raster(art(set_name, concept), 2 * MASTER)
+    picture = _raster(artwork(set_name, concept), 2 * RASTER_SIZE)
     box = picture.getchannel("A").point(_opaque).getbbox()
     if box is not None:
         picture = picture.crop(box)
-    scale = _FILL * MASTER / max(picture.size)
+    scale = _FILL * RASTER_SIZE / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     premultiplied = picture.convert("RGBa").resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBA", (MASTER, MASTER))
-    canvas.paste(premultiplied.convert("RGBA"), ((MASTER - size[0]) // 2, (MASTER - size[1]) // 2))
+    canvas = Image.new("RGBA", (RASTER_SIZE, RASTER_SIZE))
+    canvas.paste(premultiplied.convert("RGBA"), ((RASTER_SIZE - size[0]) // 2, (RASTER_SIZE - size[1]) // 2))
     return np.asarray(canvas)
 
 
@@ -52,19 +52,19 @@ def _raster(data: bytes, side: int) -> Image.Image:
 
 
 @cache
-def masters(set_name: str) -> Rgba:
+def rasters(set_name: str) -> RgbaArray:
     """All drawings of a set, concepts in the order of `concepts()`: [concepts, 128, 128, 4], memory-mapped.
 
     Rendered on first use (seconds to a minute a set) and cached; where a set does not draw a concept the picture is
     empty (alpha 0).  Writing is atomic, so an interrupted rendering starts that set again and loses no other.
     """
-    file = cache_folder() / f"masters-{MASTER}" / f"{set_name}.npy"
+    file = cache_folder() / f"masters-{RASTER_SIZE}" / f"{set_name}.npy"
     if not file.exists():
-        pictures = np.zeros((len(concepts()), MASTER, MASTER, 4), np.uint8)
+        pictures = np.zeros((len(concepts()), RASTER_SIZE, RASTER_SIZE, 4), np.uint8)
         for row, concept in enumerate(concepts()):
-            if has(set_name, concept):
+            if in_set(set_name, concept):
                 pictures[row] = render(set_name, concept)
-        with whole(file) as partial, partial.open("wb") as out:
+        with atomic_write(file) as partial, partial.open("wb") as out:
             np.save(out, pictures)
     return np.load(file, mmap_mode="r")
 
@@ -76,6 +76,6 @@ def build(sets: Sequence[str] | None = None, report: Callable[[str], None] = pri
     """
     names = tuple(SETS) if sets is None else sets
     for number, name in enumerate(names, 1):
-        drawn = int((masters(name)[..., 3].max(axis=(1, 2)) > 0).sum())
+        drawn = int((rasters(name)[..., 3].max(axis=(1, 2)) > 0).sum())
         report(f"{number}/{len(names)} {name}: {drawn} of {len(concepts())} concepts")
     return cache_folder()

@@ -32,7 +32,7 @@ PACKED = "concepts.json"
 
 
 @dataclass(frozen=True)
-class Concept:
+class EmojiConcept:
     """One thing that can be drawn: `hot dog`, in emojibase's English label."""
 
     label: str
@@ -138,49 +138,49 @@ def shortcodes() -> Mapping[str, tuple[str, ...]]:
 
 
 @cache
-def things() -> tuple[Concept, ...]:
+def things() -> tuple[EmojiConcept, ...]:
     """All things that have an emoji, drawn or not, in emojibase's order."""
     names: dict[str, str] = _json(EMOJIBASE, "meta/groups.json")["subgroups"]
     return tuple(
-        Concept(e["label"].lower(), e["hexcode"], e["emoji"], names[str(e["subgroup"])], tuple(e.get("tags", ())))
+        EmojiConcept(e["label"].lower(), e["hexcode"], e["emoji"], names[str(e["subgroup"])], tuple(e.get("tags", ())))
         for e in entries("en")
         if e.get("group") in _THINGS
     )
 
 
 @cache
-def packed() -> Mapping[str, tuple[Concept, frozenset[str]]]:
+def bundled_names() -> Mapping[str, tuple[EmojiConcept, frozenset[str]]]:
     """What a cache that was filled from a pack (`gpu/pack.py`) holds: concepts by label, and the sets that draw each.
 
     Such a cache has rendered drawings and no archives.  Empty for any other cache.
     """
     file = cache_folder() / PACKED
     listed: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
-    found: dict[str, tuple[Concept, frozenset[str]]] = {}
+    found: dict[str, tuple[EmojiConcept, frozenset[str]]] = {}
     for entry in listed:
         said: dict[str, Any] = {**entry["concept"], "tags": tuple(entry["concept"]["tags"])}
-        concept = Concept(**said)
+        concept = EmojiConcept(**said)
         found[concept.label] = concept, frozenset[str](entry["sets"])
     return found
 
 
 @cache
-def concepts() -> tuple[Concept, ...]:
+def concepts() -> tuple[EmojiConcept, ...]:
     """All things that at least ten sets draw, in emojibase's order; or those of a pack."""
-    if packed():
-        return tuple(concept for concept, _ in packed().values())
-    return tuple(c for c in things() if drawn_by(c) >= _MIN_SETS)
+    if bundled_names():
+        return tuple(concept for concept, _ in bundled_names().values())
+    return tuple(c for c in things() if sets_drawing(c) >= _MIN_SETS)
 
 
-def drawn_by(concept: Concept) -> int:
+def sets_drawing(concept: EmojiConcept) -> int:
     """How many sets draw a concept."""
-    return sum(has(name, concept) for name in SETS)
+    return sum(in_set(name, concept) for name in SETS)
 
 
-def has(set_name: str, concept: Concept) -> bool:
+def in_set(set_name: str, concept: EmojiConcept) -> bool:
     """Whether a set draws a concept."""
-    if packed():
-        return concept.label in packed() and set_name in packed()[concept.label][1]
+    if bundled_names():
+        return concept.label in bundled_names() and set_name in bundled_names()[concept.label][1]
     drawing_set = SETS[set_name]
     match drawing_set.kind:
         case "iconify":
@@ -191,7 +191,7 @@ def has(set_name: str, concept: Concept) -> bool:
             return _bare(concept.hexcode) in _files(drawing_set.package, "black/svg")
 
 
-def art(set_name: str, concept: Concept) -> bytes:
+def artwork(set_name: str, concept: EmojiConcept) -> bytes:
     """The drawing of a concept in a set: an SVG document, or a WEBP file for the 3D set.
 
     Raises KeyError when the set does not draw it.
@@ -217,7 +217,7 @@ def _iconify_codes(package: Package) -> Mapping[str, str]:
     return {_bare(code): name for code, name in _json(package, "chars.json").items()}
 
 
-def _iconify_name(package: Package, concept: Concept) -> str | None:
+def _iconify_name(package: Package, concept: EmojiConcept) -> str | None:
     icons = _json(package, "icons.json")
     candidates = (_iconify_codes(package).get(_bare(concept.hexcode)), concept.slug)
     return next((n for n in candidates if n in icons["icons"] or n in icons.get("aliases", {})), None)

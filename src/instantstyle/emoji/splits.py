@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from instantstyle.emoji.sources import SETS, Concept, concepts
+from instantstyle.emoji.sources import SETS, EmojiConcept, concepts
 from instantstyle.emoji.style_transforms import HELD_OUT_FAMILIES, HELD_OUT_HUES
 from instantstyle.errors import WeightsError
 
@@ -25,7 +25,7 @@ _FIRST = (
 )
 """The 64 things that the splits were drawn around: never held out."""
 
-CORE = (
+TRAINED_CONCEPTS = (
     *_FIRST,
     *("fox", "frog", "koala", "horse", "pig face", "monkey face", "cow face", "tiger face", "chicken", "baby chick"),
     *("eagle", "shark", "dolphin", "snake", "honeybee", "spider", "tulip", "cherry blossom", "shamrock", "cloud"),
@@ -57,7 +57,7 @@ class Splits:
         return concept not in self.concepts and set_name not in self.sets and (concept, set_name) not in self.cells
 
 
-def group(concept: Concept) -> str:
+def lookalike_group(concept: EmojiConcept) -> str:
     """Look-alikes share a group: the head noun of the label within emojibase's subgroup; all clock faces are one."""
     words = [w for w in concept.label.replace("’", "'").split() if w not in ("face", "front-facing")]
     if concept.subgroup == "time":
@@ -65,15 +65,15 @@ def group(concept: Concept) -> str:
     return f"{concept.subgroup}/{words[-1] if words else concept.label}"
 
 
-def propose() -> dict[str, Any]:
+def propose_splits() -> dict[str, Any]:
     """The splits as a rule makes them: by hash of the names, so that nobody chose them by results."""
 
     def draw(text: str) -> int:
         return int.from_bytes(hashlib.sha256(f"instantstyle:{text}".encode()).digest()[:4], "big")
 
-    groups: dict[str, list[Concept]] = {}
+    groups: dict[str, list[EmojiConcept]] = {}
     for concept in concepts():
-        groups.setdefault(group(concept), []).append(concept)
+        groups.setdefault(lookalike_group(concept), []).append(concept)
     free = [g for g in groups if not any(c.label in _FIRST for c in groups[g])]
     wanted, unseen = len(concepts()) // 8, list[str]()
     for name in sorted(free, key=draw):
@@ -104,7 +104,7 @@ def splits() -> Splits:
     """
     data = json.loads(files("instantstyle.emoji").joinpath("splits.json").read_text("utf-8"))
     body = data["held_out"]
-    found = digest(body)
+    found = splits_hash(body)
     if found != data["sha256"]:
         raise WeightsError(f"splits.json was changed: its content hashes to {found}, the file says {data['sha256']}")
     return Splits(
@@ -117,6 +117,6 @@ def splits() -> Splits:
     )
 
 
-def digest(body: dict[str, Any]) -> str:
+def splits_hash(body: dict[str, Any]) -> str:
     """The hash of the splits' content, independent of how the file is laid out."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -7,18 +7,18 @@ makes the true answer to "this, in that style" exist.  Families marked held out 
 import colorsys
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from instantstyle.emoji.rasterize import Rgba
+from instantstyle.emoji.rasterize import RgbaArray
 
-Rgb = npt.NDArray[np.uint8]
+RgbArray = npt.NDArray[np.uint8]
 """Height x width x 3."""
-Floats = npt.NDArray[np.floating[Any]]
+FloatPixels = npt.NDArray[np.floating[Any]]
 Colour = tuple[int, int, int]
 
 HELD_OUT_FAMILIES = ("sticker", "emboss", "cross-stitch")
@@ -27,38 +27,46 @@ HELD_OUT_HUES = (260.0, 300.0)
 
 
 @dataclass(frozen=True)
-class Treatment:
-    """One look.  `ground` and `ink` are RGB; what `second` and `amount` mean depends on the family."""
+class StyleTransform:
+    """One look.  `background` and `foreground` are RGB; what `accent` and `amount` mean depends on the kind."""
 
-    family: str
-    ground: Colour
-    ink: Colour
-    second: Colour
+    kind: str
+    background: Colour
+    foreground: Colour
+    accent: Colour
     amount: float
     """0 to 1: coarseness, angle or strength, by family."""
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+        """Plain data for JSON, under the keys of files that were written: not the names in code."""
+        return {key: getattr(self, name) for key, name in _JSON_KEYS.items()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Treatment":
+    def from_dict(cls, data: Mapping[str, Any]) -> "StyleTransform":
         """What `to_dict` gave, colours read back from lists."""
-        colours: dict[str, Any] = {key: tuple(data[key]) for key in ("ground", "ink", "second")}
-        return cls(**{**data, **colours})
+        background, foreground, accent = (tuple(data[key]) for key in ("ground", "ink", "second"))
+        return cls(data["family"], background, foreground, accent, data["amount"], data["seed"])
 
 
-def sample(rng: np.random.Generator, families: Sequence[str] | None = None, held_out_hue: bool = False) -> Treatment:
+_JSON_KEYS = {
+    **{"family": "kind", "ground": "background", "ink": "foreground", "second": "accent"},
+    **{"amount": "amount", "seed": "seed"},
+}
+
+
+def sample_transform(
+    rng: np.random.Generator, families: Sequence[str] | None = None, held_out_hue: bool = False
+) -> StyleTransform:
     """Draw a look at random.  `held_out_hue` draws the ground inside the held-out hue band, else outside it."""
     family = str(rng.choice(list(families or TRAINED_FAMILIES)))
     ground, ink, second = _colours(family, rng, held_out_hue)
-    return Treatment(family, ground, ink, second, float(rng.random()), int(rng.integers(2**31)))
+    return StyleTransform(family, ground, ink, second, float(rng.random()), int(rng.integers(2**31)))
 
 
-def apply(treatment: Treatment, picture: Rgba) -> Rgb:
+def apply_transform(treatment: StyleTransform, picture: RgbaArray) -> RgbArray:
     """Draw an RGBA picture again in this look; same height and width, ground filled."""
-    return _FAMILIES[treatment.family](picture, treatment, np.random.default_rng(treatment.seed))
+    return _FAMILIES[treatment.kind](picture, treatment, np.random.default_rng(treatment.seed))
 
 
 def _hue(rng: np.random.Generator, held_out: bool) -> float:
@@ -93,84 +101,86 @@ def _colours(family: str, rng: np.random.Generator, held_out: bool) -> tuple[Col
     return ground, ink, _hsv(third, float(rng.uniform(0.5, 1)), float(rng.uniform(0.5, 1)))
 
 
-def _rgb(picture: Rgba) -> Floats:
+def _rgb(picture: RgbaArray) -> FloatPixels:
     return picture[..., :3].astype(np.float32) / 255
 
 
-def _alpha(picture: Rgba) -> Floats:
+def _alpha(picture: RgbaArray) -> FloatPixels:
     return (picture[..., 3:].astype(np.float32) / 255).astype(np.float32)
 
 
-def _c(colour: Colour) -> Floats:
+def _c(colour: Colour) -> FloatPixels:
     return np.array(colour, np.float32) / 255
 
 
-def _finish(x: Floats) -> Rgb:
+def _finish(x: FloatPixels) -> RgbArray:
     return (np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _mix(under: Floats, over: Floats, share: Floats) -> Floats:
+def _mix(under: FloatPixels, over: FloatPixels, share: FloatPixels) -> FloatPixels:
     return under + (over - under) * share
 
 
-def _on_white(picture: Rgba) -> Floats:
+def _on_white(picture: RgbaArray) -> FloatPixels:
     return _mix(np.ones(3, np.float32), _rgb(picture), _alpha(picture))
 
 
-def _tone(picture: Rgba) -> Floats:
+def _tone(picture: RgbaArray) -> FloatPixels:
     """Luminance on white, stretched so that even a one-colour drawing has darks: [h, w] in 0..1."""
     grey = _on_white(picture) @ np.array([0.299, 0.587, 0.114], np.float32)
     low, high = float(np.percentile(grey, 2)), 1.0
     return np.clip((grey - low) / max(high - low, 0.15), 0, 1).astype(np.float32)
 
 
-def _blur(x: Floats, sigma: float) -> Floats:
-    return cast("Floats", cv2.GaussianBlur(x, (0, 0), sigma))
+def _blur(x: FloatPixels, sigma: float) -> FloatPixels:
+    return cast("FloatPixels", cv2.GaussianBlur(x, (0, 0), sigma))
 
 
-def _edges(picture: Rgba, width: float) -> Floats:
+def _edges(picture: RgbaArray, width: float) -> FloatPixels:
     """How much each pixel lies on a contour of colour or of the silhouette: [h, w] in 0..1, lines `width` px wide."""
     stack = np.dstack([_on_white(picture), _alpha(picture)]).astype(np.float32)
     stack = _blur(stack, 0.9)
-    gx = cast("Floats", cv2.Sobel(stack, cv2.CV_32F, 1, 0))
-    gy = cast("Floats", cv2.Sobel(stack, cv2.CV_32F, 0, 1))
+    gx = cast("FloatPixels", cv2.Sobel(stack, cv2.CV_32F, 1, 0))
+    gy = cast("FloatPixels", cv2.Sobel(stack, cv2.CV_32F, 0, 1))
     strength = np.sqrt(gx * gx + gy * gy).max(axis=2)
     line = np.clip((strength - 0.45) * 3, 0, 1).astype(np.float32)
     size = max(1, round(width))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    return _blur(cast("Floats", cv2.dilate(line, kernel)), 0.6)
+    return _blur(cast("FloatPixels", cv2.dilate(line, kernel)), 0.6)
 
 
-def _noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> Floats:
+def _noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> FloatPixels:
     """Smooth noise of mean 0 and unit spread."""
     field = _blur(rng.standard_normal(shape).astype(np.float32), sigma)
     return field / max(float(field.std()), 1e-6)
 
 
-def _plain(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
-    return _finish(_mix(_c(t.ground), _rgb(p), _alpha(p)))
+def _plain(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
+    return _finish(_mix(_c(t.background), _rgb(p), _alpha(p)))
 
 
-def _palette(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
-    steps = np.stack([_c(t.ink), 0.5 * _c(t.ink) + 0.5 * _c(t.second), _c(t.second), 0.4 * _c(t.second) + 0.6])
+def _palette(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
+    steps = np.stack(
+        [_c(t.foreground), 0.5 * _c(t.foreground) + 0.5 * _c(t.accent), _c(t.accent), 0.4 * _c(t.accent) + 0.6]
+    )
     index = np.minimum((_blur(_tone(p), 0.7) * 4).astype(int), 3)
-    return _finish(_mix(_c(t.ground), steps[index], (_alpha(p) > 0.5).astype(np.float32)))
+    return _finish(_mix(_c(t.background), steps[index], (_alpha(p) > 0.5).astype(np.float32)))
 
 
-def _duotone(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _duotone(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     tone = _tone(p)[..., None]
-    return _finish(_mix(_c(t.ink), _c(t.ground), tone))
+    return _finish(_mix(_c(t.foreground), _c(t.background), tone))
 
 
-def _pixel(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _pixel(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     side = 16 if t.amount < 0.5 else 21
-    flat = _mix(_c(t.ground), _rgb(p), _alpha(p))
-    small = cast("Floats", cv2.resize(flat, (side, side), interpolation=cv2.INTER_AREA))
+    flat = _mix(_c(t.background), _rgb(p), _alpha(p))
+    small = cast("FloatPixels", cv2.resize(flat, (side, side), interpolation=cv2.INTER_AREA))
     small = np.round(small * 4) / 4
-    return _finish(cast("Floats", cv2.resize(small, p.shape[1::-1], interpolation=cv2.INTER_NEAREST)))
+    return _finish(cast("FloatPixels", cv2.resize(small, p.shape[1::-1], interpolation=cv2.INTER_NEAREST)))
 
 
-def _hatching(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _hatching(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     height, width = p.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     tone, period = _tone(p), 6.0 + 2.5 * float(rng.random())
@@ -181,52 +191,52 @@ def _hatching(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
         dark = np.clip((level - tone) / level, 0, 1)
         ink = np.maximum(ink, np.clip((wave - (1 - (0.35 + 0.5 * dark))) * 4, 0, 1) * (dark > 0.02))
     ink = np.maximum(ink, _edges(p, 2.0))
-    return _finish(_mix(_c(t.ground), _c(t.ink), ink[..., None]))
+    return _finish(_mix(_c(t.background), _c(t.foreground), ink[..., None]))
 
 
-def _watercolour(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _watercolour(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     shape = p.shape[:2]
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     push = 2.2
     dx, dy = _noise(shape, 5.0, rng) * push, _noise(shape, 5.0, rng) * push
-    flat = np.dstack([_mix(_c(t.ground), _rgb(p), _alpha(p)), _alpha(p)]).astype(np.float32)
-    warped = _blur(cast("Floats", cv2.remap(flat, x + dx, y + dy, cv2.INTER_LINEAR, borderMode=1)), 1.6)
+    flat = np.dstack([_mix(_c(t.background), _rgb(p), _alpha(p)), _alpha(p)]).astype(np.float32)
+    warped = _blur(cast("FloatPixels", cv2.remap(flat, x + dx, y + dy, cv2.INTER_LINEAR, borderMode=1)), 1.6)
     wash, share = warped[..., :3], warped[..., 3:]
     rim = np.clip(_blur(share[..., 0], 1.0) - _blur(share[..., 0], 4.0), 0, 1)[..., None]
     bloom = _noise(shape, 7.0, rng)[..., None] * 0.09
     paper = _noise(shape, 0.8, rng)[..., None] * 0.015
-    washed = _mix(_c(t.ground), wash, np.clip(0.72 * share + bloom * share, 0, 1))
+    washed = _mix(_c(t.background), wash, np.clip(0.72 * share + bloom * share, 0, 1))
     return _finish(washed * (1 - 0.55 * rim) + paper)
 
 
-def _neon(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _neon(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     line = _edges(p, 2.5)
     glow = np.clip(_blur(line, 2.0) * 1.0 + _blur(line, 6.0) * 1.1, 0, 1)
-    colour = _c(t.second) / max(float(_c(t.second).max()), 1e-3)
-    ground = _c(t.ground) * 0.6
+    colour = _c(t.accent) / max(float(_c(t.accent).max()), 1e-3)
+    ground = _c(t.background) * 0.6
     lit = ground + colour * glow[..., None] * 0.95
     return _finish(_mix(lit, 0.35 * colour + 0.65, np.clip(line * 1.2 - 0.3, 0, 1)[..., None]))
 
 
-def _pencil(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _pencil(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     tone = _tone(p)
     grain = _noise(p.shape[:2], 0.7, rng)
     shade = np.clip((1 - tone) * 0.5 + grain * 0.10 * (tone < 0.97), 0, 1)
     line = np.clip(_edges(p, 1.6) * (0.8 + 0.2 * grain), 0, 1)
     graphite = np.full(3, 0.22, np.float32)
-    return _finish(_mix(_c(t.ground), graphite, np.clip(np.maximum(shade, line * 0.95), 0, 1)[..., None]))
+    return _finish(_mix(_c(t.background), graphite, np.clip(np.maximum(shade, line * 0.95), 0, 1)[..., None]))
 
 
-def _outline(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
-    return _finish(_mix(_c(t.ground), _c(t.ink), _edges(p, 2.5 + 3 * t.amount)[..., None]))
+def _outline(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
+    return _finish(_mix(_c(t.background), _c(t.foreground), _edges(p, 2.5 + 3 * t.amount)[..., None]))
 
 
-def _papercut(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _papercut(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     """Two layers of coloured paper, light and dark parts, each casting a soft shadow."""
     alpha, tone = _blur(_alpha(p)[..., 0], 1.0), _blur(_tone(p), 1.5)
-    canvas = np.broadcast_to(_c(t.ground), (*alpha.shape, 3)).astype(np.float32)
+    canvas = np.broadcast_to(_c(t.background), (*alpha.shape, 3)).astype(np.float32)
     middle = float(np.median(tone[alpha > 0.5])) if (alpha > 0.5).any() else 0.5
-    layers = ((alpha > 0.5, _c(t.second)), ((alpha > 0.5) & (tone < middle - 0.02), _c(t.ink)))
+    layers = ((alpha > 0.5, _c(t.accent)), ((alpha > 0.5) & (tone < middle - 0.02), _c(t.foreground)))
     for mask, colour in layers:
         sheet = mask.astype(np.float32)
         shadow = np.roll(_blur(sheet, 2.5), (3, 3), (0, 1)) * 0.5
@@ -235,7 +245,7 @@ def _papercut(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
     return _finish(_blur(canvas, 0.5))
 
 
-def _halftone(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _halftone(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     """Dots of ink whose size follows the darkness, over a flat tint of the drawing's own shape."""
     height, width = p.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -245,39 +255,40 @@ def _halftone(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
     screen = 0.5 + 0.25 * (np.cos(u * 2 * np.pi / period) + np.cos(v * 2 * np.pi / period))
     dark = 1 - _blur(_tone(p), 1.2)
     dots = np.clip((dark * 0.9 + screen - 1.0) * 5, 0, 1)
-    tint = _mix(_c(t.ground), _c(t.second), 0.45 * _alpha(p))
+    tint = _mix(_c(t.background), _c(t.accent), 0.45 * _alpha(p))
     ink = np.maximum(dots, _edges(p, 1.5) * 0.9)[..., None]
-    return _finish(_mix(tint, _c(t.ink), ink.astype(np.float32)))
+    return _finish(_mix(tint, _c(t.foreground), ink.astype(np.float32)))
 
 
-def _chalk(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _chalk(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     """Soft broken strokes in the drawing's own colours, paled, on a dark board."""
     grain = _noise(p.shape[:2], 0.8, rng)
     rough = np.clip(0.75 + 0.4 * grain, 0, 1)[..., None]
     own = 0.55 * _rgb(p) + 0.45
-    fill = _mix(_c(t.ground), own, 0.42 * _alpha(p) * rough)
+    fill = _mix(_c(t.background), own, 0.42 * _alpha(p) * rough)
     return _finish(_mix(fill, 0.3 * own + 0.7, _edges(p, 2.2)[..., None] * rough))
 
 
-def _sticker(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _sticker(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     alpha = _alpha(p)[..., 0]
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
-    border = _blur(cast("Floats", cv2.dilate(alpha, kernel)), 0.7)
+    border = _blur(cast("FloatPixels", cv2.dilate(alpha, kernel)), 0.7)
     shadow = np.roll(_blur(border, 3.0), (3, 2), (0, 1)) * 0.5
-    canvas = _c(t.ground) * (1 - shadow[..., None])
+    canvas = _c(t.background) * (1 - shadow[..., None])
     return _finish(_mix(_mix(canvas, np.ones(3, np.float32), border[..., None]), _rgb(p), alpha[..., None]))
 
 
-def _emboss(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _emboss(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     relief = _blur(0.6 * _alpha(p)[..., 0] + 0.6 * (1 - _tone(p)), 1.2)
-    slope = cast("Floats", cv2.Sobel(relief, cv2.CV_32F, 1, 0)) + cast("Floats", cv2.Sobel(relief, cv2.CV_32F, 0, 1))
-    return _finish(_c(t.ground) * (0.85 + 0.45 * np.clip(slope, -1.6, 1.6))[..., None])
+    across, down = cv2.Sobel(relief, cv2.CV_32F, 1, 0), cv2.Sobel(relief, cv2.CV_32F, 0, 1)
+    slope = cast("FloatPixels", across) + cast("FloatPixels", down)
+    return _finish(_c(t.background) * (0.85 + 0.45 * np.clip(slope, -1.6, 1.6))[..., None])
 
 
-def _cross_stitch(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
+def _cross_stitch(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     side, cell = 21, 6
     flat = np.dstack([_rgb(p) * _alpha(p), _alpha(p)]).astype(np.float32)
-    small = cast("Floats", cv2.resize(flat, (side, side), interpolation=cv2.INTER_AREA))
+    small = cast("FloatPixels", cv2.resize(flat, (side, side), interpolation=cv2.INTER_AREA))
     share = small[..., 3:]
     colour = np.round(small[..., :3] / np.maximum(share, 1e-3) * 5) / 5
     y, x = np.mgrid[0:cell, 0:cell].astype(np.float32)
@@ -285,13 +296,13 @@ def _cross_stitch(p: Rgba, t: Treatment, rng: np.random.Generator) -> Rgb:
     stitch = np.tile(np.clip(1.6 - cross, 0.12, 1), (side, side))[..., None].astype(np.float32)
     big = np.kron(colour, np.ones((cell, cell, 1), np.float32))
     on = np.kron((share > 0.5).astype(np.float32), np.ones((cell, cell, 1), np.float32))
-    weave = _c(t.ground) * (0.93 + 0.07 * np.tile((x + y) % 2, (side, side))[..., None])
-    canvas = np.broadcast_to(_c(t.ground), (*p.shape[:2], 3)).astype(np.float32).copy()
+    weave = _c(t.background) * (0.93 + 0.07 * np.tile((x + y) % 2, (side, side))[..., None])
+    canvas = np.broadcast_to(_c(t.background), (*p.shape[:2], 3)).astype(np.float32).copy()
     canvas[: side * cell, : side * cell] = _mix(weave, big, on * stitch)[: p.shape[0], : p.shape[1]]
     return _finish(canvas)
 
 
-_FAMILIES: Mapping[str, Callable[[Rgba, Treatment, np.random.Generator], Rgb]] = {
+_FAMILIES: Mapping[str, Callable[[RgbaArray, StyleTransform, np.random.Generator], RgbArray]] = {
     "plain": _plain,
     "palette": _palette,
     "duotone": _duotone,

@@ -16,62 +16,64 @@ from PIL import Image
 from torch import Tensor, nn
 
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.utils.images import Fit, fit_square
+from instantstyle.utils.images import ResizeMode, resize_square
 from instantstyle.weights.clip_vocab import clip_vocabulary
-from instantstyle.weights.resolve import Found, encoder_layout, read_json
+from instantstyle.weights.resolve import ResolvedModel, encoder_layout, read_json
 from instantstyle.weights.single_file import Part
-from instantstyle.weights.strict_load import fill_part, load_part
+from instantstyle.weights.strict_load import from_pretrained_strict, load_state
 from instantstyle.weights.tensor_files import open_tensors
 
-BATCH = 64
+ENCODE_BATCH_SIZE = 64
 """Texts or pictures that go through an encoder at a time."""
 
 
 @dataclass(frozen=True)
-class Text:
+class TextEmbeddings:
     """What the text encoders make of some texts."""
 
-    context: Float[Tensor, "n tokens context_dim"]
+    prompt_embeds: Float[Tensor, "n tokens context_dim"]
     """What cross-attention reads: the hidden states of all towers, side by side."""
-    pooled: Float[Tensor, "n pooled_dim"] | None
+    pooled_prompt_embeds: Float[Tensor, "n pooled_dim"] | None
     """What SDXL adds to the time embedding; None for families without."""
-    embeds: Float[Tensor, "n dim"] | None
+    text_embeds: Float[Tensor, "n dim"] | None
     """Un-normalised, in the space that image embeddings share; None where no tower projects into one."""
 
 
 @dataclass(frozen=True)
-class Tower:
+class TextEncoder:
     """One text encoder with its tokenizer."""
 
     tokenizer: Any
     net: Any
 
     @property
-    def length(self) -> int:
+    def max_length(self) -> int:
         """Tokens every text is padded to."""
         return min(int(self.tokenizer.model_max_length), int(self.net.config.max_position_embeddings))
 
-    def ids(self, texts: Sequence[str]) -> Tensor:
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
         """The tokens of texts, [n, length].  Raises InputError when one is longer: nothing is dropped unsaid."""
         bare: list[list[int]] = self.tokenizer(list(texts), verbose=False).input_ids
         for text, ids in zip(texts, bare, strict=True):
-            if len(ids) > self.length:
+            if len(ids) > self.max_length:
                 shown = text if len(text) <= 60 else f"{text[:57]}..."
-                left = self.tokenizer.decode(ids[self.length - 1 : -1]).strip()
+                left = self.tokenizer.decode(ids[self.max_length - 1 : -1]).strip()
                 raise InputError(
-                    f"the text {shown!r} is {len(ids) - 2} tokens long and this model reads {self.length - 2}: it "
+                    f"the text {shown!r} is {len(ids) - 2} tokens long and this model reads {self.max_length - 2}: it "
                     f"would not see {left[:60]!r}; say it in fewer words"
                 )
-        return self.tokenizer(list(texts), padding="max_length", max_length=self.length, return_tensors="pt").input_ids
+        return self.tokenizer(
+            list(texts), padding="max_length", max_length=self.max_length, return_tensors="pt"
+        ).input_ids
 
-    def say(self, texts: Sequence[str], skip: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def encode(self, texts: Sequence[str], skip: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """The hidden states `skip` from the end (1: the last, with its norm), and the embedding where it projects."""
-        out = self.net(self.ids(texts).to(device), output_hidden_states=True)
+        out = self.net(self.tokenize(texts).to(device), output_hidden_states=True)
         return out.last_hidden_state if skip == 1 else out.hidden_states[-skip], getattr(out, "text_embeds", None)
 
 
 @dataclass(frozen=True)
-class Eyes:
+class ImageEncoder:
     """The image encoder with the numbers of its preprocessing."""
 
     net: Any
@@ -79,42 +81,47 @@ class Eyes:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def prepare(self, pictures: Sequence[Image.Image], fit: Fit) -> Float[Tensor, "n 3 size size"]:
+    def preprocess(self, pictures: Sequence[Image.Image], fit: ResizeMode) -> Float[Tensor, "n 3 size size"]:
         """Pictures as the encoder takes them: square, and scaled as its preprocessor_config.json says; on the CPU."""
-        shown = torch.stack([pixels(fit_square(picture.convert("RGB"), fit, self.size)) for picture in pictures])
+        shown = torch.stack(
+            [to_unit_pixels(resize_square(picture.convert("RGB"), fit, self.size)) for picture in pictures]
+        )
         mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.mean, self.std))
         return (shown - mean) / std
 
     @torch.no_grad()
-    def look(self, pixels: Tensor, *, hidden: bool) -> Tensor:
+    def encode(self, pixels: Tensor, *, hidden: bool) -> Tensor:
         """The embedding of prepared pictures, or the last-but-one hidden states."""
-        outs = [self.net(pixels[i : i + BATCH], output_hidden_states=hidden) for i in range(0, len(pixels), BATCH)]
+        outs = [
+            self.net(pixels[i : i + ENCODE_BATCH_SIZE], output_hidden_states=hidden)
+            for i in range(0, len(pixels), ENCODE_BATCH_SIZE)
+        ]
         return torch.cat([out.hidden_states[-2] if hidden else out.image_embeds for out in outs])
 
 
-class Lent(nn.Module):
+class ReloadedModule(nn.Module):
     """An encoder that is read from its files for every use and let go after it: slower, and in nobody's way."""
 
     def __init__(self, make: Callable[[], Any], config: Any) -> None:
         super().__init__()
-        self.make, self.config = make, config
+        self.load, self.config = make, config
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.make()(*args, **kwargs)
+        return self.load()(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Of the network itself, read for this."""
-        return self.make().state_dict(*args, **kwargs)
+        return self.load().state_dict(*args, **kwargs)
 
 
-def lent(make: Callable[[], Any]) -> Lent:
+def reload_on_use(make: Callable[[], Any]) -> ReloadedModule:
     """A network to be made for every use.  It is made once now, so that files that do not fit are an error at once."""
-    return Lent(make, make().config)
+    return ReloadedModule(make, make().config)
 
 
-def load_tower(
-    found: Found, part: Part, tokenizer: str, dtype: torch.dtype, device: torch.device, *, keep: bool = True
-) -> Tower:
+def load_text_encoder(
+    found: ResolvedModel, part: Part, tokenizer: str, dtype: torch.dtype, device: torch.device, *, keep: bool = True
+) -> TextEncoder:
     """A text encoder of a model and its tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
     config = found.config(f"{part}/config.json")
@@ -124,19 +131,19 @@ def load_tower(
     if single is None:
 
         def make() -> Any:
-            return load_part(kind, found.folder / part, dtype, device)
+            return from_pretrained_strict(kind, found.folder / part, dtype, device)
 
-        return Tower(load_tokenizer(found.folder / tokenizer), make() if keep else lent(make))
+        return TextEncoder(load_tokenizer(found.folder / tokenizer), make() if keep else reload_on_use(make))
 
     def convert() -> Any:
         empty = transformers.CLIPTextConfig(**{name: x for name, x in config.items() if name != "architectures"})
-        return fill_part(lambda: kind(empty), lambda net: single.tensors(part, net), str(single.path), dtype, device)
+        return load_state(lambda: kind(empty), lambda net: single.tensors(part, net), str(single.path), dtype, device)
 
     vocabulary, merges = clip_vocabulary()
     # As published: SDXL's second tower pads with the token 0, all others with the end of the text.
     padding = {"pad_token": "!"} if part == "text_encoder_2" else {}
     tokens = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **padding)
-    return Tower(tokens, convert() if keep else lent(convert))
+    return TextEncoder(tokens, convert() if keep else reload_on_use(convert))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -148,26 +155,34 @@ def load_tokenizer(folder: Path) -> Any:
         raise WeightsError(f"cannot read the tokenizer in {folder}: {e}") from e
 
 
-def load_content_tower(folder: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True) -> Tower:
+def load_content_text_encoder(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True
+) -> TextEncoder:
     """The text tower in a CLIP's folder, which may hold the whole CLIP, and its tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
 
     def make() -> Any:
         kind = transformers.CLIPTextModelWithProjection
-        return load_part(kind, folder, dtype, device, besides=r"vision_model\.|visual_projection\.|logit_scale$")
+        return from_pretrained_strict(
+            kind, folder, dtype, device, besides=r"vision_model\.|visual_projection\.|logit_scale$"
+        )
 
     inside = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
-    return Tower(load_tokenizer(inside), make() if keep else lent(make))
+    return TextEncoder(load_tokenizer(inside), make() if keep else reload_on_use(make))
 
 
-def load_eyes(found: Found, where: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True) -> Eyes:
+def load_image_encoder(
+    found: ResolvedModel, where: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True
+) -> ImageEncoder:
     """An image encoder of a folder or a single file, with its preprocessing or else CLIP's.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
     kind = transformers.CLIPVisionModelWithProjection
     if where.is_dir():
 
         def make() -> Any:
-            return load_part(kind, where, dtype, device, besides=r"text_model\.|text_projection\.|logit_scale$")
+            return from_pretrained_strict(
+                kind, where, dtype, device, besides=r"text_model\.|text_projection\.|logit_scale$"
+            )
 
         folders = (where,) if found.single is not None else (found.folder / "feature_extractor", where)
         said = next((path for folder in folders if (path := folder / "preprocessor_config.json").is_file()), None)
@@ -176,15 +191,15 @@ def load_eyes(found: Found, where: Path, dtype: torch.dtype, device: torch.devic
 
         def make() -> Any:
             empty = transformers.CLIPVisionConfig(**layout)
-            return fill_part(lambda: kind(empty), lambda net: _vision_tensors(where), str(where), dtype, device)
+            return load_state(lambda: kind(empty), lambda net: _vision_tensors(where), str(where), dtype, device)
 
         said = None
     config = read_json(said) if said is not None else {}
     mean = config.get("image_mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("image_std", (0.26862954, 0.26130258, 0.27577711))
-    net = make() if keep else lent(make)
+    net = make() if keep else reload_on_use(make)
     # The network itself says what it takes; a feature extractor may be the safety checker's, of another size.
-    return Eyes(net, int(net.config.image_size), tuple(mean), tuple(std))
+    return ImageEncoder(net, int(net.config.image_size), tuple(mean), tuple(std))
 
 
 def _vision_tensors(path: Path) -> dict[str, Tensor]:
@@ -193,6 +208,6 @@ def _vision_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.read(name) for name in wanted if not name.endswith("position_ids")}
 
 
-def pixels(picture: Image.Image) -> Float[Tensor, "3 height width"]:
+def to_unit_pixels(picture: Image.Image) -> Float[Tensor, "3 height width"]:
     """A picture as numbers from 0 to 1."""
     return torch.tensor(np.asarray(picture)).permute(2, 0, 1).float() / 255

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from instantstyle.errors import WeightsError, closest
+from instantstyle.errors import WeightsError, closest_match
 
-FILE = "names.json"
+VOCABULARY_FILE = "names.json"
 """In a model's folder; written by `python -m instantstyle.emoji.build_vocabulary`."""
 
 _ARTICLES = frozenset(("a", "an", "the", "ein", "eine", "einen", "einem", "einer", "der", "die", "das"))
@@ -36,14 +36,14 @@ _KATAKANA = {code: code + 0x60 for code in range(0x3041, 0x3097)}
 
 
 @dataclass(frozen=True)
-class Thing:
+class Concept:
     """One thing that has an emoji, whether or not a model was taught it."""
 
     label: str
     emoji: str
-    group: str
+    lookalike_group: str
     """Look-alikes share it."""
-    kin: str
+    category: str
     """A wider circle: `animal-mammal`."""
     names: tuple[str, ...] = ()
     """Other names, the more usual first."""
@@ -52,7 +52,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Understood:
+class NormalizedPrompt:
     """What a model is to read for what was typed."""
 
     text: str
@@ -61,54 +61,58 @@ class Understood:
 
 
 @dataclass(frozen=True, eq=False)
-class Names:
+class PromptVocabulary:
     """All things that have a name, those of them that one model was taught, and the words it was taught for looks."""
 
-    things: Sequence[Thing]
-    taught: frozenset[str]
+    concepts: Sequence[Concept]
+    known_labels: frozenset[str]
     """Labels."""
-    looks: frozenset[str]
+    style_words: frozenset[str]
     """Single words of looks: "neon", "style", "on", "blue"."""
     colours: frozenset[str]
     """Those of them that are colours, which this model knows of grounds alone."""
-    _strong: Mapping[str, Thing] = field(init=False, repr=False)
-    _weak: Mapping[str, tuple[Thing, ...]] = field(init=False, repr=False)
-    _emoji: Mapping[str, Thing] = field(init=False, repr=False)
-    _alike: Mapping[str, tuple[Thing, ...]] = field(init=False, repr=False)
+    _exact_names: Mapping[str, Concept] = field(init=False, repr=False)
+    _tags: Mapping[str, tuple[Concept, ...]] = field(init=False, repr=False)
+    _emoji: Mapping[str, Concept] = field(init=False, repr=False)
+    _lookalikes: Mapping[str, tuple[Concept, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        known = sorted(self.things, key=lambda thing: thing.label not in self.taught)
-        strong: dict[str, Thing] = {}
+        known = sorted(self.concepts, key=lambda thing: thing.label not in self.known_labels)
+        strong: dict[str, Concept] = {}
         for rank in range(max((len(thing.names) for thing in known), default=0) + 1):
             for thing in known:
                 if rank <= len(thing.names):
-                    strong.setdefault(key((thing.label, *thing.names)[rank]), thing)
+                    strong.setdefault(normalize_key((thing.label, *thing.names)[rank]), thing)
         # A taught thing's second name goes before an untaught one's first: "pig" is the pig face, where that is known.
         for thing in reversed(known):
-            if thing.label in self.taught:
-                strong |= {key(name): thing for name in thing.names if strong[key(name)].label not in self.taught}
-        weak: dict[str, list[Thing]] = {}
+            if thing.label in self.known_labels:
+                strong |= {
+                    normalize_key(name): thing
+                    for name in thing.names
+                    if strong[normalize_key(name)].label not in self.known_labels
+                }
+        weak: dict[str, list[Concept]] = {}
         for thing in known:
-            if thing.label in self.taught:
-                for tag in dict.fromkeys(map(key, thing.tags)):
-                    if tag not in self.looks:
+            if thing.label in self.known_labels:
+                for tag in dict.fromkeys(map(normalize_key, thing.tags)):
+                    if tag not in self.style_words:
                         weak.setdefault(tag, []).append(thing)
-        alike: dict[str, tuple[Thing, ...]] = {}
+        alike: dict[str, tuple[Concept, ...]] = {}
         for thing in known:
-            if thing.label in self.taught:
-                alike[thing.group] = (*alike.get(thing.group, ()), thing)
-        object.__setattr__(self, "_alike", alike)
-        object.__setattr__(self, "_strong", strong)
-        object.__setattr__(self, "_weak", {tag: tuple(things) for tag, things in weak.items()})
-        object.__setattr__(self, "_emoji", {_plain(thing.emoji): thing for thing in self.things})
+            if thing.label in self.known_labels:
+                alike[thing.lookalike_group] = (*alike.get(thing.lookalike_group, ()), thing)
+        object.__setattr__(self, "_lookalikes", alike)
+        object.__setattr__(self, "_exact_names", strong)
+        object.__setattr__(self, "_tags", {tag: tuple(things) for tag, things in weak.items()})
+        object.__setattr__(self, "_emoji", {_plain(thing.emoji): thing for thing in self.concepts})
 
     @classmethod
-    def read(cls, path: Path, taught: Iterable[str]) -> "Names":
+    def read(cls, path: Path, taught: Iterable[str]) -> "PromptVocabulary":
         """The names in a file, for a model that was taught these labels.  Raises WeightsError."""
         try:
             content: Any = json.loads(path.read_text(encoding="utf-8"))
             things = [
-                Thing(label, each["emoji"], each["group"], each["kin"], tuple(each["names"]), tuple(each["tags"]))
+                Concept(label, each["emoji"], each["group"], each["kin"], tuple(each["names"]), tuple(each["tags"]))
                 for label, each in cast("Mapping[str, Any]", content["things"]).items()
             ]
             return cls(things, frozenset(taught), frozenset(content["looks"]), frozenset(content["colours"]))
@@ -118,7 +122,7 @@ class Names:
                 "python -m instantstyle.emoji.build_vocabulary"
             ) from broken
 
-    def understand(self, typed: str) -> Understood:
+    def normalize(self, typed: str) -> NormalizedPrompt:
         """What the model is to read for a prompt.
 
         The first thing named is what is drawn; its name becomes the taught one, in its place.  After the thing's
@@ -126,7 +130,7 @@ class Names:
         stays whole.
         """
         if not typed.strip():
-            return Understood(typed)
+            return NormalizedPrompt(typed)
         clauses = [clause.strip() for clause in re.split(r"[,;、，]", typed) if clause.strip()]
         found = [self._find(self._tokens(clause)) for clause in clauses]
         subject = next((i for i, each in enumerate(found) if each is not None), None)
@@ -138,9 +142,9 @@ class Names:
         others = [clause for i, clause in enumerate(clauses) if i != subject]
         warnings += [warning for clause in others for warning in self._look(clause)]
         text = ", ".join(said if i == subject else clause for i, clause in enumerate(clauses))
-        return Understood(text, tuple(warnings))
+        return NormalizedPrompt(text, tuple(warnings))
 
-    def _subject(self, clause: str, first: int, last: int, thing: Thing) -> tuple[str, list[str]]:
+    def _subject(self, clause: str, first: int, last: int, thing: Concept) -> tuple[str, list[str]]:
         """The clause that names the thing, as the model is to read it, and what is to be said of it."""
         tokens = self._tokens(clause)
         typed = "".join(tokens[first:last]) if _EAST.search(tokens[first]) else " ".join(tokens[first:last])
@@ -153,9 +157,9 @@ class Names:
             label = thing.label
         else:
             label = taught.label
-            if _faceless(taught.label) != _faceless(thing.label):
+            if _strip_face_suffix(taught.label) != _strip_face_suffix(thing.label):
                 warnings.append(
-                    f"{thing.label!r} is not among the {len(self.taught)} things this model was taught: it draws "
+                    f"{thing.label!r} is not among the {len(self.known_labels)} things this model was taught: it draws "
                     f"{label!r} instead"
                 )
         before, after = tokens[:first], tokens[last:]
@@ -166,14 +170,14 @@ class Names:
             for token in (*lost, *more)
         ]
         for token in (*before, *after):
-            if not self._stays(token) and key(token) not in _FILLERS and self._emoji.get(token) is not thing:
+            if not self._stays(token) and normalize_key(token) not in _FILLERS and self._emoji.get(token) is not thing:
                 warnings.append(self._left_out(token))
-        if any(key(token) in _ARTICLES for token in before):
-            ahead.insert(0, article(ahead[0] if ahead else label).split(" ")[0])
+        if any(normalize_key(token) in _ARTICLES for token in before):
+            ahead.insert(0, indefinite_article(ahead[0] if ahead else label).split(" ")[0])
         return " ".join([*ahead, label, *behind]), warnings
 
     def _stays(self, token: str) -> bool:
-        return key(token) in self.looks
+        return normalize_key(token) in self.style_words
 
     def _kept(self, tokens: Sequence[str]) -> tuple[list[str], list[str]]:
         """Words of looks, and colours that are lost because they are said of the thing and not, by "on", of the ground.
@@ -183,7 +187,7 @@ class Names:
         """
         kept, lost, on, ground = list[str](), list[str](), "", False
         for token in tokens:
-            word = key(token)
+            word = normalize_key(token)
             if word == "on":
                 on, ground = token, True
             elif word in self.colours:
@@ -194,112 +198,136 @@ class Names:
                 kept += [token] if self._stays(token) else []
         return kept, lost
 
-    def _taught(self, thing: Thing) -> Thing | None:
+    def _taught(self, thing: Concept) -> Concept | None:
         """The thing itself, or one that looks like it and was taught."""
-        if thing.label in self.taught:
+        if thing.label in self.known_labels:
             return thing
-        alike = self._alike.get(thing.group, ())
-        return next((each for each in alike if _faceless(each.label) == _faceless(thing.label)), (*alike, None)[0])
-
-    def _untaught(self, typed: str, thing: Thing) -> str:
-        named = typed if key(typed) == key(thing.label) else f"{typed} ({thing.label})"
-        return (
-            f"'{named}' is not among the {len(self.taught)} things this model was taught, so it will not be drawn "
-            f"rightly{self._nearest_thing(thing)}"
+        alike = self._lookalikes.get(thing.lookalike_group, ())
+        return next(
+            (each for each in alike if _strip_face_suffix(each.label) == _strip_face_suffix(thing.label)),
+            (*alike, None)[0],
         )
 
-    def _nearest_thing(self, thing: Thing) -> str:
+    def _untaught(self, typed: str, thing: Concept) -> str:
+        named = typed if normalize_key(typed) == normalize_key(thing.label) else f"{typed} ({thing.label})"
+        return (
+            f"'{named}' is not among the {len(self.known_labels)} things this model was taught, so it will not be "
+            f"drawn rightly{self._nearest_thing(thing)}"
+        )
+
+    def _nearest_thing(self, thing: Concept) -> str:
         """The taught thing of the same kind that shares most tags with an untaught one."""
-        kin = [each for each in self.things if each.label in self.taught and each.kin.split("-")[0] == _circle(thing)]
+        kin = [
+            each
+            for each in self.concepts
+            if each.label in self.known_labels and each.category.split("-")[0] == _circle(thing)
+        ]
         if not kin:
             return ""
         tags = set(thing.tags)
-        best = max(kin, key=lambda each: (each.kin == thing.kin, len(tags & set(each.tags)), -len(each.tags)))
+        best = max(kin, key=lambda each: (each.category == thing.category, len(tags & set(each.tags)), -len(each.tags)))
         return f"; nearest known: {best.label!r}"
 
     def _left_out(self, token: str) -> str:
         if self._named([token]) is not None:
             return f"this model draws one thing a picture: {token!r} is left out"
-        near = closest(key(token), [*self.looks, *self.taught], 0.75)
+        near = closest_match(normalize_key(token), [*self.style_words, *self.known_labels], 0.75)
         return f"{token!r} is no word this model was taught{_hint(near)}: it is left out"
 
     def _look(self, clause: str) -> list[str]:
         """Warnings about a clause that names no thing to be drawn; it stays as it stands."""
-        words = [token for token in self._tokens(clause) if not self._stays(token) and key(token) not in _FILLERS]
+        words = [
+            token for token in self._tokens(clause) if not self._stays(token) and normalize_key(token) not in _FILLERS
+        ]
         return [
-            f"{word!r} is no word for a look that this model was taught{_hint(closest(key(word), self.looks, 0.75))}"
+            f"{word!r} is no word for a look that this model was taught"
+            f"{_hint(closest_match(normalize_key(word), self.style_words, 0.75))}"
             for word in words
         ]
 
-    def _unknown(self, typed: str, clauses: Sequence[str]) -> Understood:
+    def _unknown(self, typed: str, clauses: Sequence[str]) -> NormalizedPrompt:
         """A prompt that names nothing known: read as it is, and said so."""
         tokens = self._tokens(clauses[0]) if clauses else []
-        words = [token for token in tokens if key(token) not in _FILLERS]
+        words = [token for token in tokens if normalize_key(token) not in _FILLERS]
         if clauses and all(self._stays(token) for clause in clauses for token in self._tokens(clause)):
-            return Understood(typed, ("no thing is named, only a look: the model draws what it likes",))
+            return NormalizedPrompt(typed, ("no thing is named, only a look: the model draws what it likes",))
         several = next((things for word in words if len(things := self._by_tag(word)) > 1), ())
         if several:
             said = ", ".join(repr(thing.label) for thing in several[:6])
-            return Understood(typed, (f"{typed!r} may be several things this model was taught: {said}; say which",))
+            return NormalizedPrompt(
+                typed, (f"{typed!r} may be several things this model was taught: {said}; say which",)
+            )
         near = self._nearest_name(" ".join(words)) or next(filter(None, map(self._nearest_name, words)), None)
         shown = " ".join(words) or typed
         named = f" ({name})" if len(shown) == 1 and (name := unicodedata.name(shown, "").lower()) else ""
-        return Understood(
+        return NormalizedPrompt(
             typed,
             (
-                f"'{shown}'{named} is not among the {len(self.taught)} things this model was taught"
-                f"{_hint(near) or '; a few it was: ' + ', '.join(sorted(self.taught)[:5])}",
+                f"'{shown}'{named} is not among the {len(self.known_labels)} things this model was taught"
+                f"{_hint(near) or '; a few it was: ' + ', '.join(sorted(self.known_labels)[:5])}",
             ),
         )
 
     def _nearest_name(self, words: str) -> str | None:
         """The label of the taught thing with a name, or a tag of its own, that is spelled most like the words."""
-        own = {tag: things[0] for tag, things in self._weak.items() if len(things) == 1}
-        names = {name: taught for name, thing in {**own, **self._strong}.items() if (taught := self._taught(thing))}
-        near = closest(key(words), [name for name in names if abs(len(name) - len(words)) <= max(2, len(words) // 2)])
+        own = {tag: things[0] for tag, things in self._tags.items() if len(things) == 1}
+        names = {
+            name: taught for name, thing in {**own, **self._exact_names}.items() if (taught := self._taught(thing))
+        }
+        near = closest_match(
+            normalize_key(words), [name for name in names if abs(len(name) - len(words)) <= max(2, len(words) // 2)]
+        )
         return None if near is None else names[near].label
 
-    def _find(self, tokens: Sequence[str]) -> tuple[int, int, Thing] | None:
+    def _find(self, tokens: Sequence[str]) -> tuple[int, int, Concept] | None:
         """The longest run of tokens that names a thing, of equally long ones the first; as [first, last) and thing."""
         for length in range(min(len(tokens), 6), 0, -1):
             for first in range(len(tokens) - length + 1):
                 if (thing := self._named(tokens[first : first + length])) is not None:
                     return first, first + length, thing
         for i, token in enumerate(tokens):  # "peach" is a colour too, and a fruit where nothing else is meant
-            both = self._strong.get(key(token)) if self._stays(token) else None
-            if both is not None and both.label in self.taught and all(key(each) != "on" for each in tokens[:i]):
+            both = self._exact_names.get(normalize_key(token)) if self._stays(token) else None
+            if (
+                both is not None
+                and both.label in self.known_labels
+                and all(normalize_key(each) != "on" for each in tokens[:i])
+            ):
                 return i, i + 1, both
-        words = [i for i, token in enumerate(tokens) if key(token) not in _FILLERS and not self._stays(token)]
+        words = [i for i, token in enumerate(tokens) if normalize_key(token) not in _FILLERS and not self._stays(token)]
         for i in words:  # a tag is a name only where nothing else is said, or in a script without spaces
             things = self._by_tag(tokens[i])
             if len(things) == 1 and (len(words) == 1 or _EAST.search(tokens[i])):
                 return i, i + 1, things[0]
         return None
 
-    def _named(self, tokens: Sequence[str]) -> Thing | None:
-        whole = key(" ".join(tokens))
+    def _named(self, tokens: Sequence[str]) -> Concept | None:
+        whole = normalize_key(" ".join(tokens))
         if len(tokens) == 1:
             if tokens[0] in self._emoji:
                 return self._emoji[tokens[0]]
-            if whole in self.looks or whole in _FILLERS:
+            if whole in self.style_words or whole in _FILLERS:
                 return None
             if _EAST.search(whole):
-                inside = [name for name in self._strong if name in whole and (len(name) > 1 or _KANJI.match(name))]
-                named = max(inside, key=lambda name: (self._strong[name].label in self.taught, len(name)), default=None)
-                return None if named is None else self._strong[named]
-        known = [self._strong[name] for name in (whole, *_singulars(whole)) if name in self._strong]
-        return next((thing for thing in known if thing.label in self.taught), (*known, None)[0])
+                inside = [name for name in self._exact_names if name in whole and (len(name) > 1 or _KANJI.match(name))]
+                named = max(
+                    inside,
+                    key=lambda name: (self._exact_names[name].label in self.known_labels, len(name)),
+                    default=None,
+                )
+                return None if named is None else self._exact_names[named]
+        known = [self._exact_names[name] for name in (whole, *_singulars(whole)) if name in self._exact_names]
+        return next((thing for thing in known if thing.label in self.known_labels), (*known, None)[0])
 
     def _tagged(self, tokens: Sequence[str]) -> bool:
         """Whether the tokens lead to a thing by a tag alone."""
-        return self._named(tokens) is None and key(" ".join(tokens)) not in self._strong
+        return self._named(tokens) is None and normalize_key(" ".join(tokens)) not in self._exact_names
 
-    def _by_tag(self, token: str) -> tuple[Thing, ...]:
-        whole = key(token)
+    def _by_tag(self, token: str) -> tuple[Concept, ...]:
+        whole = normalize_key(token)
         if _EAST.search(whole):
-            inside = [tag for tag in self._weak if tag in whole]
-            return self._weak[max(inside, key=len)] if inside else ()
-        return next((self._weak[name] for name in (whole, *_singulars(whole)) if name in self._weak), ())
+            inside = [tag for tag in self._tags if tag in whole]
+            return self._tags[max(inside, key=len)] if inside else ()
+        return next((self._tags[name] for name in (whole, *_singulars(whole)) if name in self._tags), ())
 
     def _tokens(self, text: str) -> list[str]:
         """Words, and emoji each by itself."""
@@ -315,13 +343,13 @@ class Names:
         return tokens
 
 
-def key(text: str) -> str:
+def normalize_key(text: str) -> str:
     """A name as it is looked up: without case, punctuation, width or hyphens, hiragana as katakana."""
     folded = unicodedata.normalize("NFKC", text).casefold().translate(_KATAKANA)
     return " ".join(re.findall(r"[^\W_]+", folded))
 
 
-def article(noun: str) -> str:
+def indefinite_article(noun: str) -> str:
     """`a cat`, `an apple`."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
@@ -336,12 +364,12 @@ def _singulars(name: str) -> list[str]:
     return [single for single in ends if len(single) > 2]
 
 
-def _faceless(label: str) -> str:
+def _strip_face_suffix(label: str) -> str:
     return label.removesuffix(" face")
 
 
-def _circle(thing: Thing) -> str:
-    return thing.kin.split("-")[0]
+def _circle(thing: Concept) -> str:
+    return thing.category.split("-")[0]
 
 
 def _hint(near: str | None) -> str:

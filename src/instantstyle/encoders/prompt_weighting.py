@@ -15,10 +15,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from instantstyle.encoders.clip import Lent, Tower
+from instantstyle.encoders.clip import ReloadedModule, TextEncoder
 from instantstyle.errors import InputError
 
-Reading = Literal["plain", "long", "weighted"]
+PromptMode = Literal["plain", "long", "weighted"]
 """plain: as it stands, refused where it is too long.  long: in chunks.  weighted: compel's syntax, `(word)1.3`,
 `word++`, `word--`, `("one", "other").blend(1, .5)`, `("one", "other").and()`, also A1111's
 `(word:1.3)`; in chunks where it is long."""
@@ -28,7 +28,9 @@ _A1111 = re.compile(r"\(([^():]*):\s*(\d*\.?\d+)\)", re.ASCII)
 """`(words:1.3)`, which compel would take for words and numbers; it writes `(words)1.3`."""
 
 
-def read(towers: Sequence[Tower], texts: Sequence[str], skip: int, reading: Reading) -> tuple[Tensor, Tensor | None]:
+def encode_weighted_prompts(
+    towers: Sequence[TextEncoder], texts: Sequence[str], skip: int, reading: PromptMode
+) -> tuple[Tensor, Tensor | None]:
     """The context of the texts, [n, chunks x length, context_dim], and their embedding [n, dim] where a tower projects.
 
     The embedding is of the first chunk and knows no weights, as everywhere.  `skip` as `Tower.say` takes it.  Raises
@@ -46,24 +48,24 @@ def read(towers: Sequence[Tower], texts: Sequence[str], skip: int, reading: Read
             embeds = projected
     tokens = max(context.shape[1] for side in sides for context in side)
     filled = [
-        torch.cat([fill(context, empty, tokens) for context in side])
+        torch.cat([pad_context(context, empty, tokens) for context in side])
         for side, empty in zip(sides, empties, strict=True)
     ]
     return torch.cat(filled, dim=-1), embeds
 
 
-def fill(context: Tensor, empty: Tensor, tokens: int) -> Tensor:
+def pad_context(context: Tensor, empty: Tensor, tokens: int) -> Tensor:
     """The context [n, fewer, dim] made `tokens` long by what an empty text [1, length, dim] is read as."""
     missing = (tokens - context.shape[1]) // empty.shape[1]
     return torch.cat([context, empty.to(context).expand(len(context), -1, -1).repeat(1, missing, 1)], dim=1)
 
 
-def _compel(tower: Tower, skip: int) -> Any:
+def _compel(tower: TextEncoder, skip: int) -> Any:
     """Compel with the hidden states that the family reads."""
     if skip not in (1, 2):
         raise InputError(f"texts in chunks or with weights are read from the last or last-but-one layer, not {skip}")
     compel: Any = import_module("compel")
-    net = tower.net.make() if isinstance(tower.net, Lent) else tower.net
+    net = tower.net.load() if isinstance(tower.net, ReloadedModule) else tower.net
     kinds = compel.ReturnedEmbeddingsType
     return compel.Compel(
         tokenizer=tower.tokenizer,
@@ -72,7 +74,7 @@ def _compel(tower: Tower, skip: int) -> Any:
         returned_embeddings_type=(
             kinds.LAST_HIDDEN_STATES_NORMALIZED if skip == 1 else kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
         ),
-        model_max_length=tower.length,
+        model_max_length=tower.max_length,
         device=net.device,
     )
 
@@ -112,9 +114,9 @@ def _fragments(prompt: Any) -> Iterator[Any]:
             yield from _fragments(each)
 
 
-def _embeds(tower: Tower, device: Any, texts: Sequence[str]) -> Tensor | None:
+def _embeds(tower: TextEncoder, device: Any, texts: Sequence[str]) -> Tensor | None:
     """The projected embedding of each text's first tokens."""
     ids = tower.tokenizer(
-        list(texts), padding="max_length", truncation=True, max_length=tower.length, return_tensors="pt"
+        list(texts), padding="max_length", truncation=True, max_length=tower.max_length, return_tensors="pt"
     ).input_ids
     return getattr(tower.net(ids.to(device)), "text_embeds", None)

@@ -2,41 +2,44 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from instantstyle.emoji.rasterize import masters
+from instantstyle.emoji.rasterize import rasters
 from instantstyle.emoji.sources import SETS, concepts
-from instantstyle.evaluate.bundled_data import DRAWINGS, FOLDER, QUESTIONS, packed
+from instantstyle.evaluate.bundled_data import BUNDLE_FOLDER, DRAWINGS, QUESTIONS, bundled
 from instantstyle.evaluate.ground_truth import TRAINED_SETS
-from instantstyle.evaluate.suite import digest, made, others
-from instantstyle.evaluate.tasks import Question, another_style
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.evaluate.suite import distractor_styles, generate_tasks, suite_hash
+from instantstyle.evaluate.tasks import Task, unrelated_style
+from instantstyle.utils.atomic_files import write_atomic
 
 
-def needed(asked: Sequence[Question]) -> set[tuple[str, str]]:
+def needed_drawings(asked: Sequence[Task]) -> set[tuple[str, str]]:
     """The drawings, by set and thing, that questions, references, controls and measures are made of."""
     found: set[tuple[str, str]] = set()
     for q in asked:
-        found |= {(name, q.thing) for name in TRAINED_SETS}  # what a copy is told from
-        found |= {(q.style.set_name, each) for each in (q.thing, q.shown, q.other)}
-        found |= {(each.set_name, thing) for each in (another_style(q), *others(q)) for thing in (q.thing, q.shown)}
+        found |= {(name, q.target) for name in TRAINED_SETS}  # what a copy is told from
+        found |= {(q.style.icon_set, each) for each in (q.target, q.reference_content, q.swap_content)}
+        found |= {
+            (each.icon_set, thing)
+            for each in (unrelated_style(q), *distractor_styles(q))
+            for thing in (q.target, q.reference_content)
+        }
     return found
 
 
 def main() -> None:
     """Write both files.  Needs the drawings of the emoji world: make world."""
-    folder = Path(__file__).parent.parent / FOLDER
-    asked = made(small=True)
+    folder = Path(__file__).parent.parent / BUNDLE_FOLDER
+    asked = generate_tasks(small=True)
     rows = {concept.label: row for row, concept in enumerate(concepts())}
-    wanted = needed(asked)
+    wanted = needed_drawings(asked)
     assert not any(SETS[name].held_out for name, _ in wanted), "the sets that are held out are never shipped"
-    pack = packed({(name, thing): np.asarray(masters(name)[rows[thing]]) for name, thing in wanted})
-    said = {"sha256": digest(asked), "questions": [asdict(q) for q in asked]}
-    write_whole(folder / QUESTIONS, f"{json.dumps(said, indent=1, ensure_ascii=False)}\n".encode())
-    print(write_whole(folder / DRAWINGS, pack), f"{len(wanted)} drawings, {len(pack):,} bytes")
+    pack = bundled({(name, thing): np.asarray(rasters(name)[rows[thing]]) for name, thing in wanted})
+    said = {"sha256": suite_hash(asked), "questions": [q.to_dict() for q in asked]}
+    write_atomic(folder / QUESTIONS, f"{json.dumps(said, indent=1, ensure_ascii=False)}\n".encode())
+    print(write_atomic(folder / DRAWINGS, pack), f"{len(wanted)} drawings, {len(pack):,} bytes")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from instantstyle.emoji.rasterize import MASTER, Rgba
+from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray
 
-FOLDER = "assets/referee"
+BUNDLE_FOLDER = "assets/referee"
 QUESTIONS, DRAWINGS = "questions.json", "drawings.zip"
 
 
@@ -28,19 +28,19 @@ def questions() -> Sequence[Mapping[str, Any]]:
 
 
 @cache
-def drawings() -> Mapping[tuple[str, str], Rgba]:
+def drawings() -> Mapping[tuple[str, str], RgbaArray]:
     """Drawings [128, 128, 4] by set and thing."""
-    found: dict[tuple[str, str], Rgba] = {}
+    found: dict[tuple[str, str], RgbaArray] = {}
     with zipfile.ZipFile(io.BytesIO(_file(DRAWINGS))) as pack:
         listed: Mapping[str, Sequence[str]] = json.loads(pack.read("index.json"))
         for name, things in listed.items():
             column = np.asarray(Image.open(io.BytesIO(pack.read(f"{name}.webp"))).convert("RGBA"))
             for row, thing in enumerate(things):
-                found[name, thing] = column[row * MASTER : (row + 1) * MASTER]
+                found[name, thing] = column[row * RASTER_SIZE : (row + 1) * RASTER_SIZE]
     return found
 
 
-def packed(pictures: Mapping[tuple[str, str], Rgba]) -> bytes:
+def bundled(pictures: Mapping[tuple[str, str], RgbaArray]) -> bytes:
     """Such a file of drawings: for each set one lossless WebP, one drawing below the other, and the list of them."""
     listed: dict[str, list[str]] = {}
     for name, thing in sorted(pictures):
@@ -61,4 +61,4 @@ def _add(pack: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def _file(name: str) -> bytes:
-    return files("instantstyle").joinpath(f"{FOLDER}/{name}").read_bytes()
+    return files("instantstyle").joinpath(f"{BUNDLE_FOLDER}/{name}").read_bytes()

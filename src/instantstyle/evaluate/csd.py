@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from instantstyle.errors import WeightsError
-from instantstyle.evaluate.similarity_metrics import Sight
-from instantstyle.weights.strict_load import check_names, fill_part
+from instantstyle.evaluate.similarity_metrics import FeatureExtractor
+from instantstyle.weights.strict_load import check_state_dict, load_state
 from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 HEADS = ("style", "content")
@@ -34,7 +34,7 @@ _RENAMED = (
 """OpenAI's names in CLIP's visual tower, and transformers'."""
 
 
-def load_csd(path: str | Path, device: torch.device) -> Sight:
+def load_csd(path: str | Path, device: torch.device) -> FeatureExtractor:
     """CSD from a checkpoint's `model_state_dict`, or from .safetensors of the same names.  Raises WeightsError.
 
     Its layers are told from shapes; an attention head has 64 numbers, as in every CLIP of OpenAI's.
@@ -45,7 +45,7 @@ def load_csd(path: str | Path, device: torch.device) -> Sight:
         tensors = _tensors(path, file)
     heads = {name: tensors.pop(f"last_layer_{name}") for name in HEADS}
     width, _, patch, _ = tensors["conv1.weight"].shape
-    check_names(
+    check_state_dict(
         dict.fromkeys(HEADS, (width, heads["style"].shape[-1])),
         {name: tuple(head.shape) for name, head in heads.items()},
         str(path),
@@ -64,7 +64,7 @@ def load_csd(path: str | Path, device: torch.device) -> Sight:
     def make() -> Any:
         return transformers.CLIPVisionModel(config)
 
-    net = fill_part(make, lambda net: _renamed(tensors, net), str(path), torch.float32, device)
+    net = load_state(make, lambda net: _renamed(tensors, net), str(path), torch.float32, device)
     heads = {name: head.to(device, torch.float32) for name, head in heads.items()}
     square = {"height": side, "width": side}
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
@@ -73,7 +73,9 @@ def load_csd(path: str | Path, device: torch.device) -> Sight:
         seen = net(pixels.to(device)).pooler_output
         return {f"CSD {name}": seen @ head for name, head in heads.items()}
 
-    return Sight(path, lambda shown: processor(images=list(shown), return_tensors="pt")["pixel_values"], embed)
+    return FeatureExtractor(
+        path, lambda shown: processor(images=list(shown), return_tensors="pt")["pixel_values"], embed
+    )
 
 
 def _tensors(path: Path, file: TensorFile) -> dict[str, Tensor]:

@@ -26,21 +26,21 @@ from PIL import Image
 
 from instantstyle.errors import InstantStyleError
 from instantstyle.evaluate.classifiers import pixels_of
-from instantstyle.evaluate.experiments import Job, settled
-from instantstyle.evaluate.tasks import GUIDANCE, Answers, Question, Way, ask
+from instantstyle.evaluate.experiments import Job, resolve_experiments
+from instantstyle.evaluate.tasks import GUIDANCE, Outputs, Setting, Task, run_tasks
 from instantstyle.model import Model
-from instantstyle.utils.atomic_files import sweep
-from instantstyle.utils.images import read, read_texts
+from instantstyle.utils.atomic_files import remove_stale_temp_files
+from instantstyle.utils.images import load_image, read_text_chunks
 from instantstyle.utils.images import write_png as write
 
-Load = Callable[[], Model]
+LoadModelFn = Callable[[], Model]
 """Loads the model anew, in a process of its own; to be sent there, so a function of a module or a partial of one."""
 _COST = "parameters"
 """The PNG text chunk that holds a picture's cost, and what it was made from."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class ImageCache:
     """The pictures of one model and number of steps in a folder."""
 
     folder: Path
@@ -48,12 +48,12 @@ class Kept:
     """Of the model's weights."""
     steps: int
 
-    def path(self, question: Question, way: Way) -> Path:
+    def path(self, question: Task, way: Setting) -> Path:
         """Where a picture is, or will be."""
-        said = (asdict(question), asdict(settled(way)), self.identity, self.steps, GUIDANCE)
+        said = (question.to_dict(), asdict(resolve_experiments(way)), self.identity, self.steps, GUIDANCE)
         return self.folder / f"{sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]}.png"
 
-    def has(self, question: Question, way: Way) -> bool:
+    def has(self, question: Task, way: Setting) -> bool:
         """Whether it is there."""
         return self.path(question, way).name in self._there or self.path(question, way).is_file()
 
@@ -61,58 +61,58 @@ class Kept:
     def _there(self) -> frozenset[str]:
         return frozenset(path.name for path in self.folder.glob("*.png"))
 
-    def get(self, questions: Sequence[Question], way: Way) -> Answers:
+    def get(self, questions: Sequence[Task], way: Setting) -> Outputs:
         """Pictures that are there, and what one of them cost on the mean."""
         paths = [self.path(question, way) for question in questions]
         costs = np.array([self.cost(path) for path in paths])
         seconds, evaluations = costs[:, :2].mean(0)
-        pixels = pixels_of([read(path) for path in paths])
-        return Answers(pixels, float(seconds), float(evaluations), costs[:, 2].tolist())
+        pixels = pixels_of([load_image(path) for path in paths])
+        return Outputs(pixels, float(seconds), float(evaluations), costs[:, 2].tolist())
 
     @staticmethod
     def cost(path: Path) -> tuple[float, float, float]:
         """Seconds of a core, rows through the UNet, and seconds of a core for its fit, as far as there was one."""
-        seconds, rows, fit = json.loads(read_texts(path)[_COST])["cost"]
+        seconds, rows, fit = json.loads(read_text_chunks(path)[_COST])["cost"]
         return float(seconds), float(rows), float(fit)
 
     def draw(self, model: Model, job: Job) -> None:
         """Draw a job and keep its pictures."""
-        made = ask(model, job.questions, job.way, self.steps)
-        for question, pixels, fit in zip(job.questions, made.pixels, made.fits, strict=True):
+        made = run_tasks(model, job.tasks, job.setting, self.steps)
+        for question, pixels, fit in zip(job.tasks, made.pixels, made.fit_seconds, strict=True):
             said = {
-                "thing": question.thing,
-                "shown": question.shown,
+                "thing": question.target,
+                "shown": question.reference_content,
                 "cell": question.cell,
-                "way": asdict(settled(job.way)),
-                "cost": [made.seconds, made.evaluations, fit],
+                "way": asdict(resolve_experiments(job.setting)),
+                "cost": [made.seconds, made.unet_rows, fit],
             }
-            write(Image.fromarray(pixels), self.path(question, job.way), line=json.dumps(said))
+            write(Image.fromarray(pixels), self.path(question, job.setting), line=json.dumps(said))
 
 
 @dataclass(frozen=True)
-class Standing:
+class CacheProgress:
     """How far the drawing is."""
 
     done: int
     """Pictures drawn now."""
-    of: int
+    total: int
     """Pictures that had to be drawn."""
     seconds: float
     """Since it began."""
-    left: float
+    seconds_left: float
     """Seconds that are left, told from what the jobs so far took for their estimated cost."""
 
 
-Watch = Callable[[Standing], None]
+ProgressFn = Callable[[CacheProgress], None]
 
 
-def draw(
-    kept: Kept,
+def draw_jobs(
+    kept: ImageCache,
     todo: Sequence[Job],
     model: Model,
     workers: int = 1,
-    load: Load | None = None,
-    watch: Watch | None = None,
+    load: LoadModelFn | None = None,
+    watch: ProgressFn | None = None,
 ) -> float:
     """Draw all jobs; with `load` in so many processes of one thread each, else here.  Returns the seconds it took.
 
@@ -120,26 +120,26 @@ def draw(
     raises.
     """
     kept.folder.mkdir(parents=True, exist_ok=True)
-    sweep(kept.folder)
+    remove_stale_temp_files(kept.folder)
     began, done, cost = time.perf_counter(), 0, 0.0
-    whole, pictures = sum(job.cost for job in todo), sum(len(job.questions) for job in todo)
+    whole, pictures = sum(job.cost for job in todo), sum(len(job.tasks) for job in todo)
     workers = min(workers, len(todo))
     finished = _here(kept, todo, model) if workers <= 1 or load is None else _spread(kept, todo, workers, load)
     for job in finished:
-        done, cost = done + len(job.questions), cost + job.cost
+        done, cost = done + len(job.tasks), cost + job.cost
         if watch is not None:
             gone = time.perf_counter() - began
-            watch(Standing(done, pictures, gone, gone * (whole - cost) / cost))
+            watch(CacheProgress(done, pictures, gone, gone * (whole - cost) / cost))
     return time.perf_counter() - began
 
 
-def _here(kept: Kept, todo: Sequence[Job], model: Model) -> Iterator[Job]:
+def _here(kept: ImageCache, todo: Sequence[Job], model: Model) -> Iterator[Job]:
     for job in todo:
         kept.draw(model, job)
         yield job
 
 
-def _spread(kept: Kept, todo: Sequence[Job], workers: int, load: Load) -> Iterator[Job]:
+def _spread(kept: ImageCache, todo: Sequence[Job], workers: int, load: LoadModelFn) -> Iterator[Job]:
     """Hand each idle worker the next job.  Processes, since one thread each is the fastest on cores that are shared."""
     context = multiprocessing.get_context("spawn")
     left, busy = list(reversed(todo)), dict[Connection, Job]()
@@ -180,7 +180,7 @@ def _spread(kept: Kept, todo: Sequence[Job], workers: int, load: Load) -> Iterat
             process.join(10)
 
 
-def _work(line: Connection, kept: Kept, load: Load) -> None:
+def _work(line: Connection, kept: ImageCache, load: LoadModelFn) -> None:
     """A worker: draws what it is sent until nobody sends, answering None or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started it decides
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # leaving no unfinished file

@@ -18,7 +18,9 @@ View = Literal["colour", "grey", "edge"]
 
 
 @torch.no_grad()
-def measured(pixels: Float[Tensor, "n 3 h w"], view: View) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n b"]]:
+def handcrafted_features(
+    pixels: Float[Tensor, "n 3 h w"], view: View
+) -> tuple[Float[Tensor, "n a"], Float[Tensor, "n b"]]:
     """Numbers of layout and of texture for pictures in 0..1.
 
     In both, colours come first, then lightness, then contours, so that each narrower view is an end of the wider.
@@ -27,21 +29,21 @@ def measured(pixels: Float[Tensor, "n 3 h w"], view: View) -> tuple[Float[Tensor
     grey = x.mean(1, keepdim=True)
     steep, turn = _gradient(grey)
     lines = steep / (steep.amax((2, 3), keepdim=True) + 0.05)
-    layout, texture = [_contours(grey, steep, turn)], [_sounds(lines, 1), _sounds(lines, 2)]
+    layout, texture = [_hog(grey, steep, turn)], [_dct_energy(lines, 1), _dct_energy(lines, 2)]
     if view != "edge":
-        layout = [_fill(grey), *layout]
-        texture = [_shades(grey), _sounds(grey, 1), _sounds(grey, 2), *texture]
+        layout = [_cell_stats(grey), *layout]
+        texture = [_intensity_stats(grey), _dct_energy(grey, 1), _dct_energy(grey, 2), *texture]
     if view == "colour":
-        layout = [_fill(x), *layout]
+        layout = [_cell_stats(x), *layout]
         tints = torch.stack([x[:, 0] - x[:, 1], x[:, 1] - x[:, 2]], dim=1)
-        texture = [_shades(x), *(_sounds(tints[:, i : i + 1], 1) for i in range(2)), *texture]
+        texture = [_intensity_stats(x), *(_dct_energy(tints[:, i : i + 1], 1) for i in range(2)), *texture]
     return torch.cat(layout, dim=1), torch.cat(texture, dim=1)
 
 
 @cache
-def lengths(view: View) -> tuple[int, int]:
+def feature_dims(view: View) -> tuple[int, int]:
     """How many numbers of layout and of texture a view has."""
-    layout, texture = measured(torch.zeros(1, 3, 64, 64), view)
+    layout, texture = handcrafted_features(torch.zeros(1, 3, 64, 64), view)
     return layout.shape[1], texture.shape[1]
 
 
@@ -52,7 +54,7 @@ def _gradient(grey: Tensor) -> tuple[Tensor, Tensor]:
     return (gx.square() + gy.square() + 1e-8).sqrt(), torch.atan2(gy, gx)
 
 
-def _contours(grey: Tensor, steep: Tensor, turn: Tensor) -> Tensor:
+def _hog(grey: Tensor, steep: Tensor, turn: Tensor) -> Tensor:
     """Which way contours run, on 12 x 12 cells, each against its neighbourhood; and how rough it is on 8 x 8."""
     # Unsigned directions in eight soft bins: light on dark and dark on light are the same contour.
     bins = torch.arange(8).view(1, 8, 1, 1) * (math.pi / 8)
@@ -65,14 +67,14 @@ def _contours(grey: Tensor, steep: Tensor, turn: Tensor) -> Tensor:
     return torch.cat([(cells / (nearby + 0.05 * mean + 1e-4)).flatten(1), rough.flatten(1)], dim=1)
 
 
-def _fill(x: Tensor) -> Tensor:
+def _cell_stats(x: Tensor) -> Tensor:
     """How light and how varied it is where, on 8 x 8 cells."""
     mean = F.adaptive_avg_pool2d(x, 8)
     spread = (F.adaptive_avg_pool2d(x.square(), 8) - mean.square()).clamp(min=0).sqrt()
     return torch.cat([mean.flatten(1), spread.flatten(1)], dim=1)
 
 
-def _shades(x: Tensor) -> Tensor:
+def _intensity_stats(x: Tensor) -> Tensor:
     """Deciles of every channel over the whole picture, and the share of pixels like their neighbours."""
     ordered = x.flatten(2).sort(dim=2).values
     places = torch.linspace(0, ordered.shape[2] - 1, 11).long()
@@ -80,7 +82,7 @@ def _shades(x: Tensor) -> Tensor:
     return torch.cat([ordered[:, :, places].flatten(1), flat], dim=1)
 
 
-def _sounds(x: Tensor, scale: int) -> Tensor:
+def _dct_energy(x: Tensor, scale: int) -> Tensor:
     """How strongly each pattern of the cosine transform sounds in the picture: mean, root mean square, loud shares."""
     heard = F.conv2d(F.avg_pool2d(x, scale) if scale > 1 else x, _patterns()).abs().flatten(2)
     loud = [(heard > level).float().mean(2) for level in (0.05, 0.2, 0.6)]

@@ -23,7 +23,7 @@ FOUR = ("right", "style missed", "copied", "both wrong")
 """Where a picture can land in the four-way test."""
 
 
-def recombination(right: Floats, missed: Floats, copied: Floats, both: Floats) -> Floats:
+def four_way_outcomes(right: Floats, missed: Floats, copied: Floats, both: Floats) -> Floats:
     """The four-way recombination test: which of four true pictures is nearest to x?
 
     Distances of x to y(c_t, s) [n]; to y(c_t, s') [n, styles]; to y(c_r, s) [n]; to y(c_r, s') [n, styles].  Every
@@ -40,7 +40,7 @@ def recombination(right: Floats, missed: Floats, copied: Floats, both: Floats) -
     return np.stack([(won == k).mean(1) for k in range(4)], axis=1)
 
 
-def towards_truth(drawn: Floats, oracle: Floats, without: Floats) -> float:
+def normalized_distance(drawn: Floats, oracle: Floats, without: Floats) -> float:
     """The paired distance to the truth as a fraction: 0 as near as the oracle, 1 no nearer than without a reference.
 
     The oracle is the truth itself after the VAE; all are mean distances to y(c_t, s) over the same questions.
@@ -49,18 +49,18 @@ def towards_truth(drawn: Floats, oracle: Floats, without: Floats) -> float:
     return float(np.mean(drawn) - np.mean(oracle)) / reach if abs(reach) > 1e-9 else float("nan")
 
 
-def ways_left(drawn: Floats, oracle: Floats, without: Floats) -> Floats:
+def normalized_distances(drawn: Floats, oracle: Floats, without: Floats) -> Floats:
     """For each question [n] its part in `towards_truth`: their mean is that fraction, their spread that of the ratio.
 
     The ratio of two means made linear at its value (Taylor), so that it has intervals as every mean has.
     """
-    left, far, reach = towards_truth(drawn, oracle, without), drawn - oracle, without - oracle
+    left, far, reach = normalized_distance(drawn, oracle, without), drawn - oracle, without - oracle
     if np.isnan(left):
         return np.full(len(drawn), np.nan)
     return left + (far - left * reach) / reach.mean()
 
 
-def excess_hit(scores: Floats, shown: Ints, target: Ints, strata: Sequence[object], top: int = 1) -> Floats:
+def leakage_rate(scores: Floats, shown: Ints, target: Ints, strata: Sequence[object], top: int = 1) -> Floats:
     """How much oftener than by chance a judge sees the reference's content in x: [n], in -1..1, 0 where none leaks.
 
     `scores` [n, concepts].  A hit is that the reference's concept is among the `top` best; what is subtracted is how
@@ -72,7 +72,7 @@ def excess_hit(scores: Floats, shown: Ints, target: Ints, strata: Sequence[objec
     return _beyond_others(hits.astype(np.float64), shown, target, strata)
 
 
-def excess_nats(log_p: Floats, shown: Ints, target: Ints, strata: Sequence[object]) -> Floats:
+def leakage_nats(log_p: Floats, shown: Ints, target: Ints, strata: Sequence[object]) -> Floats:
     """By how much a judge finds the reference's content likelier in x than what the other references show, in nats.
 
     As `excess_hit`, of log-probabilities [n, concepts] instead of best guesses: it also sees what falls short of a hit.
@@ -90,7 +90,7 @@ def _beyond_others(of: Floats, shown: Ints, target: Ints, strata: Sequence[objec
     return excess
 
 
-def swap_leak(own: Floats, other: Floats) -> Floats:
+def counterfactual_leakage(own: Floats, other: Floats) -> Floats:
     """The counterfactual swap, in nats: log p(c_r | x) - log p(c_r | x'), x' drawn with a reference of other content.
 
     Words, style and seed stay the same, so all that differs is what the reference shows.  `own`, `other`: [n].
@@ -127,20 +127,20 @@ def correlation(a: Floats, b: Floats) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def ground(pixels: Pixels) -> npt.NDArray[np.float32]:
+def background_color(pixels: Pixels) -> npt.NDArray[np.float32]:
     """The median Lab colour of the border, two pixels wide: L in 0..100, a and b about -110..110."""
     lab = _lab(pixels)
     edges = (lab[:2], lab[-2:], lab[:, :2], lab[:, -2:])
     return np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0).astype(np.float32)
 
 
-def grounds_follow(drawn: Pixels, references: Pixels) -> tuple[float, float]:
+def background_correlation(drawn: Pixels, references: Pixels) -> tuple[float, float]:
     """Correlation of the grounds of pictures [n, h, w, 3] with their references': of lightness, and of a and b."""
-    ours, wanted = (np.stack([ground(each) for each in pictures]) for pictures in (drawn, references))
+    ours, wanted = (np.stack([background_color(each) for each in pictures]) for pictures in (drawn, references))
     return correlation(ours[:, 0], wanted[:, 0]), correlation(ours[:, 1:], wanted[:, 1:])
 
 
-def sketch(pixels: Pixels) -> npt.NDArray[np.float32]:
+def pixel_descriptor(pixels: Pixels) -> npt.NDArray[np.float32]:
     """What two pictures are compared by without training: colours at 16 x 16, and how steep and how varied at 8 x 8.
 
     L1 between sketches is the distance of the judge `nearest`.  Colours say which thing lies where on which ground;
@@ -155,17 +155,17 @@ def sketch(pixels: Pixels) -> npt.NDArray[np.float32]:
     return np.concatenate(parts).astype(np.float32)
 
 
-def sketches(pixels: Pixels) -> npt.NDArray[np.float32]:
+def pixel_descriptors(pixels: Pixels) -> npt.NDArray[np.float32]:
     """The sketch of each of several pictures [n, h, w, 3]."""
-    return np.stack([sketch(each) for each in pixels])
+    return np.stack([pixel_descriptor(each) for each in pixels])
 
 
-def apart(a: Floats, b: Floats) -> Floats:
+def l1_distance(a: Floats, b: Floats) -> Floats:
     """L1 distance over the last axis; the others are broadcast."""
     return np.asarray(np.abs(a - b).sum(-1))
 
 
-def angle(a: Floats, b: Floats) -> Floats:
+def cosine_distance(a: Floats, b: Floats) -> Floats:
     """Cosine distance over the last axis, 0 to 2; the others are broadcast."""
     length = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.asarray(1 - (a * b).sum(-1) / np.maximum(length, 1e-9))

@@ -13,20 +13,36 @@ from PIL import Image
 
 from instantstyle.evaluate import tables
 from instantstyle.evaluate.classifiers import HELD_OUT
-from instantstyle.evaluate.experiments import BARE, BUDGETS, Spec, Subset, jobs, questions, settled, specs
-from instantstyle.evaluate.generation_cache import Kept, Load, Watch, draw
+from instantstyle.evaluate.experiments import (
+    BUDGETS,
+    NO_REFERENCE,
+    Experiment,
+    Subset,
+    experiments,
+    make_jobs,
+    resolve_experiments,
+    select_tasks,
+)
+from instantstyle.evaluate.generation_cache import ImageCache, LoadModelFn, ProgressFn, draw_jobs
 from instantstyle.evaluate.metrics import Floats
 from instantstyle.evaluate.plots import Line, Panel, Point, curves
-from instantstyle.evaluate.results import CEILING, COPY, Admission, Entry, admissions, write_scores
-from instantstyle.evaluate.suite import CELLS, block, controls, digest, measure, swap_columns
-from instantstyle.evaluate.tasks import GUIDANCE, STEPS, Question, Way
+from instantstyle.evaluate.results import (
+    REFERENCE_COPY,
+    VAE_ORACLE,
+    MethodResult,
+    MetricValidity,
+    validate_metrics,
+    write_scores,
+)
+from instantstyle.evaluate.suite import CELLS, baselines, factorial_block, measure, suite_hash, swap_columns
+from instantstyle.evaluate.tasks import GUIDANCE, STEPS, Setting, Task
 from instantstyle.model import Model
-from instantstyle.utils.atomic_files import write_whole
-from instantstyle.utils.images import grid, png
+from instantstyle.utils.atomic_files import write_atomic
+from instantstyle.utils.images import encode_png, image_grid
 
-__all__ = ["BARE", "CEILING", "Admission", "Entry", "admissions", "evaluate"]
-Say = Callable[[str], None]
-Spent = Mapping[str, tuple[Mapping[str, int], float]]
+__all__ = ["NO_REFERENCE", "VAE_ORACLE", "MethodResult", "MetricValidity", "evaluate", "validate_metrics"]
+LogFn = Callable[[str], None]
+CostTotals = Mapping[str, tuple[Mapping[str, int], float]]
 """For each name the pictures it was asked for, by what for, and the core seconds they cost."""
 
 
@@ -40,9 +56,9 @@ def evaluate(
     steps: int = STEPS,
     pictures: Path | None = None,
     workers: int = 1,
-    load: Load | None = None,
-    say: Say = print,
-    watch: Watch | None = None,
+    load: LoadModelFn | None = None,
+    say: LogFn = print,
+    watch: ProgressFn | None = None,
 ) -> Path:
     """Measure methods (by default all there are) on the suite, and write the report.  Returns the path of report.md.
 
@@ -50,56 +66,56 @@ def evaluate(
     `load` makes the model anew in each of so many `workers`; without it everything is drawn here.
     Raises InputError for a method that does not exist.
     """
-    asked = questions(subset, count)
-    rows = specs(asked, subset, methods)
+    asked = select_tasks(subset, count)
+    rows = experiments(asked, subset, methods)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = Kept(pictures or folder / "pictures", model.identity, steps)
-    todo = jobs(rows, kept.has)
+    kept = ImageCache(pictures or folder / "pictures", model.weights_fingerprint, steps)
+    todo = make_jobs(rows, kept.has)
     if todo:
         say(
-            f"{sum(len(job.questions) for job in todo)} pictures to draw, the work of "
+            f"{sum(len(job.tasks) for job in todo)} pictures to draw, the work of "
             f"{sum(job.cost for job in todo):.0f} plain ones, in {kept.folder}"
         )
-        taken = draw(kept, todo, model, workers, load, watch)
+        taken = draw_jobs(kept, todo, model, workers, load, watch)
         say(f"drawn in {taken / 60:.1f} minutes")
     say("measuring")
-    bare = kept.get(asked, Way("none")).pixels
-    compared: list[Entry] = []
-    for name, pixels in controls(asked, bare, model).items():
+    bare = kept.get(asked, Setting("none")).pixels
+    compared: list[MethodResult] = []
+    for name, pixels in baselines(asked, bare, model).items():
         nothing = (0.0, 0.0, 0.0)
-        compared.append(Entry(name, "control", None, tuple(asked), pixels, *nothing, measure(asked, pixels)))
+        compared.append(MethodResult(name, "control", None, tuple(asked), pixels, *nothing, measure(asked, pixels)))
     drawn = [_entry(kept, row, asked) for row in rows]
     compared = [*(e for e in drawn if e.kind == "control"), *compared, *(e for e in drawn if e.kind == "method")]
     variants = [each for each in drawn if each.kind == "variant"]
     return _write(folder, asked, compared, variants, drawn, _spent(kept, rows), model, steps, subset)
 
 
-def _entry(kept: Kept, row: Spec, asked: Sequence[Question]) -> Entry:
+def _entry(kept: ImageCache, row: Experiment, asked: Sequence[Task]) -> MethodResult:
     """A row of the report, measured.  Of the variance block nothing is measured here: it is not about truths."""
-    answers = kept.get(row.questions, row.way)
+    answers = kept.get(row.tasks, row.setting)
     columns: dict[str, Floats] = {}
     if row.kind != "variance":
-        columns |= measure(row.questions, answers.pixels, among=asked)
+        columns |= measure(row.tasks, answers.pixels, among=asked)
     if row.swapped:
-        places = {q: i for i, q in enumerate(row.questions)}
+        places = {q: i for i, q in enumerate(row.tasks)}
         chosen = [places[q] for q in row.swapped]
-        swapped = kept.get(row.swapped, replace(row.way, reference="other")).pixels
+        swapped = kept.get(row.swapped, replace(row.setting, reference="other")).pixels
         for name, values in swap_columns(row.swapped, answers.pixels[chosen], swapped).items():
-            columns[name] = np.full(len(row.questions), np.nan)
+            columns[name] = np.full(len(row.tasks), np.nan)
             columns[name][chosen] = values
-    fits = [fit for fit in answers.fits if not np.isnan(fit)]
-    cost = answers.seconds, answers.evaluations, sum(fits) / len(fits) if fits else float("nan")
-    return Entry(row.name, row.kind, row.way.at, row.questions, answers.pixels, *cost, columns)
+    fits = [fit for fit in answers.fit_seconds if not np.isnan(fit)]
+    cost = answers.seconds, answers.unet_rows, sum(fits) / len(fits) if fits else float("nan")
+    return MethodResult(row.name, row.kind, row.setting.sweep_value, row.tasks, answers.pixels, *cost, columns)
 
 
-def _spent(kept: Kept, rows: Sequence[Spec]) -> Spent:
+def _spent(kept: ImageCache, rows: Sequence[Experiment]) -> CostTotals:
     counted: set[Path] = set()
     spent: dict[str, tuple[dict[str, int], float]] = {}
     for row in rows:
         counts, seconds = spent.get(row.name, ({}, 0.0))
-        asked = ((row.kind, row.way, row.questions), ("swap", replace(row.way, reference="other"), row.swapped))
+        asked = ((row.kind, row.setting, row.tasks), ("swap", replace(row.setting, reference="other"), row.swapped))
         for kind, way, given in asked:
-            for path in {kept.path(q, settled(way)) for q in given} - counted:
+            for path in {kept.path(q, resolve_experiments(way)) for q in given} - counted:
                 counted.add(path)
                 own, _, fit = kept.cost(path)
                 counts[kind], seconds = counts.get(kind, 0) + 1, seconds + own + (0.0 if np.isnan(fit) else fit)
@@ -109,11 +125,11 @@ def _spent(kept: Kept, rows: Sequence[Spec]) -> Spent:
 
 def _write(
     folder: Path,
-    asked: Sequence[Question],
-    compared: Sequence[Entry],
-    variants: Sequence[Entry],
-    drawn: Sequence[Entry],
-    spent: Spent,
+    asked: Sequence[Task],
+    compared: Sequence[MethodResult],
+    variants: Sequence[MethodResult],
+    drawn: Sequence[MethodResult],
+    spent: CostTotals,
     model: Model,
     steps: int,
     subset: Subset,
@@ -121,7 +137,7 @@ def _write(
     """Write report.md, report.json, the scores, the curve, and a sheet of pictures for each cell."""
     by_name = {each.name: each.columns for each in compared}
     first = np.array([q.cell == CELLS[0] for q in asked])
-    admitted = admissions(by_name, first)
+    admitted = validate_metrics(by_name, first)
     ranked = [a.measure for a in admitted if a.admitted]
     swept = [each for each in drawn if each.kind == "strength"]
     blocks = [each for each in drawn if each.kind == "variance"]
@@ -130,10 +146,11 @@ def _write(
     text = [
         "# The referee's report",
         "",
-        f"{len(asked)} questions, set {digest(asked)[:16]}; model {model.found.spec}, weights {model.identity[:16]}; "
-        f"{steps} steps, guidance {GUIDANCE:g}. The judge `{HELD_OUT}` was never used to tune anything. An interval "
-        "holds 95 of 100 resamplings of whole things and whole styles. The four cells are never pooled. The way left "
-        "to the truth is 0 as near as the truth through the VAE, and 1 as far as without a reference.",
+        f"{len(asked)} questions, set {suite_hash(asked)[:16]}; model {model.source.spec}, weights "
+        f"{model.weights_fingerprint[:16]}; {steps} steps, guidance {GUIDANCE:g}. The judge `{HELD_OUT}` was "
+        "never used to tune anything. An interval holds 95 of 100 resamplings of whole things and whole styles. "
+        "The four cells are never pooled. The way left to the truth is 0 as near as the truth through the "
+        "VAE, and 1 as far as without a reference.",
         "",
         "## Which measures may rank methods",
         "",
@@ -150,7 +167,7 @@ def _write(
         *said_in_words,
     ]
     if swept:
-        write_whole(folder / "curve.png", png(_curve(compared, swept)))
+        write_atomic(folder / "curve.png", encode_png(_curve(compared, swept)))
         text += [
             "",
             "## Every method over its one strength",
@@ -167,7 +184,9 @@ def _write(
             *tables.best(swept),
         ]
     if variants:
-        own = [each for each in compared if each.name in (tables.OURS, tables.THEIRS, BARE, CEILING, "truth")]
+        own = [
+            each for each in compared if each.name in (tables.OURS, tables.THEIRS, NO_REFERENCE, VAE_ORACLE, "truth")
+        ]
         text += [
             "",
             "## What subtraction adds, and other plans",
@@ -185,13 +204,13 @@ def _write(
         if not there:
             continue
         name = f"sheet-{number + 1}.png"
-        write_whole(folder / name, png(_sheet(compared, cell)))
+        write_atomic(folder / name, encode_png(_sheet(compared, cell)))
         text += ["", f"## {cell}", "", *tables.right(there, cell, ranked), "", *tables.beside(there, cell, ranked)]
         text += ["", *tables.leaks(there, cell)]
         text += [*tables.paired(there, cell, ranked), "", f"![{cell}: what each drew]({name})"]
     if blocks:
-        truths = np.stack([q.truth for q in block()])
-        real = Entry("truth", "variance", None, tuple(block()), truths, 0.0, 0.0, 0.0, {})
+        truths = np.stack([q.truth for q in factorial_block()])
+        real = MethodResult("truth", "variance", None, tuple(factorial_block()), truths, 0.0, 0.0, 0.0, {})
         text += [
             "",
             "## Whose the variance is",
@@ -213,10 +232,10 @@ def _write(
     scores = write_scores(folder, [*compared, *(e for e in drawn if e.kind in ("variant", "strength"))])
     text += ["", f"Every picture's measures: [{scores.name}]({scores.name})."]
     said = {
-        "set": digest(asked),
+        "set": suite_hash(asked),
         "questions": len(asked),
-        "model": model.found.spec,
-        "weights": model.identity,
+        "model": model.source.spec,
+        "weights": model.weights_fingerprint,
         "steps": steps,
         "guidance": GUIDANCE,
         "subset": subset,
@@ -227,17 +246,17 @@ def _write(
         "entries": tables.figures([*compared, *variants, *swept], ranked),
         "curve": bool(swept),
     }
-    write_whole(folder / "report.json", f"{json.dumps(said, indent=1)}\n".encode())
-    return write_whole(folder / "report.md", ("\n".join(text) + "\n").encode())
+    write_atomic(folder / "report.json", f"{json.dumps(said, indent=1)}\n".encode())
+    return write_atomic(folder / "report.md", ("\n".join(text) + "\n").encode())
 
 
-def _curve(compared: Sequence[Entry], swept: Sequence[Entry]) -> Image.Image:
+def _curve(compared: Sequence[MethodResult], swept: Sequence[MethodResult]) -> Image.Image:
     """Both right against leakage in the first cell, by two judges."""
     by_name, cell = {each.name: each for each in compared}, CELLS[0]
     panels: list[Panel] = []
     for name in (HELD_OUT, "strokes"):
 
-        def point(each: Entry, label: str, name: str = name) -> Point:
+        def point(each: MethodResult, label: str, name: str = name) -> Point:
             return Point(each.interval(f"excess nats, {name}", cell), each.interval(f"both right, {name}", cell), label)
 
         lines: list[Line] = []
@@ -245,24 +264,24 @@ def _curve(compared: Sequence[Entry], swept: Sequence[Entry]) -> Image.Image:
             tried = [each for each in swept if each.name == method]
             ends = (tried[0], tried[-1])
             lines.append(Line(method, [point(e, f"{e.strength:g}" if e in ends else "") for e in tried]))
-        ceiling = by_name[CEILING].mean(f"both right, {name}", cell)
+        ceiling = by_name[VAE_ORACLE].mean(f"both right, {name}", cell)
         panels.append(
             Panel(
                 f"the judge {name}{', never used for tuning' if name == HELD_OUT else ''}",
                 "leakage: the reference's content above chance, nats",
                 "style and content both right",
                 lines,
-                [point(by_name[BARE], BARE)],
+                [point(by_name[NO_REFERENCE], NO_REFERENCE)],
                 [("real pictures", ceiling)],
             )
         )
     return curves(panels)
 
 
-def _sheet(compared: Sequence[Entry], cell: str, most: int = 6) -> Image.Image:
+def _sheet(compared: Sequence[MethodResult], cell: str, most: int = 6) -> Image.Image:
     """A row a question, those first that everybody was asked; reference, truth, controls, methods."""
-    shown = [each for each in compared if each.name not in (COPY, CEILING, "truth")]
-    asked = [q for q in compared[0].questions if q.cell == cell]
+    shown = [each for each in compared if each.name not in (REFERENCE_COPY, VAE_ORACLE, "truth")]
+    asked = [q for q in compared[0].tasks if q.cell == cell]
     asked.sort(key=lambda q: -sum(q in each.rows for each in shown))
     styles = list({repr(q.style): q for q in reversed(asked[: 2 * most])}.values())[::-1]
     chosen = [*styles, *(q for q in asked if q not in styles)][:most]
@@ -274,5 +293,5 @@ def _sheet(compared: Sequence[Entry], cell: str, most: int = 6) -> Image.Image:
         ]
         for q in chosen
     ]
-    labels = [f"{q.words}\nlike this {q.shown}" for q in chosen]
-    return grid(pictures, rows=labels, columns=["reference", "truth", *(each.name for each in shown)], cell=112)
+    labels = [f"{q.words}\nlike this {q.reference_content}" for q in chosen]
+    return image_grid(pictures, rows=labels, columns=["reference", "truth", *(each.name for each in shown)], cell=112)

@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from instantstyle.evaluate.classifiers import HELD_OUT
-from instantstyle.evaluate.experiments import BARE, BLANK, WORDS, WRONG, Kind
+from instantstyle.evaluate.experiments import GREY_REFERENCE, NO_REFERENCE, STYLE_IN_PROMPT, WRONG_STYLE, Kind
 from instantstyle.evaluate.ground_truth import Pixels
-from instantstyle.evaluate.metrics import Floats, Interval, bootstrap, ways_left
+from instantstyle.evaluate.metrics import Floats, Interval, bootstrap, normalized_distances
 from instantstyle.evaluate.suite import Columns
-from instantstyle.evaluate.tasks import Question
-from instantstyle.utils.atomic_files import whole, write_whole
+from instantstyle.evaluate.tasks import Task
+from instantstyle.utils.atomic_files import atomic_write, write_atomic
 
-COPY, PALETTE = "copy of the reference", "palette alone"
-CONTROLS = (BARE, WORDS, WRONG, BLANK, COPY, PALETTE)
+REFERENCE_COPY, PALETTE_TRANSFER = "copy of the reference", "palette alone"
+CONTROLS = (NO_REFERENCE, STYLE_IN_PROMPT, WRONG_STYLE, GREY_REFERENCE, REFERENCE_COPY, PALETTE_TRANSFER)
 """What a measure must rank below the truth to be admitted."""
-CEILING = "truth through the VAE"
+VAE_ORACLE = "truth through the VAE"
 MEASURES = (
     *(f"four-way right, {name}" for name in ("strokes", HELD_OUT, "pixels")),
     *(f"both right, {name}" for name in ("strokes", HELD_OUT)),
@@ -43,30 +43,30 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodResult:
     """One method at one strength, one variant or one control: its pictures, what they cost, and what was measured."""
 
     name: str
     kind: Kind
     strength: float | None
-    questions: tuple[Question, ...]
+    tasks: tuple[Task, ...]
     pixels: Pixels
     seconds: float
     """Of one core a picture; 0 where nothing was drawn."""
-    evaluations: float
+    unet_rows: float
     """Rows through the UNet a picture."""
-    fits: float
+    fit_seconds: float
     """Seconds of one core for the fit to a reference; 0 where there is none, NaN where it is not known."""
     columns: Columns
 
     def of(self, cell: str) -> Bools:
         """Which of its questions are of a cell."""
-        return np.array([q.cell == cell for q in self.questions])
+        return np.array([q.cell == cell for q in self.tasks])
 
     @cached_property
-    def rows(self) -> Mapping[Question, int]:
+    def rows(self) -> Mapping[Task, int]:
         """The row of each question."""
-        return {q: i for i, q in enumerate(self.questions)}
+        return {q: i for i, q in enumerate(self.tasks)}
 
     def mean(self, measure: str, cell: str) -> float:
         """The mean over a cell, NaNs left out; NaN where there is nothing."""
@@ -78,34 +78,38 @@ class Entry:
         if measure not in self.columns:
             return Interval(float("nan"), float("nan"), float("nan"))
         rows = self.of(cell)
-        kept = [q for q, there in zip(self.questions, rows, strict=True) if there]
+        kept = [q for q, there in zip(self.tasks, rows, strict=True) if there]
         return _clustered(self.columns[measure][rows], kept)
 
 
-def difference(one: Entry, other: Entry, measure: str, cell: str) -> Interval:
+def difference(one: MethodResult, other: MethodResult, measure: str, cell: str) -> Interval:
     """By how much one is above the other on the questions that both were asked, pair by pair, clustered as ever."""
     if measure not in one.columns or measure not in other.columns:
         return Interval(float("nan"), float("nan"), float("nan"))
-    both = [q for q in one.questions if q.cell == cell and q in other.rows]
+    both = [q for q in one.tasks if q.cell == cell and q in other.rows]
     a, b = ([each.rows[q] for q in both] for each in (one, other))
     return _clustered(one.columns[measure][a] - other.columns[measure][b], both)
 
 
-def way_left(each: Entry, oracle: Entry, without: Entry, judge: str, cell: str) -> Interval:
+def distance_interval(
+    each: MethodResult, oracle: MethodResult, without: MethodResult, judge: str, cell: str
+) -> Interval:
     """`towards_truth` by a judge, all three over the questions that the entry was asked."""
     far = f"distance to truth, {judge}"
-    asked = [q for q in each.questions if q.cell == cell]
+    asked = [q for q in each.tasks if q.cell == cell]
     if not asked or any(far not in e.columns for e in (each, oracle, without)):
         return Interval(float("nan"), float("nan"), float("nan"))
-    return _clustered(ways_left(*(e.columns[far][[e.rows[q] for q in asked]] for e in (each, oracle, without))), asked)
+    return _clustered(
+        normalized_distances(*(e.columns[far][[e.rows[q] for q in asked]] for e in (each, oracle, without))), asked
+    )
 
 
-def _clustered(values: Floats, questions: Sequence[Question]) -> Interval:
-    return bootstrap(values, {"thing": [q.thing for q in questions], "style": [repr(q.style) for q in questions]})
+def _clustered(values: Floats, questions: Sequence[Task]) -> Interval:
+    return bootstrap(values, {"thing": [q.target for q in questions], "style": [repr(q.style) for q in questions]})
 
 
 @dataclass(frozen=True)
-class Admission:
+class MetricValidity:
     """Whether a measure may rank methods: the truth beats every control on it, and copying is not the best of them."""
 
     measure: str
@@ -116,29 +120,29 @@ class Admission:
     def admitted(self) -> bool:
         """Whether it may."""
         best = max(self.controls.values())
-        copied = self.controls.get(COPY, -1.0)
+        copied = self.controls.get(REFERENCE_COPY, -1.0)
         return self.truth > best and (copied < best or best == 0)
 
 
-def admissions(entries: Mapping[str, Columns], rows: Bools) -> list[Admission]:
+def validate_metrics(entries: Mapping[str, Columns], rows: Bools) -> list[MetricValidity]:
     """The admission table, over the questions chosen by `rows`; `entries` are the truth and the controls by name."""
 
     def mean(name: str, measure: str) -> float:
         values = entries[name][measure][rows]
         return float(np.nanmean(values)) if (~np.isnan(values)).any() else float("nan")
 
-    truth = CEILING if CEILING in entries else "truth"
+    truth = VAE_ORACLE if VAE_ORACLE in entries else "truth"
     there = [name for name in CONTROLS if name in entries]
-    return [Admission(m, mean(truth, m), {name: mean(name, m) for name in there}) for m in MEASURES]
+    return [MetricValidity(m, mean(truth, m), {name: mean(name, m) for name in there}) for m in MEASURES]
 
 
-def write_scores(folder: Path, entries: Sequence[Entry]) -> Path:
+def write_scores(folder: Path, entries: Sequence[MethodResult]) -> Path:
     """A row a picture and a column a measure: scores.parquet where pyarrow is installed, else scores.csv."""
     table: dict[str, list[Any]] = {name: [] for name in ("entry", "kind", "strength", *_QUESTION)}
     names = list(dict.fromkeys(name for each in entries for name in each.columns))
     table |= {name: [] for name in names}
     for each in entries:
-        for i, q in enumerate(each.questions):
+        for i, q in enumerate(each.tasks):
             said = (each.name, each.kind, each.strength, *_asked(q))
             measured = (float(each.columns[name][i]) if name in each.columns else float("nan") for name in names)
             for column, value in zip(table.values(), (*said, *measured), strict=True):
@@ -150,9 +154,9 @@ def write_scores(folder: Path, entries: Sequence[Entry]) -> Path:
         rows = csv.writer(buffer)
         rows.writerow(table)
         rows.writerows(zip(*([_short(v) for v in column] for column in table.values()), strict=True))
-        return write_whole(folder / "scores.csv", buffer.getvalue().encode())
+        return write_atomic(folder / "scores.csv", buffer.getvalue().encode())
     file = folder / "scores.parquet"
-    with whole(file) as partial:
+    with atomic_write(file) as partial:
         parquet.write_table(pyarrow.table(table), partial, compression="zstd")
     return file
 
@@ -160,8 +164,8 @@ def write_scores(folder: Path, entries: Sequence[Entry]) -> Path:
 _QUESTION = ("cell", "thing", "shown", "stratum", "set", "family", "seed")
 
 
-def _asked(q: Question) -> tuple[object, ...]:
-    return q.cell, q.thing, q.shown, q.stratum, q.style.set_name, q.style.look.family, q.seed
+def _asked(q: Task) -> tuple[object, ...]:
+    return q.cell, q.target, q.reference_content, q.similarity_stratum, q.style.icon_set, q.style.transform.kind, q.seed
 
 
 def _short(value: object) -> object:

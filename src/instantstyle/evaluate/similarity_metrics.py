@@ -23,11 +23,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.encoders.clip import Tower, load_tokenizer
+from instantstyle.encoders.clip import TextEncoder, load_tokenizer
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.utils import images as pictures
+from instantstyle.utils import images
 from instantstyle.weights.resolve import read_json
-from instantstyle.weights.strict_load import load_part, quiet
+from instantstyle.weights.strict_load import from_pretrained_strict, silence_progress
 
 CAUTION = (
     "CLIP-I and DINO to a reference reward copied content: a copy of the reference scores 1. CSD does so less, and a "
@@ -49,31 +49,31 @@ Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Shown:
+class HashedImage:
     """A picture by what is in it: pictures of the same pixels are one, so a copy of the reference scores 1 exactly."""
 
     digest: str
     path: Path = field(compare=False)
 
     @classmethod
-    def of(cls, path: str | Path) -> "Shown":
+    def of(cls, path: str | Path) -> "HashedImage":
         """The picture in a file.  Raises PictureError."""
-        picture = pictures.read(path)
+        picture = images.load_image(path)
         return cls(hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest(), Path(path))
 
 
 @dataclass(frozen=True)
-class Asked:
+class SimilarityTask:
     """A picture to be measured, and what by: any of these may be missing."""
 
-    picture: Shown
+    picture: HashedImage
     prompt: str | None = None
-    reference: Shown | None = None
-    truth: Shown | None = None
+    reference: HashedImage | None = None
+    truth: HashedImage | None = None
 
 
 @dataclass(frozen=True)
-class Sight:
+class FeatureExtractor:
     """One network with its preprocessing; some give two embeddings, and one reads texts too."""
 
     where: Path
@@ -83,9 +83,9 @@ class Sight:
     read: Callable[[Sequence[str]], Float[Tensor, "n dim"]] | None = None
 
     @torch.no_grad()
-    def see(self, shown: Sequence[Shown]) -> dict[str, npt.NDArray[np.float64]]:
+    def see(self, shown: Sequence[HashedImage]) -> dict[str, npt.NDArray[np.float64]]:
         """Embeddings of pictures, each [n, dim].  Raises PictureError; WeightsError where the network takes others."""
-        pixels = self.prepare([pictures.read(each.path) for each in shown])
+        pixels = self.prepare([images.load_image(each.path) for each in shown])
         try:
             seen = self.embed(pixels)
         except ValueError as e:  # the preprocessing beside the weights is another network's
@@ -106,7 +106,9 @@ class Sight:
         return found
 
 
-def measure(sights: Sequence[Sight], asked: Sequence[Asked], tick: Tick = lambda done, of: None) -> dict[str, Column]:
+def measure_similarity(
+    sights: Sequence[FeatureExtractor], asked: Sequence[SimilarityTask], tick: Tick = lambda done, of: None
+) -> dict[str, Column]:
     """Every measure that sights and questions allow, by its name, in the order of the sights.
 
     Raises InputError when they allow none, and as `Sight.see` does.
@@ -149,7 +151,7 @@ def _cosines(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float
     return np.array([cosine(a, b) for a, b in pairs])
 
 
-def table(names: Sequence[str], columns: Mapping[str, Column], digits: int = 3) -> list[list[str]]:
+def similarity_table(names: Sequence[str], columns: Mapping[str, Column], digits: int = 3) -> list[list[str]]:
     """A head, a row a picture, and for several the mean of each measure over the pictures that have it."""
     rows = [["picture", *columns]]
     rows += [[name, *(_number(c[i], digits) for c in columns.values())] for i, name in enumerate(names)]
@@ -167,9 +169,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def written(names: Sequence[str], columns: Mapping[str, Column], suffix: str) -> bytes:
     """A file of the table: `.csv` to six digits and without the mean, or `.md`, with what the figures reward."""
     if suffix == ".md":
-        return f"{markdown(table(names, columns))}\n{CAUTION}\n".encode(errors="surrogateescape")
+        return f"{markdown(similarity_table(names, columns))}\n{CAUTION}\n".encode(errors="surrogateescape")
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table(names, columns, 6)[: len(names) + 1])
+    csv.writer(text, lineterminator="\n").writerows(similarity_table(names, columns, 6)[: len(names) + 1])
     return text.getvalue().encode(errors="surrogateescape")
 
 
@@ -177,33 +179,33 @@ def _number(value: float, digits: int) -> str:
     return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def load_clip(folder: str | Path, device: torch.device) -> Sight:
+def load_clip(folder: str | Path, device: torch.device) -> FeatureExtractor:
     """CLIP from a folder of transformers' with both its towers, tokenizer and preprocessing.  Raises WeightsError."""
     folder = Path(folder).expanduser()
     _kind(folder, {"clip": ""}, "the folder of a whole CLIP", "openai/clip-vit-large-patch14")
     kind = importlib.import_module("transformers").CLIPModel
     prepare, tokenizer = _preprocessing(folder), load_tokenizer(folder)
-    net = load_part(kind, folder, torch.float32, device)
+    net = from_pretrained_strict(kind, folder, torch.float32, device)
 
     def embed(pixels: Tensor) -> Mapping[str, Tensor]:
         return {"CLIP-I": net.visual_projection(net.vision_model(pixels.to(device)).pooler_output)}
 
     def read(texts: Sequence[str]) -> Tensor:
-        ids = Tower(tokenizer, net.text_model).ids(texts).to(device)
+        ids = TextEncoder(tokenizer, net.text_model).tokenize(texts).to(device)
         rows = [net.text_model(ids[i : i + BATCH]).pooler_output for i in range(0, len(ids), BATCH)]
         return net.text_projection(torch.cat(rows))
 
-    return Sight(folder, prepare, embed, read)
+    return FeatureExtractor(folder, prepare, embed, read)
 
 
-def load_dino(folder: str | Path, device: torch.device) -> Sight:
+def load_dino(folder: str | Path, device: torch.device) -> FeatureExtractor:
     """DINO, DINOv2 or DINOv3 from a folder of transformers'.  Raises WeightsError."""
     folder = Path(folder).expanduser()
     kind, more = DINO[_kind(folder, DINO, "the folder of a DINO", "facebook/dino-vitb16 or facebook/dinov2-base")]
     prepare = _preprocessing(folder)
     cls = getattr(importlib.import_module("transformers"), kind)
-    net = load_part(cls, folder, torch.float32, device, besides=r"pooler\.", **more)
-    return Sight(folder, prepare, lambda pixels: {"DINO": net(pixels.to(device)).last_hidden_state[:, 0]})
+    net = from_pretrained_strict(cls, folder, torch.float32, device, besides=r"pooler\.", **more)
+    return FeatureExtractor(folder, prepare, lambda pixels: {"DINO": net(pixels.to(device)).last_hidden_state[:, 0]})
 
 
 def _kind(folder: Path, known: Mapping[str, object], wanted: str, example: str) -> str:
@@ -222,7 +224,7 @@ def _kind(folder: Path, known: Mapping[str, object], wanted: str, example: str) 
 def _preprocessing(folder: Path) -> Callable[[Sequence[Image.Image]], Tensor]:
     """What a folder's preprocessor_config.json says, done by transformers with Pillow.  Raises WeightsError."""
     read_json(folder / "preprocessor_config.json")
-    with quiet():
+    with silence_progress():
         try:
             processor: Any = importlib.import_module("transformers").AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, backend="pil"

@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from instantstyle.emoji.captions import SET_WORDS, article, colour_name
-from instantstyle.emoji.splits import CORE, splits
-from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, Treatment, sample
+from instantstyle.emoji.captions import SET_WORDS, colour_name, with_article
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
+from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, StyleTransform, sample_transform
 from instantstyle.errors import InputError
 from instantstyle.evaluate.classifiers import pixels_of
-from instantstyle.evaluate.ground_truth import SIDE, TRAINED_SETS, Pixels, Style, picture
-from instantstyle.methods import OPTIONS, STRENGTHS
-from instantstyle.methods.lora_training import Fitted, watching
+from instantstyle.evaluate.ground_truth import SIDE, TRAINED_SETS, Pixels, Style, render
+from instantstyle.methods import OPTIONS, STRENGTH_SWEEPS
+from instantstyle.methods.lora_training import TrainProgress, on_progress
 from instantstyle.model import Model
 from instantstyle.networks.unet import UNet
 from instantstyle.request import Request, StyleReference
@@ -39,39 +39,45 @@ FITTED = tuple(name for name, options in OPTIONS.items() if "fit-steps" in optio
 
 
 @dataclass(frozen=True)
-class Question:
+class Task:
     """One question.  The reference never shows what is asked for."""
 
-    thing: str
+    target: str
     style: Style
-    shown: str
+    reference_content: str
     """What the reference shows."""
-    other: str
+    swap_content: str
     """What a second reference in the same style shows, for the counterfactual swap."""
     seed: int
     cell: str = ""
     """Which of the four cells it belongs to."""
-    stratum: str = ""
+    similarity_stratum: str = ""
     """How near the reference's content is to what is asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and for the set's hash, under the keys that written files have."""
+        style = {"set_name": self.style.icon_set, "look": self.style.transform.to_dict()}
+        content = {"thing": self.target, "shown": self.reference_content, "other": self.swap_content}
+        return {**content, "style": style, "seed": self.seed, "cell": self.cell, "stratum": self.similarity_stratum}
 
     @property
     def words(self) -> str:
         """What is asked for, as captions say it: `an umbrella`."""
-        return article(self.thing)
+        return with_article(self.target)
 
     @property
     def truth(self) -> Pixels:
         """The right answer, [64, 64, 3]."""
-        return picture(self.thing, self.style)
+        return render(self.target, self.style)
 
     @property
     def reference(self) -> Pixels:
         """What the method is shown, at the size at which pictures are judged."""
-        return picture(self.shown, self.style)
+        return render(self.reference_content, self.style)
 
 
 @dataclass(frozen=True)
-class Way:
+class Setting:
     """How questions are put to a model: method, where and how loudly, and what is changed for a control."""
 
     method: str = "instantstyle"
@@ -79,9 +85,9 @@ class Way:
     strength: float | None = None
     """The method's one knob; None: as it was published."""
     reference: Shown = "true"
-    styled_words: bool = False
+    style_in_prompt: bool = False
     """Whether the prompt also says how the picture is to look: what a reader could type instead."""
-    subtract: str | None = None
+    subtraction: str | None = None
     """Whether the reference's content is taken out, and by which variant."""
     content_weight: float = 0.5
     content: Literal["given", "auto"] = "given"
@@ -95,43 +101,43 @@ class Way:
         """How tables call it."""
         plan = "" if self.plan == "style" or self.method != "instantstyle" else f" ({self.plan})"
         auto = ", auto" if self.content == "auto" else ""
-        minus = "" if self.subtract is None else f" - content ({self.subtract} {self.content_weight:g}{auto})"
+        minus = "" if self.subtraction is None else f" - content ({self.subtraction} {self.content_weight:g}{auto})"
         options = "".join(f" {key}={value}" for key, value in self.options.items())
         return f"{self.method}{plan}{minus}{options}"
 
     @property
-    def at(self) -> float | None:
+    def sweep_value(self) -> float | None:
         """The strength it speaks at: the published one where none is given; None for a method without a knob."""
-        knob = STRENGTHS.get(self.method)
-        return None if knob is None else knob.published if self.strength is None else self.strength
+        knob = STRENGTH_SWEEPS.get(self.method)
+        return None if knob is None else knob.default if self.strength is None else self.strength
 
 
 @dataclass(frozen=True)
-class Answers:
+class Outputs:
     """What came of questions."""
 
     pixels: Pixels
     """[n, 64, 64, 3]."""
     seconds: float
     """Of one core a picture, while so many were drawn together; fits aside, inversions included."""
-    evaluations: float
+    unet_rows: float
     """Rows that went through the UNet a picture, over all steps, those of reference rows and inversions with them."""
-    fits: Sequence[float] = ()
+    fit_seconds: Sequence[float] = ()
     """Seconds of one core for the fit to each picture's reference: 0 for methods without, NaN where it was there."""
 
 
-def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> Request:
+def to_request(question: Task, way: Setting, model: Model, steps: int = STEPS) -> Request:
     """The question as a request.  A model of 128 pixels is shown references of that size."""
     words = question.words
-    if way.styled_words:
-        words = _short_enough(model, f"{words}, {described(question.style)}")
+    if way.style_in_prompt:
+        words = _short_enough(model, f"{words}, {style_description(question.style)}")
     given = _reference(question, way.reference, min(model.family.size[0], 2 * SIDE))
     references: list[StyleReference] = []
     if given is not None and way.method != "none":
-        shown = question.other if way.reference == "other" else question.shown
-        content = None if way.subtract is None else "auto" if way.content == "auto" else shown
+        shown = question.swap_content if way.reference == "other" else question.reference_content
+        content = None if way.subtraction is None else "auto" if way.content == "auto" else shown
         references.append(StyleReference(given, content=content, content_weight=way.content_weight))
-    more: dict[str, Any] = {"subtraction": way.subtract} if way.subtract else {}
+    more: dict[str, Any] = {"subtraction": way.subtraction} if way.subtraction else {}
     asked = Request(
         prompt=words,
         references=references,
@@ -143,22 +149,22 @@ def request(question: Question, way: Way, model: Model, steps: int = STEPS) -> R
         options=way.options,
         **more,
     )
-    knob = STRENGTHS.get(way.method)
-    return asked if knob is None else knob.at(asked, 1.0 if way.at is None else way.at)
+    knob = STRENGTH_SWEEPS.get(way.method)
+    return asked if knob is None else knob.apply(asked, 1.0 if way.sweep_value is None else way.sweep_value)
 
 
-def described(style: Style) -> str:
+def style_description(style: Style) -> str:
     """All that captions could say of how a picture looks, as they say it; of a hand without a name, the rest."""
-    said = " ".join(filter(None, (style.look.family, SET_WORDS.get(style.set_name, ""))))
-    return f"{said} style, on {colour_name(style.look.ground)}"
+    said = " ".join(filter(None, (style.transform.kind, SET_WORDS.get(style.icon_set, ""))))
+    return f"{said} style, on {colour_name(style.transform.background)}"
 
 
 def _short_enough(model: Model, words: str) -> str:
     """As many of the phrases, from the first on, as the model reads."""
     while "," in words:
         try:
-            for tower in model.towers:
-                tower.ids([words])
+            for tower in model.text_encoders:
+                tower.tokenize([words])
         except InputError:
             words = words.rpartition(",")[0]
         else:
@@ -166,38 +172,40 @@ def _short_enough(model: Model, words: str) -> str:
     return words
 
 
-def _reference(question: Question, shown: Shown, side: int) -> Image.Image | None:
+def _reference(question: Task, shown: Shown, side: int) -> Image.Image | None:
     match shown:
         case "none":
             return None
         case "blank":
             return Image.new("RGB", (side, side), (128, 128, 128))
         case "wrong":
-            drawn = picture(question.shown, another_style(question), side)
+            drawn = render(question.reference_content, unrelated_style(question), side)
         case "other":
-            drawn = picture(question.other, question.style, side)
+            drawn = render(question.swap_content, question.style, side)
         case "true":
-            drawn = picture(question.shown, question.style, side)
+            drawn = render(question.reference_content, question.style, side)
     return Image.fromarray(drawn)
 
 
-def another_style(question: Question) -> Style:
+def unrelated_style(question: Task) -> Style:
     """A style that has nothing to do with the question's: another family, other colours, another hand."""
     rng = np.random.default_rng((question.seed, 77))
-    families = [name for name in TRAINED_FAMILIES if name != question.style.look.family]
+    families = [name for name in TRAINED_FAMILIES if name != question.style.transform.kind]
     sets = [
-        name for name in TRAINED_SETS if name != question.style.set_name and splits().trains(question.shown, name)
+        name
+        for name in TRAINED_SETS
+        if name != question.style.icon_set and splits().trains(question.reference_content, name)
     ] or list(TRAINED_SETS)
-    return Style(str(rng.choice(sets)), sample(rng, families))
+    return Style(str(rng.choice(sets)), sample_transform(rng, families))
 
 
-def ask(
+def run_tasks(
     model: Model,
-    questions: Sequence[Question],
-    way: Way,
+    questions: Sequence[Task],
+    way: Setting,
     steps: int = STEPS,
     report: Callable[[int, int], None] | None = None,
-) -> Answers:
+) -> Outputs:
     """Put questions to a model, `BATCH` of them together."""
     drawn: list[Image.Image] = []
     spent, fits = 0.0, list[float]()
@@ -206,10 +214,10 @@ def ask(
             engine, began = Engine(model), time.process_time()
             runs: list[Run] = []
             for each in questions[i : i + BATCH]:
-                steps_of_fit: list[Fitted] = []
+                steps_of_fit: list[TrainProgress] = []
                 before = time.process_time()
-                with watching(steps_of_fit.append):
-                    runs.append(engine.submit(request(each, way, model, steps)))
+                with on_progress(steps_of_fit.append):
+                    runs.append(engine.submit(to_request(each, way, model, steps)))
                 if steps_of_fit:
                     fits.append(time.process_time() - before)
                     began += fits[-1]
@@ -222,7 +230,7 @@ def ask(
                 report(len(drawn), len(questions))
     n = max(len(questions), 1)
     pixels = pixels_of(drawn) if drawn else np.zeros((0, SIDE, SIDE, 3), np.uint8)
-    return Answers(pixels, spent / n, rows[0] / n, fits)
+    return Outputs(pixels, spent / n, rows[0] / n, fits)
 
 
 @contextmanager
@@ -242,28 +250,28 @@ def _rows_through() -> Generator[list[int]]:
         handle.remove()
 
 
-def held_out_cells(count: int, families: Sequence[str] = TRAINED_FAMILIES, seed: int = SEED) -> list[Question]:
+def held_out_tasks(count: int, families: Sequence[str] = TRAINED_FAMILIES, seed: int = SEED) -> list[Task]:
     """Questions about unseen (thing, set) cells of the model's own things, treatment families in equal numbers.
 
     The truth was never trained on, its thing and its set were; the reference is another thing of that set.
     """
     rng = np.random.default_rng(seed)
-    cells = sorted(cell for cell in splits().cells if cell[0] in CORE and cell[1] in TRAINED_SETS)
+    cells = sorted(cell for cell in splits().cells if cell[0] in TRAINED_CONCEPTS and cell[1] in TRAINED_SETS)
     order = np.concatenate([rng.permutation(len(cells)) for _ in range(math.ceil(count / len(cells)))])
     return [
-        question(*cells[int(row)], sample(rng, [families[number % len(families)]]), rng, seed + number)
+        make_task(*cells[int(row)], sample_transform(rng, [families[number % len(families)]]), rng, seed + number)
         for number, row in enumerate(order[:count])
     ]
 
 
-def question(thing: str, set_name: str, treatment: Treatment, rng: np.random.Generator, seed: int) -> Question:
+def make_task(thing: str, set_name: str, treatment: StyleTransform, rng: np.random.Generator, seed: int) -> Task:
     """A question about a thing in a style, with two other things drawn at random for its references to show."""
     held_out = set_name not in TRAINED_SETS
-    others = [label for label in CORE if label != thing and (held_out or splits().trains(label, set_name))]
+    others = [label for label in TRAINED_CONCEPTS if label != thing and (held_out or splits().trains(label, set_name))]
     shown, other = (str(each) for each in rng.choice(others, 2, replace=False))
-    return Question(thing, Style(set_name, treatment), shown, other, seed)
+    return Task(thing, Style(set_name, treatment), shown, other, seed)
 
 
-def restyled(treatment: Treatment, family: str) -> Treatment:
+def with_family(treatment: StyleTransform, family: str) -> StyleTransform:
     """The same colours, numbers and chance, drawn the way another family draws."""
-    return replace(treatment, family=family)
+    return replace(treatment, kind=family)

@@ -25,12 +25,19 @@ from torch import Tensor
 
 import instantstyle
 from instantstyle.emoji.sources import cache_folder
-from instantstyle.emoji.splits import CORE, splits
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
-from instantstyle.evaluate.classifiers import NAMES, Judge, Strokes, answers_text, judge, tensor
-from instantstyle.evaluate.ground_truth import TRAINED_SETS, Stock, stock
-from instantstyle.evaluate.handcrafted_features import lengths, measured
-from instantstyle.utils.atomic_files import whole
+from instantstyle.evaluate.classifiers import (
+    CLASSIFIER_NAMES,
+    ContentStyleHeads,
+    HandcraftedClassifier,
+    labels_text,
+    predict,
+    to_input_tensor,
+)
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, LabelledImages, load_labelled_images
+from instantstyle.evaluate.handcrafted_features import feature_dims, handcrafted_features
+from instantstyle.utils.atomic_files import atomic_write
 
 STEPS = {"strokes": 1500, "grey": 1500, "edge": 1500, "conv": 2600}
 BATCH, RATE = 64, 2e-3
@@ -38,17 +45,17 @@ PICTURES, MEASURED, CHUNK = 48_000, 30_000, 3000
 SHIPPED = Path(instantstyle.__file__).parent / "assets" / "judges"
 
 
-def of_bank(folder: Path) -> Stock:
+def from_bank(folder: Path) -> LabelledImages:
     """The pictures of a bank that training drew: of the same kind, and drawn already."""
     index: dict[str, Any] = json.loads((folder / "core.json").read_text("utf-8"))
     style = np.array(index["style"])
     family = np.array([TRAINED_FAMILIES.index(t["family"]) for t in index["treatments"]])
     drawer = np.array([TRAINED_SETS.index(s) for s in index["sets"]])
-    concept = np.array([CORE.index(label) for label in index["labels"]])[np.array(index["concept"])]
-    return Stock(np.load(folder / "core.npy", mmap_mode="r"), concept, family[style], drawer[style])
+    concept = np.array([TRAINED_CONCEPTS.index(label) for label in index["labels"]])[np.array(index["concept"])]
+    return LabelledImages(np.load(folder / "core.npy", mmap_mode="r"), concept, family[style], drawer[style])
 
 
-def disturb(x: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> Float[Tensor, "n 3 h w"]:
+def augment(x: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> Float[Tensor, "n 3 h w"]:
     """Each picture moved by up to three pixels, scaled by up to 6 %, blurred by some and made noisy by a little."""
     n = len(x)
     scale = 1 + (torch.rand(n, generator=rng) * 2 - 1) * 0.06
@@ -62,11 +69,13 @@ def disturb(x: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> Float[Tensor, 
     return (x + noise).clamp(0, 1)
 
 
-def train(name: str, pictures: Stock, steps: int, seed: int = 5, folder: Path | None = None) -> Judge:
+def train_classifier(
+    name: str, pictures: LabelledImages, steps: int, seed: int = 5, folder: Path | None = None
+) -> ContentStyleHeads:
     """Train a judge, or train it on from where it was stopped."""
     torch.manual_seed(seed)
-    net = Judge(name)
-    numbers = _measured(pictures, seed) if isinstance(net.trunk, Strokes) else None
+    net = ContentStyleHeads(name)
+    numbers = _measured(pictures, seed) if isinstance(net.trunk, HandcraftedClassifier) else None
     optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.02)
     folder = folder or cache_folder() / "judges"
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,13 +94,13 @@ def train(name: str, pictures: Stock, steps: int, seed: int = 5, folder: Path | 
         if numbers is None:
             rows = np.sort(draw.integers(len(pictures.concept), size=BATCH))
             chance = torch.Generator().manual_seed(seed + step)
-            said = net(disturb(tensor(pictures.pictures[rows]), chance))
+            said = net(augment(to_input_tensor(pictures.pictures[rows]), chance))
         else:
             picked = draw.integers(MEASURED, size=4 * BATCH)
             rows = numbers.rows[picked]
-            trunk = cast("Strokes", net.trunk)
+            trunk = cast("HandcraftedClassifier", net.trunk)
             said = net.say(trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
-        truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.drawer}
+        truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.icon_set}
         losses = [F.cross_entropy(said[q], torch.from_numpy(t[rows]), label_smoothing=0.05) for q, t in truths.items()]
         loss = losses[0] + 0.5 * losses[1] + 0.3 * losses[2]
         optimiser.zero_grad(set_to_none=True)
@@ -104,7 +113,7 @@ def train(name: str, pictures: Stock, steps: int, seed: int = 5, folder: Path | 
             )
             shown = now
         if now - kept > 60 or step + 1 == steps:
-            with whole(file) as partial:
+            with atomic_write(file) as partial:
                 torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
             kept = now
     return net.eval()
@@ -119,45 +128,45 @@ class _Numbers:
     rows: npt.NDArray[np.int64]
 
 
-def _measured(pictures: Stock, seed: int) -> _Numbers:
+def _measured(pictures: LabelledImages, seed: int) -> _Numbers:
     """Measured once for all judges that read it, and kept by the chunk."""
     rows = np.random.default_rng(seed).integers(len(pictures.concept), size=MEASURED)
     chunks = [_measure(pictures, rows[i : i + CHUNK], seed + i) for i in range(0, MEASURED, CHUNK)]
     return _Numbers(torch.cat([a for a, _ in chunks]), torch.cat([b for _, b in chunks]), rows)
 
 
-def _measure(pictures: Stock, rows: npt.NDArray[np.int64], seed: int) -> tuple[Tensor, Tensor]:
-    truths = tuple(int(truth[rows].sum()) for truth in (pictures.concept, pictures.family, pictures.drawer))
-    told = (splits().sha256, answers_text(), lengths("colour"), truths, len(pictures.concept), seed)
+def _measure(pictures: LabelledImages, rows: npt.NDArray[np.int64], seed: int) -> tuple[Tensor, Tensor]:
+    truths = tuple(int(truth[rows].sum()) for truth in (pictures.concept, pictures.family, pictures.icon_set))
+    told = (splits().sha256, labels_text(), feature_dims("colour"), truths, len(pictures.concept), seed)
     file = cache_folder() / "judges" / f"measured-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}.npz"
     if not file.exists():
         parts: list[tuple[Tensor, Tensor]] = []
         for i in range(0, len(rows), 250):
-            x = disturb(tensor(pictures.pictures[rows[i : i + 250]]), torch.Generator().manual_seed(seed + i))
-            parts.append(measured(x, "colour"))
+            x = augment(to_input_tensor(pictures.pictures[rows[i : i + 250]]), torch.Generator().manual_seed(seed + i))
+            parts.append(handcrafted_features(x, "colour"))
         print(f"measured {len(rows)} pictures", flush=True)
         layout, texture = (torch.cat(each).half().numpy() for each in zip(*parts, strict=True))
-        with whole(file) as partial, partial.open("wb") as out:
+        with atomic_write(file) as partial, partial.open("wb") as out:
             np.savez(out, layout=layout, texture=texture)
     with np.load(file) as kept:
         return torch.from_numpy(kept["layout"]), torch.from_numpy(kept["texture"])
 
 
-def examine(net: Judge, pictures: Stock) -> dict[str, float]:
+def evaluate_classifier(net: ContentStyleHeads, pictures: LabelledImages) -> dict[str, float]:
     """The shares a judge gets right on real pictures."""
-    verdict = judge(net, pictures.pictures)
-    truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.drawer}
+    verdict = predict(net, pictures.pictures)
+    truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.icon_set}
     return {question: float((verdict.logits[question].argmax(1) == t).mean()) for question, t in truths.items()}
 
 
-def ship(net: Judge, found: dict[str, float], steps: int, folder: Path = SHIPPED) -> Path:
+def export_classifier(net: ContentStyleHeads, found: dict[str, float], steps: int, folder: Path = SHIPPED) -> Path:
     """Write a judge in half precision, with what it was found to be worth."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    said = {"answers": answers_text(), "splits": splits().sha256, "steps": str(steps)}
+    said = {"answers": labels_text(), "splits": splits().sha256, "steps": str(steps)}
     said |= {f"real {question} right": f"{share:.4f}" for question, share in found.items()}
     path = folder / f"{net.name}.safetensors"
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file({k: v.contiguous() for k, v in half.items()}, partial, metadata=said)
     return path
 
@@ -165,19 +174,19 @@ def ship(net: Judge, found: dict[str, float], steps: int, folder: Path = SHIPPED
 def main() -> None:
     """Train, examine on unseen (concept, set) cells, and ship."""
     parser = argparse.ArgumentParser(description="Train the referee's judges on real pictures.")
-    parser.add_argument("names", nargs="*", default=list(NAMES), help="which judges")
+    parser.add_argument("names", nargs="*", default=list(CLASSIFIER_NAMES), help="which judges")
     parser.add_argument("--steps", type=int, help="instead of each judge's own number")
     parser.add_argument("--bank", type=Path, help="a folder with training's bank, instead of drawing a stock")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = of_bank(given.bank) if given.bank else stock(PICTURES)
-    unseen = stock(3000, seed=32, held_out_cells=True)
+    pictures = from_bank(given.bank) if given.bank else load_labelled_images(PICTURES)
+    unseen = load_labelled_images(3000, seed=32, held_out_cells=True)
     for name in given.names:
         steps = given.steps or STEPS[name]
-        net = train(name, pictures, steps)
-        found = examine(net, unseen)
-        path = ship(net, found, steps, given.out)
+        net = train_classifier(name, pictures, steps)
+        found = evaluate_classifier(net, unseen)
+        path = export_classifier(net, found, steps, given.out)
         print(name, found, f"{path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def rescaled(
+def rescale_noise_cfg(
     guided: Float[Tensor, "rows channels height width"],
     conditional: Float[Tensor, "rows channels height width"],
     share: float,

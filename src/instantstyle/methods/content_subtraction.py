@@ -17,7 +17,7 @@ from instantstyle.errors import InputError
 Subtraction = Literal["paper", "normalised", "projected", "masked"]
 
 
-def subtract(
+def subtract_content(
     image: Float[Tensor, "n dim"], texts: Float[Tensor, "m dim"], weight: float, how: Subtraction = "paper"
 ) -> Float[Tensor, "n dim"]:
     """The image embeddings without the content that the texts name.
@@ -37,21 +37,21 @@ def subtract(
             without = F.normalize(image, dim=-1) - weight * F.normalize(texts, dim=-1).mean(0)
             return F.normalize(without, dim=-1) * image.square().sum(-1, keepdim=True).sqrt()
         case "projected":
-            span = _basis(texts.float()).to(image.dtype)
+            span = _orthonormal_basis(texts.float()).to(image.dtype)
             return image - weight * (image @ span.T) @ span
         case "masked":
             agreement = F.normalize(image, dim=-1) * F.normalize(texts, dim=-1).mean(0)
-            return image - weight * torch.where(_high(agreement), image, 0)
+            return image - weight * torch.where(_upper_cluster(agreement), image, 0)
 
 
-def _basis(texts: Float[Tensor, "m dim"]) -> Float[Tensor, "rank dim"]:
+def _orthonormal_basis(texts: Float[Tensor, "m dim"]) -> Float[Tensor, "rank dim"]:
     """Unit vectors at right angles that span the texts; words that say the same make one."""
     linalg: Any = torch.linalg
     _, sizes, directions = linalg.svd(texts, full_matrices=False)
     return directions[sizes > 1e-4 * sizes[0]]
 
 
-def _high(x: Float[Tensor, "n dim"]) -> Bool[Tensor, "n dim"]:
+def _upper_cluster(x: Float[Tensor, "n dim"]) -> Bool[Tensor, "n dim"]:
     """Which numbers of each row lie in the higher of two clusters: k-means in one dimension, its best split exactly."""
     ordered = x.double().sort(dim=-1).values
     below = torch.arange(1, x.shape[-1], device=x.device)
@@ -68,13 +68,13 @@ def nearest_text(image: Float[Tensor, "n dim"], texts: Float[Tensor, "m dim"]) -
     return [int(index) for index in nearness.argmax(-1)]
 
 
-def average(embeddings: Float[Tensor, "n *rest"], weights: Sequence[float]) -> Float[Tensor, "1 *rest"]:
+def weighted_average(embeddings: Float[Tensor, "n *rest"], weights: Sequence[float]) -> Float[Tensor, "1 *rest"]:
     """One embedding of several, each with its share of the weights."""
     shares = torch.tensor(weights, dtype=embeddings.dtype, device=embeddings.device)
     return ((shares / shares.sum()) @ embeddings.flatten(1)).reshape(1, *embeddings.shape[1:])
 
 
-def strength(weights: Sequence[float]) -> float:
+def effective_weight(weights: Sequence[float]) -> float:
     """How loudly references of these weights speak together: the mean weight, each with its share of the weights.
 
     Equal weights w give w, and a reference of weight zero is as if it were not there.  Raises InputError when all are.

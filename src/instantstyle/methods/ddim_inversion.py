@@ -16,22 +16,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.errors import InstantStyleError
-from instantstyle.methods.cfg_rescale import rescaled
-from instantstyle.model import Model, Text
+from instantstyle.methods.cfg_rescale import rescale_noise_cfg
+from instantstyle.model import Model, TextEmbeddings
 
 Latents = Float[Tensor, "n channels height width"]
 
 
-class Level(NamedTuple):
+class NoiseLevel(NamedTuple):
     """How much picture and how much noise there is at a time; the squares of the two sum to 1."""
 
-    time: float
+    timestep: float
     """In training steps, 0 to 999; -1 where the walk ends, which no network is asked about."""
-    signal: float
-    noise: float
+    alpha: float
+    sigma: float
 
 
-Predict = Callable[[Latents, Level], Latents]
+Denoise = Callable[[Latents, NoiseLevel], Latents]
 """What the network says of latents at a level: noise or velocity, as it was trained."""
 
 
@@ -39,25 +39,25 @@ Predict = Callable[[Latents, Level], Latents]
 class Trajectory:
     """A way between picture and noise; between two levels it is a straight mix of one picture and one noise."""
 
-    levels: Sequence[Level]
+    noise_levels: Sequence[NoiseLevel]
     """From the clean one to the noisiest."""
-    pictures: Sequence[Latents]
+    latents: Sequence[Latents]
     """The picture that is mixed between each two neighbouring levels."""
     noises: Sequence[Latents]
 
-    def at(self, level: Level) -> Latents:
+    def at(self, level: NoiseLevel) -> Latents:
         """The latents at a level; at one of its own exactly those that the walk went through."""
-        times = [each.time for each in self.levels[1:-1]]
-        piece = sum(time < level.time for time in times)
-        return level.signal * self.pictures[piece] + level.noise * self.noises[piece]
+        times = [each.timestep for each in self.noise_levels[1:-1]]
+        piece = sum(time < level.timestep for time in times)
+        return level.alpha * self.latents[piece] + level.sigma * self.noises[piece]
 
     @property
-    def end(self) -> Latents:
+    def terminal(self) -> Latents:
         """The latents at the noisiest level."""
-        return self.at(self.levels[-1])
+        return self.at(self.noise_levels[-1])
 
 
-def levels(model: Model, steps: int) -> tuple[Level, ...]:
+def noise_levels(model: Model, steps: int) -> tuple[NoiseLevel, ...]:
     """The levels of the model's own DDIM schedule in so many steps, from the clean one to the noisiest.
 
     Where the steps do not divide 1000, diffusers' scheduler goes to a level a training step beside the one it asks the
@@ -68,25 +68,27 @@ def levels(model: Model, steps: int) -> tuple[Level, ...]:
     schedule.set_timesteps(steps)
     times = sorted({int(time) for time in schedule.timesteps})
     kept = [float(schedule.final_alpha_cumprod), *(float(schedule.alphas_cumprod[time]) for time in times)]
-    return tuple(Level(float(t), k**0.5, (1 - k) ** 0.5) for t, k in zip([-1, *times], kept, strict=True))
+    return tuple(NoiseLevel(float(t), k**0.5, (1 - k) ** 0.5) for t, k in zip([-1, *times], kept, strict=True))
 
 
-def split(prediction: Latents, x: Latents, level: Level, kind: str) -> tuple[Latents, Latents]:
+def predict_x0_eps(prediction: Latents, x: Latents, level: NoiseLevel, kind: str) -> tuple[Latents, Latents]:
     """The picture and the noise that `x` is a mix of at a level, by what the network said of it.
 
     `kind` is diffusers' `prediction_type`.
     """
     match kind:
         case "v_prediction":
-            return level.signal * x - level.noise * prediction, level.signal * prediction + level.noise * x
+            return level.alpha * x - level.sigma * prediction, level.alpha * prediction + level.sigma * x
         case "sample":
-            return prediction, (x - level.signal * prediction) / level.noise
+            return prediction, (x - level.alpha * prediction) / level.sigma
         case _:
-            return (x - level.noise * prediction) / level.signal, prediction
+            return (x - level.sigma * prediction) / level.alpha, prediction
 
 
 @torch.no_grad()
-def invert(predict: Predict, picture: Latents, levels: Sequence[Level], kind: str, *, refine: int = 0) -> Trajectory:
+def ddim_invert(
+    predict: Denoise, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0
+) -> Trajectory:
     """From a picture up to noise.
 
     `refine` repeats each step so many times from where it led, which makes it nearer to the true inverse of the step
@@ -96,51 +98,53 @@ def invert(predict: Predict, picture: Latents, levels: Sequence[Level], kind: st
     for here, there in pairwise(levels):
         guess = clean = noise = x
         for _ in range(1 + refine):
-            noise = split(predict(guess, there), guess, there, kind)[1]
-            clean = (x - here.noise * noise) / here.signal
-            guess = there.signal * clean + there.noise * noise
+            noise = predict_x0_eps(predict(guess, there), guess, there, kind)[1]
+            clean = (x - here.sigma * noise) / here.alpha
+            guess = there.alpha * clean + there.sigma * noise
         x, pictures, noises = guess, [*pictures, clean], [*noises, noise]
     return _finite(Trajectory(levels, pictures, noises))
 
 
 @torch.no_grad()
-def generate(predict: Predict, noise: Latents, levels: Sequence[Level], kind: str) -> Trajectory:
+def ddim_sample(predict: Denoise, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Trajectory:
     """From noise down to a picture, by DDIM without fresh noise; the picture is `at(levels[0])` of what comes back."""
     x, pictures, noises = noise, list[Latents](), list[Latents]()
     for here, there in pairwise(reversed(levels)):
-        clean, left = split(predict(x, here), x, here, kind)
-        x = there.signal * clean + there.noise * left
+        clean, left = predict_x0_eps(predict(x, here), x, here, kind)
+        x = there.alpha * clean + there.sigma * left
         pictures, noises = [clean, *pictures], [left, *noises]
     return _finite(Trajectory(levels, pictures, noises))
 
 
-def predictor(model: Model, text: Text, size: tuple[int, int], guidance: float, rescale: float = 0.0) -> Predict:
+def cfg_denoiser(
+    model: Model, text: TextEmbeddings, size: tuple[int, int], guidance: float, rescale: float = 0.0
+) -> Denoise:
     """The model's prediction with guidance for pictures that are each described by a text.
 
     `text` has two rows where guidance is above 1, the unconditional and the conditional one, else the latter alone;
     `size` is (width, height) in pixels; `rescale` is how far guidance is brought back, as in requests.
     """
-    read, rows = model.unet.read(text.context), len(text.context)
+    read, rows = model.unet.precompute_kv(text.prompt_embeds), len(text.prompt_embeds)
     sizes = torch.tensor([[size[1], size[0], 0, 0, size[1], size[0]]], device=model.device, dtype=torch.float32)
 
-    def predict(x: Latents, level: Level) -> Latents:
+    def predict(x: Latents, level: NoiseLevel) -> Latents:
         pictures, batch = len(x), len(x) * rows
         said = {
             site: (k.repeat_interleave(pictures, 0), v.repeat_interleave(pictures, 0)) for site, (k, v) in read.items()
         }
-        pooled = None if text.pooled is None else text.pooled.repeat_interleave(pictures, 0)
-        time = torch.full((batch,), level.time, device=x.device)
+        pooled = None if text.pooled_prompt_embeds is None else text.pooled_prompt_embeds.repeat_interleave(pictures, 0)
+        time = torch.full((batch,), level.timestep, device=x.device)
         out = model.unet(torch.cat([x] * rows), time, said, pooled, sizes.repeat(batch, 1))
         if rows == 1:
             return out
         without, given = out.chunk(2)
-        return rescaled(without + guidance * (given - without), given, rescale)
+        return rescale_noise_cfg(without + guidance * (given - without), given, rescale)
 
     return predict
 
 
 def _finite(found: Trajectory) -> Trajectory:
-    if not all(part.isfinite().all() for part in (*found.pictures, *found.noises)):
+    if not all(part.isfinite().all() for part in (*found.latents, *found.noises)):
         raise InstantStyleError(
             "the way between picture and noise ran away to NaN or infinity: lower its guidance, or load the model with "
             "dtype float32"
@@ -149,30 +153,30 @@ def _finite(found: Trajectory) -> Trajectory:
 
 
 @torch.no_grad()
-def reconstruct(
+def ddim_round_trip(
     model: Model, latents: Latents, caption: str, steps: int, guidance: float, *, refine: int = 0
 ) -> Latents:
     """The latents of a picture inverted and generated again, with the same caption and guidance both ways.
 
     Raises InstantStyleError when the numbers run away.
     """
-    text = read(model, ["", caption] if guidance > 1 else [caption])
-    size = (latents.shape[-1] * model.scale, latents.shape[-2] * model.scale)
-    predict, marks, kind = predictor(model, text, size, guidance), levels(model, steps), kind_of(model)
-    way = invert(predict, latents, marks, kind, refine=refine)
-    return generate(predict, way.end, marks, kind).at(marks[0])
+    text = encode_captions(model, ["", caption] if guidance > 1 else [caption])
+    size = (latents.shape[-1] * model.vae_scale_factor, latents.shape[-2] * model.vae_scale_factor)
+    predict, marks, kind = cfg_denoiser(model, text, size, guidance), noise_levels(model, steps), prediction_type(model)
+    way = ddim_invert(predict, latents, marks, kind, refine=refine)
+    return ddim_sample(predict, way.terminal, marks, kind).at(marks[0])
 
 
-def read(model: Model, texts: Sequence[str]) -> Text:
+def encode_captions(model: Model, texts: Sequence[str]) -> TextEmbeddings:
     """Texts as the encoders read them, an empty one as the family was trained to take none."""
-    text = model.say(texts)
-    if not model.family.zero_empty:
+    text = model.encode_prompt(texts)
+    if not model.family.force_zeros_for_empty_prompt:
         return text
-    mask = torch.tensor([float(bool(each)) for each in texts]).to(text.context)
-    pooled = None if text.pooled is None else text.pooled * mask[:, None]
-    return Text(text.context * mask[:, None, None], pooled, text.embeds)
+    mask = torch.tensor([float(bool(each)) for each in texts]).to(text.prompt_embeds)
+    pooled = None if text.pooled_prompt_embeds is None else text.pooled_prompt_embeds * mask[:, None]
+    return TextEmbeddings(text.prompt_embeds * mask[:, None, None], pooled, text.text_embeds)
 
 
-def kind_of(model: Model) -> str:
+def prediction_type(model: Model) -> str:
     """What the model's network predicts, as diffusers names it."""
     return str(model.scheduler_config.get("prediction_type", "epsilon"))

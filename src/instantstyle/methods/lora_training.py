@@ -28,20 +28,20 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.errors import InstantStyleError
-from instantstyle.families import Fitting
+from instantstyle.families import LoRATraining
 from instantstyle.model import Model
-from instantstyle.networks.attention import TextKeysValues, plain
+from instantstyle.networks.attention import CrossAttentionKV, plain
 from instantstyle.networks.unet import UNet
-from instantstyle.utils.atomic_files import whole
-from instantstyle.utils.images import fit_to
-from instantstyle.weights.lora import Factors
+from instantstyle.utils.atomic_files import atomic_write
+from instantstyle.utils.images import resize_to
+from instantstyle.weights.lora import LoRAFactors
 
-SAVE_EVERY = 30.0
+CHECKPOINT_SECONDS = 30.0
 """Seconds between what is kept of a fit under way."""
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainProgress:
     """Where a fit stands after a step."""
 
     step: int
@@ -50,12 +50,12 @@ class Fitted:
     loss: float
 
 
-Watch = Callable[[Fitted], None]
-_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+ProgressFn = Callable[[TrainProgress], None]
+_watch: ContextVar[ProgressFn | None] = ContextVar("watch", default=None)
 
 
 @contextmanager
-def watching(watch: Watch) -> Generator[None]:
+def on_progress(watch: ProgressFn) -> Generator[None]:
     """While entered, `watch` is called after every step of a fit; what it raises ends the fit, which can go on."""
     token = _watch.set(watch)
     try:
@@ -64,7 +64,7 @@ def watching(watch: Watch) -> Generator[None]:
         _watch.reset(token)
 
 
-class LowRank(nn.Module):
+class LoRALinear(nn.Module):
     """A frozen linear layer plus up(down(x)), which is nothing at first."""
 
     def __init__(self, base: nn.Linear, rank: int, make: torch.Generator) -> None:
@@ -79,7 +79,7 @@ class LowRank(nn.Module):
         return self.base(x) + change.to(x.dtype)
 
 
-def low_rank(unet: UNet, plan: BlockPlan, rank: int, seed: int) -> tuple[UNet, dict[str, LowRank]]:
+def attach_lora(unet: UNet, plan: BlockPlan, rank: int, seed: int) -> tuple[UNet, dict[str, LoRALinear]]:
     """A copy of the network that shares its weights, with thin matrices beside every attention projection of a plan.
 
     The matrices are by parameter, as `up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight`.
@@ -87,38 +87,38 @@ def low_rank(unet: UNet, plan: BlockPlan, rank: int, seed: int) -> tuple[UNet, d
     shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
     copied = copy.deepcopy(unet, cast("dict[int, Any]", shared))
     names = {id(module): name for name, module in copied.named_modules()}
-    make, layers = torch.Generator().manual_seed(seed), dict[str, LowRank]()
+    make, layers = torch.Generator().manual_seed(seed), dict[str, LoRALinear]()
     for site in copied.config.sites:
-        if plan.at(site):
+        if plan.scale(site):
             attention = copied.attention(site)
             for where, key in ((attention, "to_q"), (attention, "to_k"), (attention, "to_v"), (attention.to_out, "0")):
-                layer = LowRank(cast("nn.Linear", getattr(where, key)), rank, make)
+                layer = LoRALinear(cast("nn.Linear", getattr(where, key)), rank, make)
                 setattr(where, key, layer)
                 layers[f"{names[id(where)]}.{key}.weight"] = layer
     return copied, layers
 
 
-def fit(
+def train_lora(
     model: Model,
     pictures: Sequence[Image.Image],
     plan: BlockPlan,
-    fitting: Fitting,
+    fitting: LoRATraining,
     *,
     keep: Path | None = None,
     seed: int = 0,
-) -> dict[str, Factors]:
+) -> dict[str, LoRAFactors]:
     """The change, at the plan's modules, that makes the model draw these pictures when told `fitting.prompt`.
 
     Pictures are cut to the family's size.  With `keep`, a fit that is interrupted (also by SIGINT, which waits for the
     end of a step) leaves its state there, and the next one goes on from it.  Raises InstantStyleError when it diverges.
     """
     with torch.enable_grad():  # an engine submits without
-        net, layers = low_rank(model.unet, plan, fitting.rank, seed)
+        net, layers = attach_lora(model.unet, plan, fitting.rank, seed)
         parameters = [p for layer in layers.values() for p in (layer.down, layer.up)]
-        optimiser = torch.optim.AdamW(parameters, lr=fitting.rate, betas=(0.9, 0.999), weight_decay=1e-4)
+        optimiser = torch.optim.AdamW(parameters, lr=fitting.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
         loss, watch = _loss(model, net, pictures, plan, fitting, seed), _watch.get()
         step, saved_at = _resume(keep, parameters, optimiser), time.monotonic()
-        with _patient() as asked:
+        with _defer_sigint() as asked:
             try:
                 while step < fitting.steps:
                     value = loss(step)
@@ -130,10 +130,10 @@ def fit(
                     optimiser.zero_grad(set_to_none=True)
                     step += 1
                     if watch is not None:
-                        watch(Fitted(step, fitting.steps, float(value.detach())))
+                        watch(TrainProgress(step, fitting.steps, float(value.detach())))
                     if asked():
                         raise KeyboardInterrupt
-                    if time.monotonic() - saved_at > SAVE_EVERY:
+                    if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                         _save(keep, step, parameters, optimiser)
                         saved_at = time.monotonic()
             except InstantStyleError:
@@ -141,30 +141,32 @@ def fit(
             except BaseException:  # between two steps, where the state is whole
                 _save(keep, step, parameters, optimiser)
                 raise
-    factors = {name: Factors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
+    factors = {name: LoRAFactors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
     if keep is not None:
         keep.unlink(missing_ok=True)
     return factors
 
 
 def _loss(
-    model: Model, net: UNet, pictures: Sequence[Image.Image], plan: BlockPlan, fitting: Fitting, seed: int
+    model: Model, net: UNet, pictures: Sequence[Image.Image], plan: BlockPlan, fitting: LoRATraining, seed: int
 ) -> Callable[[int], Tensor]:
     """The mean squared error of the prediction at a step, of pictures, times and noise that its number decides."""
     width, height = model.family.size
-    latents = torch.cat([model.encode(fit_to(picture, "crop", (width, height))) for picture in pictures]).float()
+    latents = torch.cat(
+        [model.encode_latents(resize_to(picture, "crop", (width, height))) for picture in pictures]
+    ).float()
     with torch.no_grad():
-        said = model.say([fitting.prompt])
-        context = said.context.expand(fitting.batch, -1, -1)
-        pooled = None if said.pooled is None else said.pooled.expand(fitting.batch, -1)
-        text = model.unet.read(context)
+        said = model.encode_prompt([fitting.prompt])
+        context = said.prompt_embeds.expand(fitting.batch, -1, -1)
+        pooled = None if said.pooled_prompt_embeds is None else said.pooled_prompt_embeds.expand(fitting.batch, -1)
+        text = model.unet.precompute_kv(context)
     sizes = torch.tensor([[height, width, 0, 0, height, width]], device=model.device, dtype=torch.float32)
     sizes = None if pooled is None else sizes.expand(fitting.batch, 6)
     scheduler = importlib.import_module("diffusers").DDIMScheduler.from_config(dict(model.scheduler_config))
     alphas, kind = scheduler.alphas_cumprod.to(model.device), scheduler.config.prediction_type
-    crossed = [site for site in net.config.sites if site.kind == "cross" and plan.at(site)]
-    spoken = {site.module for site in net.config.sites if plan.at(site)}
-    upstream, rest = net.upto(next(module for module in net.config.modules if module in spoken))
+    crossed = [site for site in net.config.sites if site.kind == "cross" and plan.scale(site)]
+    spoken = {site.module for site in net.config.sites if plan.scale(site)}
+    upstream, rest = net.split_at(next(module for module in net.config.modules if module in spoken))
 
     def loss(step: int) -> Tensor:
         make = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -189,16 +191,16 @@ def _loss(
     return loss
 
 
-def _with_read(net: UNet, text: TextKeysValues, sites: Sequence[Site], context: Tensor) -> TextKeysValues:
+def _with_read(net: UNet, text: CrossAttentionKV, sites: Sequence[Site], context: Tensor) -> CrossAttentionKV:
     """The text's keys and values, read anew where the projections that read it change."""
-    return {**text, **{site: net.attention(site).read(context) for site in sites}}
+    return {**text, **{site: net.attention(site).project_kv(context) for site in sites}}
 
 
 def _save(keep: Path | None, step: int, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> None:
     if keep is None:
         return
     tensors = [p.detach() for p in parameters]
-    with whole(keep) as partial:
+    with atomic_write(keep) as partial:
         torch.save({"step": step, "parameters": tensors, "optimiser": optimiser.state_dict()}, partial)
 
 
@@ -220,7 +222,7 @@ def _resume(keep: Path | None, parameters: Sequence[Tensor], optimiser: torch.op
 
 
 @contextmanager
-def _patient() -> Generator[Callable[[], bool]]:
+def _defer_sigint() -> Generator[Callable[[], bool]]:
     """While entered, SIGINT only asks for a stop; the value says whether it did.  Only a main thread is asked."""
     asked = False
 

@@ -13,24 +13,24 @@ from torch import Tensor
 
 from instantstyle.errors import InputError
 from instantstyle.methods.ddim_inversion import (
+    Denoise,
     Latents,
-    Level,
-    Predict,
+    NoiseLevel,
     Trajectory,
-    generate,
-    invert,
-    kind_of,
-    levels,
-    predictor,
-    read,
+    cfg_denoiser,
+    ddim_invert,
+    ddim_sample,
+    encode_captions,
+    noise_levels,
+    prediction_type,
 )
-from instantstyle.methods.injection import Moment, Pinned, ReferenceRows
+from instantstyle.methods.injection import ReferenceBatch, ReferenceLatents, StepContext
 from instantstyle.methods.options import Option, Value
 from instantstyle.model import Model
 from instantstyle.request import Request, StyleReference
-from instantstyle.utils.images import fit_to
+from instantstyle.utils.images import resize_to
 
-OPTIONS = {
+REFERENCE_OPTIONS = {
     "rows": Option("renoised", "where the reference row comes from", choices=("renoised", "inverted", "alongside")),
     "caption": Option("", "what the reference shows, for its own row; unless given, its content"),
     "inversion-guidance": Option(2.0, "guidance of the inversion", 0.0, 50.0),
@@ -39,35 +39,35 @@ OPTIONS = {
 """Knobs of every method that looks at reference rows."""
 
 
-def renoised(latents: Latents, seed: int) -> Pinned:
+def renoise(latents: Latents, seed: int) -> ReferenceLatents:
     """The picture under fresh noise at every step, as in training; no call of the network, no inversion to go wrong."""
-    return lambda moment: moment.signal * latents + moment.noise * _noise(latents, f"renoised {moment.step}", seed)
+    return lambda moment: moment.alpha * latents + moment.sigma * _noise(latents, f"renoised {moment.step}", seed)
 
 
-def along(way: Trajectory, offset: float = 0.0) -> Pinned:
+def follow_trajectory(way: Trajectory, offset: float = 0.0) -> ReferenceLatents:
     """A way between picture and noise; while the run is noisier than all but `offset` of it, it waits there."""
-    first = way.levels[max(1, round((1 - offset) * (len(way.levels) - 1)))]
+    first = way.noise_levels[max(1, round((1 - offset) * (len(way.noise_levels) - 1)))]
 
-    def pinned(moment: Moment) -> Tensor:
-        now = Level(moment.time, moment.signal, moment.noise)
-        return way.at(first if now.time > first.time else now)
+    def pinned(moment: StepContext) -> Tensor:
+        now = NoiseLevel(moment.timestep, moment.alpha, moment.sigma)
+        return way.at(first if now.timestep > first.timestep else now)
 
     return pinned
 
 
-def inverted(
+def invert_references(
     model: Model, request: Request, latents: Latents, captions: Sequence[str], guidance: float, offset: float
-) -> Pinned:
+) -> ReferenceLatents:
     """The pictures' ways to noise by DDIM inversion, each with its own caption and no negative prompt."""
     ways = [
-        invert(predict, each[None], levels(model, request.steps), kind_of(model))
+        ddim_invert(predict, each[None], noise_levels(model, request.steps), prediction_type(model))
         for each, predict in zip(latents, _predictors(model, request, captions, guidance, ""), strict=True)
     ]
-    each = [along(way, offset) for way in ways]
+    each = [follow_trajectory(way, offset) for way in ways]
     return lambda moment: torch.cat([pinned(moment) for pinned in each])
 
 
-def alongside(model: Model, request: Request, caption: str) -> Trajectory:
+def sample_reference(model: Model, request: Request, caption: str) -> Trajectory:
     """A picture of the caption, drawn by the run's own steps and guidance before the run: no style but the model's.
 
     Nothing that looks at it changes it, so that drawn before and drawn beside the run are the same.
@@ -77,24 +77,28 @@ def alongside(model: Model, request: Request, caption: str) -> Trajectory:
     assert request.guidance_rescale is not None
     width, height = request.size
     like = torch.empty(
-        1, model.unet.config.in_channels, height // model.scale, width // model.scale, dtype=model.dtype
+        1,
+        model.unet.config.in_channels,
+        height // model.vae_scale_factor,
+        width // model.vae_scale_factor,
+        dtype=model.dtype,
     ).to(model.device)
     asked = (request.guidance, request.negative, request.guidance_rescale)
     (predict,) = _predictors(model, request, [caption], *asked)
     noise = _noise(like, "alongside", request.seed or 0)
-    return generate(predict, noise, levels(model, request.steps), kind_of(model))
+    return ddim_sample(predict, noise, noise_levels(model, request.steps), prediction_type(model))
 
 
-def rows(
+def reference_batch(
     model: Model, request: Request, references: Sequence[StyleReference], knobs: Mapping[str, Value]
-) -> ReferenceRows:
+) -> ReferenceBatch:
     """The rows of these references, in their order and for each [unconditional, conditional] as the run has them.
 
     The request's size, seed and guidance are settled.  Raises InputError when a caption is missing, or too long.
     """
     how, said = knobs["rows"], str(knobs["caption"])
-    captions = [said or ", ".join(each.contents) for each in references] or [said]
-    branches = 2 if request.guided else 1
+    captions = [said or ", ".join(each.content_phrases) for each in references] or [said]
+    branches = 2 if request.do_classifier_free_guidance else 1
     texts = [text for caption in captions for text in ([request.negative] * (branches - 1) + [caption])]
     if how == "alongside":
         if references:
@@ -104,30 +108,32 @@ def rows(
             )
         if not said.strip():
             raise InputError("with rows=alongside the reference is drawn from its caption: give the option caption")
-        way = alongside(model, request, said)
-        pinned, latents = along(way), way.at(way.levels[0])
+        way = sample_reference(model, request, said)
+        pinned, latents = follow_trajectory(way), way.at(way.noise_levels[0])
     else:
         assert request.size is not None
         size = request.size
-        latents = torch.cat([model.encode(fit_to(each.image.open(), request.fit, size)) for each in references])
+        latents = torch.cat(
+            [model.encode_latents(resize_to(each.image.open(), request.fit, size)) for each in references]
+        )
         if how == "inverted":
             guidance, offset = float(knobs["inversion-guidance"]), float(knobs["offset"])
-            pinned = inverted(model, request, latents, captions, guidance, offset)
+            pinned = invert_references(model, request, latents, captions, guidance, offset)
         else:
-            pinned = renoised(latents, request.seed or 0)
+            pinned = renoise(latents, request.seed or 0)
 
-    def rowed(moment: Moment) -> Tensor:
+    def rowed(moment: StepContext) -> Tensor:
         return pinned(moment).repeat_interleave(branches, dim=0)
 
-    return ReferenceRows(read(model, texts), rowed, shown=latents)
+    return ReferenceBatch(encode_captions(model, texts), rowed, clean_latents=latents)
 
 
-def looked(request: Request, references: int, device: torch.device, negatives: int = 0) -> Tensor:
+def reference_index(request: Request, references: int, device: torch.device, negatives: int = 0) -> Tensor:
     """For each of the run's rows and the reference rows after them the reference rows that it looks at.
 
     [rows, references]; a row looks at the references' rows of its own branch, and reference rows at themselves.
     """
-    branches = 2 if request.guided else 1
+    branches = 2 if request.do_classifier_free_guidance else 1
     own = (branches + negatives) * request.count
     beside = [min(row // request.count, branches - 1) for row in range(own)]
     there = [[own + each * branches + branch for each in range(references)] for branch in beside]
@@ -138,11 +144,11 @@ def looked(request: Request, references: int, device: torch.device, negatives: i
 
 def _predictors(
     model: Model, request: Request, captions: Sequence[str], guidance: float, negative: str, rescale: float = 0.0
-) -> list[Predict]:
+) -> list[Denoise]:
     assert request.size is not None
     unconditional = [negative] if guidance > 1 else []
-    said = [read(model, [*unconditional, each]) for each in captions]
-    return [predictor(model, each, request.size, guidance, rescale) for each in said]
+    said = [encode_captions(model, [*unconditional, each]) for each in captions]
+    return [cfg_denoiser(model, each, request.size, guidance, rescale) for each in said]
 
 
 def _noise(like: Latents, what: str, seed: int) -> Float[Tensor, "n channels height width"]:

@@ -16,11 +16,11 @@ from instantstyle.blocks import Site
 from instantstyle.errors import InputError
 from instantstyle.model import Model
 
-Region = Mapping[Site, Float[Tensor, "1 1 _tokens 1"]]
+RegionMask = Mapping[Site, Float[Tensor, "1 1 _tokens 1"]]
 """How much of what a reference says each query hears: about 0 to 1, a little over or under at a mask's edge."""
 
 
-def region(model: Model, mask: Image.Image, size: tuple[int, int]) -> Region:
+def region_mask(model: Model, mask: Image.Image, size: tuple[int, int]) -> RegionMask:
     """A mask stretched over a picture of (width, height) pixels, at every cross-attention of the model.
 
     Raises InputError for a mask that is black everywhere, which leaves the reference nowhere to speak.
@@ -30,10 +30,10 @@ def region(model: Model, mask: Image.Image, size: tuple[int, int]) -> Region:
     if not spoken.any():
         raise InputError("the mask of a reference is black everywhere: white is where the reference speaks")
     config = model.unet.config
-    height, width = size[1] // model.scale, size[0] // model.scale
+    height, width = size[1] // model.vae_scale_factor, size[0] // model.vae_scale_factor
     levels: list[Tensor] = []
-    for _ in config.channels:
+    for _ in config.block_out_channels:
         small = F.interpolate(spoken, size=[height, width], mode="bicubic")
         levels.append(small.reshape(1, 1, -1, 1).to(model.device, model.dtype))
         height, width = (height + 1) // 2, (width + 1) // 2
-    return {site: levels[site.level(len(levels))] for site in config.sites if site.kind == "cross"}
+    return {site: levels[site.resolution_level(len(levels))] for site in config.sites if site.kind == "cross"}

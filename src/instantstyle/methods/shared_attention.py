@@ -18,28 +18,28 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_plan
+from instantstyle.blocks import BlockPlan, Site, UNetConfig, parse_block_plan
 from instantstyle.errors import InputError
-from instantstyle.methods import reference_latents as reference_rows
-from instantstyle.methods.content_subtraction import strength
-from instantstyle.methods.injection import Expects, Injection, Moment, Negative
-from instantstyle.methods.instantstyle import settled_reference
-from instantstyle.methods.options import Option, Options, Value, settle
+from instantstyle.methods import reference_latents
+from instantstyle.methods.content_subtraction import effective_weight
+from instantstyle.methods.injection import GuidanceTerm, Injection, StepContext, X0Hook
+from instantstyle.methods.instantstyle import resolve_auto_content
+from instantstyle.methods.options import Option, Options, Value, resolve_options
 from instantstyle.model import Model
-from instantstyle.networks.attention import Attend, Heads, plain
+from instantstyle.networks.attention import Attend, HeadsTensor, plain
 from instantstyle.request import Request
 
-Looked = Int[Tensor, "rows references"]
+ReferenceIndex = Int[Tensor, "rows references"]
 """For each row of the run the reference rows it looks at; a row that looks at itself alone is as it would be."""
 
 
-def shared(
+def shared_attention(
     attend: Attend,
     plan: BlockPlan,
-    looked: Looked,
+    looked: ReferenceIndex,
     weights: Sequence[float],
     *,
-    adain: bool = True,
+    match_statistics: bool = True,
     scale: float = 1.0,
     shift: float = 0.0,
 ) -> Attend:
@@ -52,14 +52,16 @@ def shared(
     itself = looked == torch.arange(len(looked), device=looked.device)[:, None]
     scales = 1 + (scale - 1) * (~itself[:, 0]).float()[:, None, None, None]
 
-    def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
-        loud = plan.at(site) if site.kind == "self" else 0.0
+    def attended(
+        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+    ) -> HeadsTensor:
+        loud = plan.scale(site) if site.kind == "self" else 0.0
         if not loud:
             return attend(site, q, k, v, bias=bias)
-        if adain:
+        if match_statistics:
             share = min(1.0, loud * max(weights))
-            q, k = (torch.lerp(x, matched(x, seen(x, looked)), share) for x in (q, k))
-        there_k, there_v = seen(k, looked), seen(v, looked)
+            q, k = (torch.lerp(x, adain(x, gather_references(x, looked)), share) for x in (q, k))
+        there_k, there_v = gather_references(k, looked), gather_references(v, looked)
         if scale != 1:
             there_k = there_k * scales.to(there_k)
         bias = _bias(bias, k, [0.0], [shift + math.log(loud * weight) for weight in weights])
@@ -68,36 +70,44 @@ def shared(
     return attended
 
 
-def swapped(
-    attend: Attend, plan: BlockPlan, looked: Looked, weights: Sequence[float], asks: Int[Tensor, " rows"] | None = None
+def swapped_attention(
+    attend: Attend,
+    plan: BlockPlan,
+    looked: ReferenceIndex,
+    weights: Sequence[float],
+    asks: Int[Tensor, " rows"] | None = None,
 ) -> Attend:
     """softmax([q k + ln(1 - w), q k' + ln w]) [v, v']: at w = 1 the reference's keys and values instead of one's own.
 
     w is the references' strength times the plan's, at most 1.  w = 1 is the published method and w = 1/2 its option
     `use_shared_attention`.  `asks`: for each row the row whose queries it asks with, where not its own.
     """
-    own, loudest = torch.arange(len(looked), device=looked.device), strength(weights)
+    own, loudest = torch.arange(len(looked), device=looked.device), effective_weight(weights)
 
-    def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
-        share = min(1.0, plan.at(site) * loudest) if site.kind == "self" else 0.0
+    def attended(
+        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+    ) -> HeadsTensor:
+        share = min(1.0, plan.scale(site) * loudest) if site.kind == "self" else 0.0
         if not share:
             return attend(site, q, k, v, bias=bias)
         if asks is not None:
             q = torch.where((asks != own)[:, None, None, None], q[asks], q)
         heard = [math.log(share * weight / sum(weights)) for weight in weights]
         if share == 1:
-            return attend(site, q, seen(k, looked), seen(v, looked), bias=_bias(bias, k, [], heard))
+            return attend(
+                site, q, gather_references(k, looked), gather_references(v, looked), bias=_bias(bias, k, [], heard)
+            )
         bias = _bias(bias, k, [math.log(1 - share)], heard)
-        return attend(site, q, *(torch.cat([x, seen(x, looked)], dim=2) for x in (k, v)), bias=bias)
+        return attend(site, q, *(torch.cat([x, gather_references(x, looked)], dim=2) for x in (k, v)), bias=bias)
 
     return attended
 
 
-CALIBRATED = 150.0, 100.0
+CALIBRATION_OPTIONS = 150.0, 100.0
 """The times between which colours are calibrated: the published start, and the start less the published window."""
 
 
-def calibrated(shown: Float[Tensor, "references channels _height _width"], weights: Sequence[float]) -> Expects:
+def adain_x0(shown: Float[Tensor, "references channels _height _width"], weights: Sequence[float]) -> X0Hook:
     """x0 <- (x0 - mean(x0)) / std(x0) * std(z) + mean(z), by channel over pixels, late in the run; z: the reference.
 
     The noise that goes with x0 is not computed anew.  At steps strictly between the two times as published; where a run
@@ -105,14 +115,14 @@ def calibrated(shown: Float[Tensor, "references channels _height _width"], weigh
     row's own prediction, which at these times is the picture but for a little blur; here they are the picture's.
     Several references share by their weights, and below 1 a strength calibrates by that share only.
     """
-    (first, last), share = CALIBRATED, min(1.0, strength(weights))
+    (first, last), share = CALIBRATION_OPTIONS, min(1.0, effective_weight(weights))
 
-    def expects(moment: Moment, picture: Tensor) -> Tensor:
-        if not (last < moment.time < first or moment.coming <= last < first <= moment.time):
+    def expects(moment: StepContext, picture: Tensor) -> Tensor:
+        if not (last < moment.timestep < first or moment.next_timestep <= last < first <= moment.timestep):
             return picture
         x, like = (each.float().flatten(2).transpose(1, 2)[:, None] for each in (picture, shown))
         ways = [
-            weight * matched(x, z.expand(len(x), -1, -1, -1), eps=1e-8) for weight, z in zip(weights, like, strict=True)
+            weight * adain(x, z.expand(len(x), -1, -1, -1), eps=1e-8) for weight, z in zip(weights, like, strict=True)
         ]
         wanted = (sum(ways[1:], ways[0]) / sum(weights))[:, 0].transpose(1, 2).reshape(picture.shape)
         return torch.lerp(picture, wanted.to(picture), share)
@@ -121,18 +131,18 @@ def calibrated(shown: Float[Tensor, "references channels _height _width"], weigh
 
 
 STYLE_ALIGNED: Options = {
-    **reference_rows.OPTIONS,
-    "rows": dataclasses.replace(reference_rows.OPTIONS["rows"], default="inverted"),
+    **reference_latents.REFERENCE_OPTIONS,
+    "rows": dataclasses.replace(reference_latents.REFERENCE_OPTIONS["rows"], default="inverted"),
     "adain": Option(True, "match the statistics of queries and keys to the reference's"),
     "scale": Option(1.0, "what the reference's keys are multiplied by", 0.0, 10.0),
     "shift": Option(math.log(2), "what is added to the scores of the reference's keys", -10.0, 10.0),
 }
 SWAPPED: Options = {
-    **reference_rows.OPTIONS,
+    **reference_latents.REFERENCE_OPTIONS,
     "calibrate": Option(False, "late in the run, give the picture the reference's colours, by channel of the latents"),
 }
 STYLEKEEPER: Options = {
-    **reference_rows.OPTIONS,
+    **reference_latents.REFERENCE_OPTIONS,
     "leak": Option(1.0, "how far to push away from the picture that asks with the reference's queries", 0.0, 10.0),
 }
 
@@ -143,31 +153,33 @@ def style_aligned(model: Model, request: Request) -> Injection:
     Its strength is the reference's weight: how often the reference's keys count.  Weight 1 with the options' defaults
     is what was published for real pictures, but for the sharing of group norm statistics, which is no attention.
     """
-    knobs = settle(request, STYLE_ALIGNED)
-    adain, scale, shift = bool(knobs["adain"]), float(knobs["scale"]), float(knobs["shift"])
+    knobs = resolve_options(request, STYLE_ALIGNED)
+    match_statistics, scale, shift = bool(knobs["adain"]), float(knobs["scale"]), float(knobs["shift"])
 
-    def attend(plan: BlockPlan, looked: Looked, weights: Sequence[float]) -> Attend:
-        return shared(plain, plan, looked, weights, adain=adain, scale=scale, shift=shift)
+    def attend(plan: BlockPlan, looked: ReferenceIndex, weights: Sequence[float]) -> Attend:
+        return shared_attention(
+            plain, plan, looked, weights, match_statistics=match_statistics, scale=scale, shift=shift
+        )
 
-    return _beside(model, request, "all", knobs, attend)
+    return _with_reference_batch(model, request, "all", knobs, attend)
 
 
-def swapped_attention(model: Model, request: Request) -> Injection:
+def swapped(model: Model, request: Request) -> Injection:
     """Visual Style Prompting (arXiv 2402.12974), in all up blocks after the first unless the plan says where.
 
     Its strength is the reference's weight: the share of attention that goes to the reference, all of it at 1, as
     published.  With the option `calibrate` colours follow too.
     """
-    knobs = settle(request, SWAPPED)
+    knobs = resolve_options(request, SWAPPED)
 
-    def attend(plan: BlockPlan, looked: Looked, weights: Sequence[float]) -> Attend:
-        return swapped(plain, plan, looked, weights)
+    def attend(plan: BlockPlan, looked: ReferenceIndex, weights: Sequence[float]) -> Attend:
+        return swapped_attention(plain, plan, looked, weights)
 
-    injection = _beside(model, request, late(model.family.unet), knobs, attend)
-    if injection.rows is None or injection.rows.shown is None or not knobs["calibrate"]:
+    injection = _with_reference_batch(model, request, late_up_blocks(model.family.unet), knobs, attend)
+    if injection.reference_batch is None or injection.reference_batch.clean_latents is None or not knobs["calibrate"]:
         return injection
     weights = [each.weight for each in request.references if each.weight] or [1.0]
-    return dataclasses.replace(injection, expects=calibrated(injection.rows.shown, weights))
+    return dataclasses.replace(injection, x0_hook=adain_x0(injection.reference_batch.clean_latents, weights))
 
 
 def stylekeeper(model: Model, request: Request) -> Injection:
@@ -181,62 +193,64 @@ def stylekeeper(model: Model, request: Request) -> Injection:
     Its strength w is the reference's weight, of the swap and of the push.  After the paper's words: its code is not
     published.
     """
-    knobs = settle(request, STYLEKEEPER)
+    knobs = resolve_options(request, STYLEKEEPER)
     weights = [each.weight for each in request.references if each.weight]
-    push = Negative(float(knobs["leak"]) * min(1.0, strength(weights) if weights else 1.0))
+    push = GuidanceTerm(float(knobs["leak"]) * min(1.0, effective_weight(weights) if weights else 1.0))
 
-    def attend(plan: BlockPlan, looked: Looked, weights: Sequence[float]) -> Attend:
-        branches = 2 if request.guided else 1
+    def attend(plan: BlockPlan, looked: ReferenceIndex, weights: Sequence[float]) -> Attend:
+        branches = 2 if request.do_classifier_free_guidance else 1
         own = torch.arange(len(looked), device=looked.device)
         leaks = (own >= branches * request.count) & (own < (branches + 1) * request.count)
         asks = torch.where(leaks, looked[:, 0], own)
-        return swapped(plain, plan, torch.where(leaks[:, None], own[:, None], looked), weights, asks)
+        return swapped_attention(plain, plan, torch.where(leaks[:, None], own[:, None], looked), weights, asks)
 
-    return _beside(model, request, late(model.family.unet), knobs, attend, (push,))
+    return _with_reference_batch(model, request, late_up_blocks(model.family.unet), knobs, attend, (push,))
 
 
-def late(config: UNetConfig) -> str:
+def late_up_blocks(config: UNetConfig) -> str:
     """The plan of all up blocks after the first that has attention: in SDXL the block that was published, up.1."""
     blocks = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in config.modules if name.startswith("up.")))
     return ",".join(f"{block}=1" for block in blocks[1:] or blocks)
 
 
-def _beside(
+def _with_reference_batch(
     model: Model,
     request: Request,
     where: str,
     knobs: Mapping[str, Value],
-    attend: Callable[[BlockPlan, Looked, Sequence[float]], Attend],
-    negatives: tuple[Negative, ...] = (),
+    attend: Callable[[BlockPlan, ReferenceIndex, Sequence[float]], Attend],
+    negatives: tuple[GuidanceTerm, ...] = (),
 ) -> Injection:
     """Reference rows beside the run's own, looked at in the way of `attend`; at `where` unless the request has a plan.
 
     Raises InputError for a plan that these methods cannot follow, and what reference rows raise.
     """
     where = where if request.plan == "style" else request.plan  # the first is what a request says that says nothing
-    plan = parse_plan(where, model.family.unet, model.family.presets)
+    plan = parse_block_plan(where, model.family.unet, model.family.presets)
     if plan.negative:
         raise InputError(
             f"the plan {request.plan!r} puts the reference where guidance pushes away from, which method "
             f"{request.method!r} does not do: give a plan such as all or up.1=1"
         )
-    references = tuple(settled_reference(model, request, each) for each in request.references)
+    references = tuple(resolve_auto_content(model, request, each) for each in request.references)
     settled = {"references": references, "plan": where, "options": dict(knobs)}
     speaking = [each for each in references if each.weight]
     if not plan or (references and not speaking):
-        return Injection(window=request.window, settled=settled)
+        return Injection(window=request.window, resolved_fields=settled)
     weights = [each.weight for each in speaking] or [1.0]
-    rows = reference_rows.rows(model, request, speaking, knobs)
-    looked = reference_rows.looked(request, len(weights), model.device, len(negatives))
-    return Injection(attend(plan, looked, weights), request.window, settled, rows=rows, negatives=negatives)
+    rows = reference_latents.reference_batch(model, request, speaking, knobs)
+    looked = reference_latents.reference_index(request, len(weights), model.device, len(negatives))
+    return Injection(
+        attend(plan, looked, weights), request.window, settled, reference_batch=rows, extra_guidance=negatives
+    )
 
 
-def seen(x: Heads, looked: Looked) -> Heads:
+def gather_references(x: HeadsTensor, looked: ReferenceIndex) -> HeadsTensor:
     """For each row the tokens of all that it looks at, one after the other."""
     return x[looked].transpose(1, 2).flatten(2, 3)
 
 
-def matched(
+def adain(
     x: Float[Tensor, "rows heads _tokens dim"], like: Float[Tensor, "rows heads _others dim"], eps: float = 1e-5
 ) -> Float[Tensor, "rows heads _tokens dim"]:
     """AdaIN: each channel of `x` with the mean and spread over tokens that it has in `like`."""
@@ -248,7 +262,7 @@ def matched(
     return (x - x.mean(dim=2, keepdim=True)) / spread(x) * spread(like) + like.mean(dim=2, keepdim=True)
 
 
-def _bias(given: Tensor | None, like: Heads, own: Sequence[float], there: Sequence[float]) -> Tensor | None:
+def _bias(given: Tensor | None, like: HeadsTensor, own: Sequence[float], there: Sequence[float]) -> Tensor | None:
     """What is added to scores: to those of one's own keys, if they are looked at, and to those of each reference's.
 
     None where that is the same for all, which no softmax sees.

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantstyle.blocks import BlockPlan, Site, parse_plan
+from instantstyle.blocks import BlockPlan, Site, parse_block_plan
 from instantstyle.errors import InputError
-from instantstyle.methods.content_subtraction import strength
+from instantstyle.methods.content_subtraction import effective_weight
 from instantstyle.methods.injection import Injection
-from instantstyle.methods.instantstyle import heard, image_prompt
-from instantstyle.methods.options import Option, Options, settle
-from instantstyle.methods.shared_attention import matched
+from instantstyle.methods.instantstyle import add_image_prompt, build_injection
+from instantstyle.methods.options import Option, Options, resolve_options
+from instantstyle.methods.shared_attention import adain
 from instantstyle.model import Model
-from instantstyle.networks.attention import Attend, Heads, KeysValues, join_heads, plain, split_heads
+from instantstyle.networks.attention import Attend, HeadsTensor, KeyValue, join_heads, plain, split_heads
 from instantstyle.request import Request
 
 CLEANSTYLE: Options = {
@@ -32,12 +32,12 @@ CLEANSTYLE: Options = {
     "centre": Option(0.3, "when it ends, as a share of the run"),
     "against": Option(0.2, "damping of what stands in the unconditional row; 0: what stands there without this method"),
 }
-Decomposed = tuple[Tensor, Tensor, Tensor, int]
+SVDFactors = tuple[Tensor, Tensor, Tensor, int]
 """Left directions, sizes and right directions of keys or values, and the number of heads they were split into."""
 
 
 def cross_adain(
-    attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None, loud: float = 1.0
+    attend: Attend, plan: BlockPlan, image: Mapping[Site, KeyValue], share: Tensor | None, loud: float = 1.0
 ) -> Attend:
     """(1 - s) A + s ((A - mean(A)) / std(A) * std(A') + mean(A')), over tokens; s: the plan's strength at the site.
 
@@ -45,13 +45,15 @@ def cross_adain(
     the strength instead.
     """
 
-    def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
+    def attended(
+        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+    ) -> HeadsTensor:
         out = attend(site, q, k, v, bias=bias)
         if site not in image:
             return out
         there = plain(site, q, *image[site], bias=share) / loud
-        like = matched(out.float(), there.float(), eps=1e-12).to(out)  # published without any eps
-        return torch.lerp(out, like, plan.at(site) * loud)
+        like = adain(out.float(), there.float(), eps=1e-12).to(out)  # published without any eps
+        return torch.lerp(out, like, plan.scale(site) * loud)
 
     return attended
 
@@ -66,19 +68,19 @@ def stylestudio(model: Model, request: Request) -> Injection:
     draws the thing; the built-in one hears it at its style blocks alone, and at weight 1 loses it
     (benchmarks/results/reach.md).
     """
-    plan = parse_plan(request.plan, model.family.unet, model.family.presets)
+    plan = parse_block_plan(request.plan, model.family.unet, model.family.presets)
     _refuse_negative(request, plan)
     weights = [each.weight for each in request.references if each.weight]
-    loud = strength(weights) if weights else 1.0
+    loud = effective_weight(weights) if weights else 1.0
 
-    def way(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None) -> Attend:
+    def way(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeyValue], share: Tensor | None) -> Attend:
         return cross_adain(attend, plan, image, share, loud)
 
-    return heard(model, request, plan, way)
+    return build_injection(model, request, plan, way)
 
 
 @dataclass(frozen=True)
-class Timed(Injection):
+class TimeDependentInjection(Injection):
     """An injection whose way of attending depends on how much of the run is done; the layers know nothing of it."""
 
     timed: Callable[[float], Attend] = field(default=lambda share: plain)
@@ -97,67 +99,69 @@ def cleanstyle(model: Model, request: Request) -> Injection:
     Its strength is the reference's weight, as InstantStyle's.  The unconditional row sees all directions damped, so
     that guidance pushes away from the tail.
     """
-    knobs = settle(request, CLEANSTYLE)
+    knobs = resolve_options(request, CLEANSTYLE)
     keep, damping, sharpness, centre, against = (float(knobs[name]) for name in CLEANSTYLE)
-    plan = parse_plan(request.plan, model.family.unet, model.family.presets)
+    plan = parse_block_plan(request.plan, model.family.unet, model.family.presets)
     _refuse_negative(request, plan)
-    parts: list[tuple[BlockPlan, Mapping[Site, KeysValues], dict[Site, Sequence[Decomposed]], Tensor | None]] = []
+    parts: list[tuple[BlockPlan, Mapping[Site, KeyValue], dict[Site, Sequence[SVDFactors]], Tensor | None]] = []
 
-    def way(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeysValues], share: Tensor | None) -> Attend:
-        parts.append((plan, image, {site: [decomposed(x[-1:]) for x in pair] for site, pair in image.items()}, share))
+    def way(attend: Attend, plan: BlockPlan, image: Mapping[Site, KeyValue], share: Tensor | None) -> Attend:
+        parts.append((plan, image, {site: [svd_factors(x[-1:]) for x in pair] for site, pair in image.items()}, share))
         return attend
 
     @lru_cache(maxsize=2)
     def timed(done: float) -> Attend:
-        attend, now = plain, damping * faded(done, sharpness, centre)
+        attend, now = plain, damping * damping_schedule(done, sharpness, centre)
         for plan, image, directions, share in parts:
-            cleaned: dict[Site, KeysValues] = {}
+            cleaned: dict[Site, KeyValue] = {}
             for site, pair in directions.items():
                 k, v = (
-                    _rows(part, whole, request, int(keep), now, against)
+                    _reference_rows(part, whole, request, int(keep), now, against)
                     for part, whole in zip(pair, image[site], strict=True)
                 )
                 cleaned[site] = k, v
-            attend = image_prompt(attend, plan, cleaned, share)
+            attend = add_image_prompt(attend, plan, cleaned, share)
         return attend
 
-    base = heard(model, request, plan, way)
-    settled = {**base.settled, "options": dict(knobs)}
+    base = build_injection(model, request, plan, way)
+    settled = {**base.resolved_fields, "options": dict(knobs)}
     if not parts:
-        return replace(base, settled=settled)
-    return Timed(timed(0.0), base.window, settled, timed=timed)
+        return replace(base, resolved_fields=settled)
+    return TimeDependentInjection(timed(0.0), base.window, settled, timed=timed)
 
 
-def faded(done: float, sharpness: float, centre: float) -> float:
+def damping_schedule(done: float, sharpness: float, centre: float) -> float:
     """How much of the damping is left: nearly 1 as the run begins, nearly 0 as it ends (equations 5 and 6)."""
     return 1 - 1 / (1 + math.exp(-sharpness * (done - centre)))
 
 
-def decomposed(x: Heads) -> Decomposed:
+def svd_factors(x: HeadsTensor) -> SVDFactors:
     """Keys or values of one row, [1, heads, tokens, dim], by directions over all heads together, strongest first."""
     linalg: Any = torch.linalg
     left, sizes, right = linalg.svd(join_heads(x)[0].float(), full_matrices=False)
     return left, sizes, right, x.shape[1]
 
 
-def damped(parts: Decomposed, keep: int, damping: float) -> Float[Tensor, "1 heads tokens dim"]:
+def damp_tail(parts: SVDFactors, keep: int, damping: float) -> Float[Tensor, "1 heads tokens dim"]:
     """The directions put together again, all but the first `keep` of them smaller by exp(-damping * size)."""
     left, sizes, right, heads = parts
     sizes = torch.cat([sizes[:keep], sizes[keep:] * (-damping * sizes[keep:]).exp()])
     return split_heads(((left * sizes) @ right)[None], heads)
 
 
-def _rows(parts: Decomposed, whole: Heads, request: Request, keep: int, damping: float, against: float) -> Heads:
+def _reference_rows(
+    parts: SVDFactors, whole: HeadsTensor, request: Request, keep: int, damping: float, against: float
+) -> HeadsTensor:
     """The rows of `whole`, [unconditional, conditional] x count, cleaned."""
-    clean = damped(parts, keep, damping).to(whole).expand(request.count, -1, -1, -1)
-    if not request.guided:
+    clean = damp_tail(parts, keep, damping).to(whole).expand(request.count, -1, -1, -1)
+    if not request.do_classifier_free_guidance:
         return clean
-    other = damped(parts, 0, against).to(whole).expand_as(clean) if against else whole[: request.count]
+    other = damp_tail(parts, 0, against).to(whole).expand_as(clean) if against else whole[: request.count]
     return torch.cat([other, clean])
 
 
 def _refuse_negative(request: Request, plan: BlockPlan) -> None:
-    if plan.negative or any(each.own_plan == "precise" for each in request.references):
+    if plan.negative or any(each.effective_plan == "precise" for each in request.references):
         raise InputError(
             f"the plan {request.plan!r} puts the reference where guidance pushes away from, which method "
             f"{request.method!r} does not do: give a plan such as style or up.0.1=1"

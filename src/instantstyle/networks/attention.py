@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import Kind, Site, Stage
 
-Heads = Float[Tensor, "rows heads _tokens dim"]
+HeadsTensor = Float[Tensor, "rows heads _tokens dim"]
 """Queries, keys or values, split into heads; `_tokens` is not bound, as queries and keys differ in it."""
 
-KeysValues = tuple[Float[Tensor, "rows _heads _tokens _dim"], Float[Tensor, "rows _heads _tokens _dim"]]
+KeyValue = tuple[Float[Tensor, "rows _heads _tokens _dim"], Float[Tensor, "rows _heads _tokens _dim"]]
 """What one attention layer reads: its keys and its values, split into heads.
 
 Heads and dim are not bound: in a mapping over sites they differ from site to site.
 """
 
-TextKeysValues = Mapping[Site, KeysValues]
+CrossAttentionKV = Mapping[Site, KeyValue]
 """The text's keys and values at every cross-attention, projected once a run."""
 
 
@@ -35,7 +35,9 @@ class Attend(Protocol):
     below it counts twice.
     """
 
-    def __call__(self, site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
+    def __call__(
+        self, site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+    ) -> HeadsTensor:
         """The attention's output, shaped like `q`.
 
         `bias` is added to the scores before the softmax; it broadcasts to [rows, heads, queries, keys].
@@ -57,12 +59,12 @@ def plain(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-def split_heads(x: Float[Tensor, "rows tokens width"], heads: int) -> Heads:
+def split_heads(x: Float[Tensor, "rows tokens width"], heads: int) -> HeadsTensor:
     """[rows, tokens, heads * dim] -> [rows, heads, tokens, dim]."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def join_heads(x: Heads) -> Float[Tensor, "rows _tokens width"]:
+def join_heads(x: HeadsTensor) -> Float[Tensor, "rows _tokens width"]:
     """[rows, heads, tokens, dim] -> [rows, tokens, heads * dim]."""
     return x.transpose(1, 2).flatten(2)
 
@@ -78,12 +80,12 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def read(self, context: Float[Tensor, "rows tokens context_dim"]) -> KeysValues:
+    def project_kv(self, context: Float[Tensor, "rows tokens context_dim"]) -> KeyValue:
         """The context's keys and values, each [rows, heads, tokens, dim]."""
         return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
 
     def forward(
-        self, x: Float[Tensor, "rows queries dim"], read: KeysValues, site: Site, attend: Attend
+        self, x: Float[Tensor, "rows queries dim"], read: KeyValue, site: Site, attend: Attend
     ) -> Float[Tensor, "rows queries dim"]:
         """Look at what was read, in the way `attend` decides."""
         return self.to_out[0](join_heads(attend(site, split_heads(self.to_q(x), self.heads), *read)))
@@ -104,11 +106,15 @@ class TransformerLayer(nn.Module):
         return self.attn1 if kind == "self" else self.attn2
 
     def forward(
-        self, x: Float[Tensor, "rows tokens dim"], text: TextKeysValues, at: tuple[Stage, int, int, int], attend: Attend
+        self,
+        x: Float[Tensor, "rows tokens dim"],
+        text: CrossAttentionKV,
+        at: tuple[Stage, int, int, int],
+        attend: Attend,
     ) -> Float[Tensor, "rows tokens dim"]:
         """`at` is the layer's address, without the kind of attention."""
         h = self.norm1(x)
-        x = x + self.attn1(h, self.attn1.read(h), Site(*at, "self"), attend)
+        x = x + self.attn1(h, self.attn1.project_kv(h), Site(*at, "self"), attend)
         cross = Site(*at, "cross")
         x = x + self.attn2(self.norm2(x), text[cross], cross, attend)
         return x + self.ff(self.norm3(x))
@@ -155,7 +161,7 @@ class SpatialTransformer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "rows channels height width"],
-        text: TextKeysValues,
+        text: CrossAttentionKV,
         at: tuple[Stage, int, int],
         attend: Attend,
     ) -> Float[Tensor, "rows channels height width"]:

@@ -37,7 +37,7 @@ class Resampler(nn.Module):
         self.proj_in = nn.Linear(embed_dim, dim)
         self.proj_out = nn.Linear(dim, context_dim)
         self.norm_out = nn.LayerNorm(context_dim)
-        pairs = (nn.ModuleList([Gather(dim, heads), _feed_forward(dim, ff_mult)]) for _ in range(depth))
+        pairs = (nn.ModuleList([PerceiverAttention(dim, heads), _feed_forward(dim, ff_mult)]) for _ in range(depth))
         self.layers = nn.ModuleList(pairs)
 
     def forward(self, hidden: Float[Tensor, "n sequence embed_dim"]) -> Float[Tensor, "n tokens context_dim"]:
@@ -51,7 +51,7 @@ class Resampler(nn.Module):
         return self.norm_out(self.proj_out(latents))
 
 
-class Gather(nn.Module):
+class PerceiverAttention(nn.Module):
     """Queries look at the picture and at one another; heads are 64 wide."""
 
     def __init__(self, dim: int, heads: int) -> None:

@@ -17,67 +17,67 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instantstyle.blocks import Site, Stage, UNetConfig
-from instantstyle.errors import InputError, PlanError, nearest
+from instantstyle.errors import InputError, PlanError, did_you_mean
 from instantstyle.networks.attention import (
     Attend,
     Attention,
+    CrossAttentionKV,
     SpatialTransformer,
-    TextKeysValues,
     TransformerLayer,
     plain,
 )
 
-__all__ = ["First", "Midway", "Residuals", "Rest", "TextKeysValues", "UNet", "waves"]
+__all__ = ["CrossAttentionKV", "Residuals", "UNet", "UNetHead", "UNetState", "UNetTail", "sinusoidal_embedding"]
 
 Residuals = tuple[Sequence[Tensor], Tensor]
 """A ControlNet's say: one tensor for every skip of the down path, and one for the middle."""
 
 
 @dataclass(frozen=True)
-class Midway:
+class UNetState:
     """A prediction on its way through the network."""
 
     x: Float[Tensor, "rows channels height width"]
     """The feature map."""
     skips: tuple[Tensor, ...]
     """Feature maps of the down path that the up path has yet to join, the next one last."""
-    temb: Float[Tensor, "rows time_dim"]
+    time_emb: Float[Tensor, "rows time_dim"]
     """The embedding of time, and of pooled text and sizes where the family has them."""
     residuals: Residuals | None = None
     """A ControlNet's residuals until they are added, behind the middle."""
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Midway":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "UNetState":
         """The state with every tensor changed: `state.map(lambda t: t[rows])` picks or repeats rows."""
         residuals = self.residuals and ([change(r) for r in self.residuals[0]], change(self.residuals[1]))
-        return Midway(change(self.x), tuple(change(s) for s in self.skips), change(self.temb), residuals)
+        return UNetState(change(self.x), tuple(change(s) for s in self.skips), change(self.time_emb), residuals)
 
 
 @runtime_checkable
-class First(Protocol):
+class UNetHead(Protocol):
     """The network up to a cut: arguments as `UNet.forward`."""
 
     def __call__(
         self,
         latents: Tensor,
         time: Tensor,
-        text: TextKeysValues,
+        text: CrossAttentionKV,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         *,
         attend: Attend = plain,
         residuals: Residuals | None = None,
-    ) -> Midway: ...
+    ) -> UNetState: ...
 
 
 @runtime_checkable
-class Rest(Protocol):
+class UNetTail(Protocol):
     """The network from a cut on: the prediction, shaped like the latents."""
 
-    def __call__(self, state: Midway, text: TextKeysValues, *, attend: Attend = plain) -> Tensor: ...
+    def __call__(self, state: UNetState, text: CrossAttentionKV, *, attend: Attend = plain) -> Tensor: ...
 
 
-Step = Callable[[Midway, TextKeysValues, Attend], Midway]
-Steps = Iterator[tuple[str, Step]]
+StageFn = Callable[[UNetState, CrossAttentionKV, Attend], UNetState]
+Stages = Iterator[tuple[str, StageFn]]
 """Steps, each with the name of the attention module that it is, or an empty name."""
 
 
@@ -87,31 +87,31 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config, c = config, config
-        first = c.channels[0]
+        first = c.block_out_channels[0]
         self.conv_in = nn.Conv2d(c.in_channels, first, 3, padding=1)
         self.time_embedding = MLP(first, c.time_dim)
-        if c.pooled_dim is not None:
-            self.add_embedding = MLP(c.pooled_dim + 6 * c.size_dim, c.time_dim)
+        if c.pooled_projection_dim is not None:
+            self.add_embedding = MLP(c.pooled_projection_dim + 6 * c.addition_time_embed_dim, c.time_dim)
 
-        levels = len(c.channels)
+        levels = len(c.block_out_channels)
         skips, width = [first], first
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
             is_last = level == levels - 1
-            self.down_blocks.append(Block(c, level, width, [0] * c.resnets, None if is_last else Downsample))
-            width = c.channels[level]
-            skips += [width] * (c.resnets + (not is_last))
-        self.mid_block = Middle(c)
+            self.down_blocks.append(Block(c, level, width, [0] * c.layers_per_block, None if is_last else Downsample))
+            width = c.block_out_channels[level]
+            skips += [width] * (c.layers_per_block + (not is_last))
+        self.mid_block = MidBlock(c)
         for level in reversed(range(levels)):
-            joined = [skips.pop() for _ in range(c.resnets + 1)]
+            joined = [skips.pop() for _ in range(c.layers_per_block + 1)]
             self.up_blocks.append(Block(c, level, width, joined, Upsample if level else None))
-            width = c.channels[level]
-        self.conv_norm_out = nn.GroupNorm(c.groups, first)
+            width = c.block_out_channels[level]
+        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, c.out_channels, 3, padding=1)
 
-    def read(self, context: Float[Tensor, "rows tokens context_dim"]) -> TextKeysValues:
+    def precompute_kv(self, context: Float[Tensor, "rows tokens context_dim"]) -> CrossAttentionKV:
         """The text's keys and values at every cross-attention; they do not depend on the step, so read once a run."""
-        return {site: self.attention(site).read(context) for site in self.config.sites if site.kind == "cross"}
+        return {site: self.attention(site).project_kv(context) for site in self.config.sites if site.kind == "cross"}
 
     def attention(self, site: Site) -> Attention:
         """The attention layer at a site."""
@@ -127,7 +127,7 @@ class UNet(nn.Module):
         self,
         latents: Float[Tensor, "rows in_channels height width"],
         time: Float[Tensor, " rows"],
-        text: TextKeysValues,
+        text: CrossAttentionKV,
         pooled: Float[Tensor, "rows pooled_dim"] | None = None,
         sizes: Float[Tensor, "rows 6"] | None = None,
         *,
@@ -143,11 +143,11 @@ class UNet(nn.Module):
         Raises InputError when the family needs `pooled` and `sizes` and they are missing, or the residuals do not fit.
         """
         state = self._start(latents, time, pooled, sizes, residuals)
-        for _, step in self._steps():
+        for _, step in self._stages():
             state = step(state, text, attend)
         return self._finish(state)
 
-    def upto(self, where: Site | str) -> tuple[First, Rest]:
+    def split_at(self, where: Site | str) -> tuple[UNetHead, UNetTail]:
         """The network cut before an attention module, or a site's; `rest(first(...))` is the whole.
 
         Nothing upstream of the module a plan first names can see the style, so `first` may run without a graph, and
@@ -156,28 +156,30 @@ class UNet(nn.Module):
         name = where.module if isinstance(where, Site) else where
         if name not in self.config.modules:
             known = ", ".join(self.config.modules)
-            raise PlanError(f"there is no block {name!r} to cut at: it has {known}{nearest(name, self.config.modules)}")
+            raise PlanError(
+                f"there is no block {name!r} to cut at: it has {known}{did_you_mean(name, self.config.modules)}"
+            )
         # Steps are listed anew at each call: a copy of the network that shares most tensors must run its own modules.
 
         def first(
             latents: Tensor,
             time: Tensor,
-            text: TextKeysValues,
+            text: CrossAttentionKV,
             pooled: Tensor | None = None,
             sizes: Tensor | None = None,
             *,
             attend: Attend = plain,
             residuals: Residuals | None = None,
-        ) -> Midway:
+        ) -> UNetState:
             state = self._start(latents, time, pooled, sizes, residuals)
-            for module, step in self._steps():
+            for module, step in self._stages():
                 if module == name:
                     break
                 state = step(state, text, attend)
             return state
 
-        def rest(state: Midway, text: TextKeysValues, *, attend: Attend = plain) -> Tensor:
-            steps = list(self._steps())
+        def rest(state: UNetState, text: CrossAttentionKV, *, attend: Attend = plain) -> Tensor:
+            steps = list(self._stages())
             cut = [module for module, _ in steps].index(name)
             for _, step in steps[cut:]:
                 state = step(state, text, attend)
@@ -192,30 +194,34 @@ class UNet(nn.Module):
         pooled: Tensor | None,
         sizes: Tensor | None,
         residuals: Residuals | None,
-    ) -> Midway:
+    ) -> UNetState:
         c = self.config
-        temb = self.time_embedding(waves(time, c.channels[0]).to(latents.dtype))
-        if c.pooled_dim is not None:
+        temb = self.time_embedding(sinusoidal_embedding(time, c.block_out_channels[0]).to(latents.dtype))
+        if c.pooled_projection_dim is not None:
             if pooled is None or sizes is None:
                 raise InputError("this UNet is conditioned on the pooled text and six sizes: give `pooled` and `sizes`")
-            size_waves = waves(sizes.flatten(), c.size_dim).reshape(len(sizes), -1).to(latents.dtype)
+            size_waves = (
+                sinusoidal_embedding(sizes.flatten(), c.addition_time_embed_dim)
+                .reshape(len(sizes), -1)
+                .to(latents.dtype)
+            )
             temb = temb + self.add_embedding(torch.cat([pooled, size_waves], dim=-1))
         x = self.conv_in(latents)
-        return Midway(x, (x,), temb, residuals)
+        return UNetState(x, (x,), temb, residuals)
 
-    def _steps(self) -> Steps:
+    def _stages(self) -> Stages:
         for i, block in enumerate(cast("list[Block]", list(self.down_blocks))):
-            yield from block.down("down", i)
-        yield from self.mid_block.steps()
-        yield "", _control
+            yield from block.down_stages("down", i)
+        yield from self.mid_block.stages()
+        yield "", _add_controlnet_residuals
         for i, block in enumerate(cast("list[Block]", list(self.up_blocks))):
-            yield from block.up("up", i)
+            yield from block.up_stages("up", i)
 
-    def _finish(self, state: Midway) -> Tensor:
+    def _finish(self, state: UNetState) -> Tensor:
         return self.conv_out(F.silu(self.conv_norm_out(state.x)))
 
 
-def _control(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
+def _add_controlnet_residuals(state: UNetState, text: CrossAttentionKV, attend: Attend) -> UNetState:
     """Add a ControlNet's residuals to the middle and to all that the up path will join."""
     if state.residuals is None:
         return state
@@ -226,7 +232,7 @@ def _control(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
             "the ControlNet is for another UNet"
         )
     skips = tuple(skip + residual for skip, residual in zip(state.skips, down, strict=True))
-    return Midway(state.x + mid, skips, state.temb)
+    return UNetState(state.x + mid, skips, state.time_emb)
 
 
 class Block(nn.Module):
@@ -241,30 +247,41 @@ class Block(nn.Module):
         resize: "type[Downsample | Upsample] | None",
     ) -> None:
         super().__init__()
-        out = c.channels[level]
+        out = c.block_out_channels[level]
         widths = [width_in] + [out] * (len(joined) - 1)
         pairs = zip(widths, joined, strict=True)
-        self.resnets = nn.ModuleList(ResBlock(width + skip, out, c.time_dim, c.groups) for width, skip in pairs)
-        args = out, c.context_dim, c.heads[level], c.depths[level], c.groups, c.linear
-        self.attentions = nn.ModuleList(SpatialTransformer(*args) for _ in joined) if c.depths[level] else None
+        self.resnets = nn.ModuleList(
+            ResBlock(width + skip, out, c.time_dim, c.norm_num_groups) for width, skip in pairs
+        )
+        args = (
+            out,
+            c.cross_attention_dim,
+            c.num_attention_heads[level],
+            c.transformer_layers_per_block[level],
+            c.norm_num_groups,
+            c.use_linear_projection,
+        )
+        self.attentions = (
+            nn.ModuleList(SpatialTransformer(*args) for _ in joined) if c.transformer_layers_per_block[level] else None
+        )
         self.downsamplers = nn.ModuleList([resize(out)]) if resize is Downsample else None
         self.upsamplers = nn.ModuleList([resize(out)]) if resize is Upsample else None
 
-    def down(self, stage: Stage, block: int) -> Steps:
+    def down_stages(self, stage: Stage, block: int) -> Stages:
         """The steps of a block on the way down: every result is kept as a skip."""
         for j, resnet in enumerate(self.resnets):
             yield "", _residual(resnet)
             if self.attentions is not None:
                 yield _attention(self.attentions[j], (stage, block, j))
-            yield "", _keep
+            yield "", _push_skip
         for resize in self.downsamplers or ():
             yield "", _downsample(resize)
-            yield "", _keep
+            yield "", _push_skip
 
-    def up(self, stage: Stage, block: int) -> Steps:
+    def up_stages(self, stage: Stage, block: int) -> Stages:
         """The steps of a block on the way up: each residual block joins a skip."""
         for j, resnet in enumerate(self.resnets):
-            yield "", _join
+            yield "", _pop_skip
             yield "", _residual(resnet)
             if self.attentions is not None:
                 yield _attention(self.attentions[j], (stage, block, j))
@@ -272,50 +289,57 @@ class Block(nn.Module):
             yield "", _upsample(resize)
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """The lowest resolution once more, with an attention between two residual blocks."""
 
     def __init__(self, c: UNetConfig) -> None:
         super().__init__()
-        width = c.channels[-1]
-        self.resnets = nn.ModuleList(ResBlock(width, width, c.time_dim, c.groups) for _ in range(2))
-        attention = SpatialTransformer(width, c.context_dim, c.heads[-1], c.mid_depth, c.groups, c.linear)
+        width = c.block_out_channels[-1]
+        self.resnets = nn.ModuleList(ResBlock(width, width, c.time_dim, c.norm_num_groups) for _ in range(2))
+        attention = SpatialTransformer(
+            width,
+            c.cross_attention_dim,
+            c.num_attention_heads[-1],
+            c.mid_depth,
+            c.norm_num_groups,
+            c.use_linear_projection,
+        )
         self.attentions = nn.ModuleList([attention])
 
-    def steps(self) -> Steps:
+    def stages(self) -> Stages:
         """Residual block, attention, residual block."""
         yield "", _residual(self.resnets[0])
         yield _attention(self.attentions[0], ("mid", 0, 0))
         yield "", _residual(self.resnets[1])
 
 
-def _residual(resnet: nn.Module) -> Step:
-    return lambda state, text, attend: _at(state, resnet(state.x, state.temb))
+def _residual(resnet: nn.Module) -> StageFn:
+    return lambda state, text, attend: _with_x(state, resnet(state.x, state.time_emb))
 
 
-def _attention(module: nn.Module, at: tuple[Stage, int, int]) -> tuple[str, Step]:
+def _attention(module: nn.Module, at: tuple[Stage, int, int]) -> tuple[str, StageFn]:
     name = Site(*at, 0, "cross").module
-    return name, lambda state, text, attend: _at(state, module(state.x, text, at, attend))
+    return name, lambda state, text, attend: _with_x(state, module(state.x, text, at, attend))
 
 
-def _downsample(resize: nn.Module) -> Step:
-    return lambda state, text, attend: _at(state, resize(state.x))
+def _downsample(resize: nn.Module) -> StageFn:
+    return lambda state, text, attend: _with_x(state, resize(state.x))
 
 
-def _upsample(resize: nn.Module) -> Step:
+def _upsample(resize: nn.Module) -> StageFn:
     # To the size of the skip that is joined next, which is not twice ours when a latent side was odd.
-    return lambda state, text, attend: _at(state, resize(state.x, state.skips[-1].shape[-2:]))
+    return lambda state, text, attend: _with_x(state, resize(state.x, state.skips[-1].shape[-2:]))
 
 
-def _keep(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
+def _push_skip(state: UNetState, text: CrossAttentionKV, attend: Attend) -> UNetState:
     return dataclasses.replace(state, skips=(*state.skips, state.x))
 
 
-def _join(state: Midway, text: TextKeysValues, attend: Attend) -> Midway:
+def _pop_skip(state: UNetState, text: CrossAttentionKV, attend: Attend) -> UNetState:
     return dataclasses.replace(state, x=torch.cat([state.x, state.skips[-1]], dim=1), skips=state.skips[:-1])
 
 
-def _at(state: Midway, x: Tensor) -> Midway:
+def _with_x(state: UNetState, x: Tensor) -> UNetState:
     return dataclasses.replace(state, x=x)
 
 
@@ -372,7 +396,7 @@ class MLP(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-def waves(t: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
+def sinusoidal_embedding(t: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
     """Cosines and sines of t at `dim / 2` frequencies from 1 down to 1/10000, in float32."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)

@@ -6,12 +6,12 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from instantstyle.errors import WeightsError, nearest
+from instantstyle.errors import WeightsError, did_you_mean
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def varied(net: Net, deltas: Mapping[str, Tensor]) -> Net:
+def with_weight_deltas(net: Net, deltas: Mapping[str, Tensor]) -> Net:
     """`net` with `deltas` added to the parameters they name, as `up_blocks.0.attentions.1.proj_in.weight`.
 
     Sums are taken in float32 and kept in the parameter's own dtype and on its device.  Only the changed tensors are new
@@ -20,13 +20,13 @@ def varied(net: Net, deltas: Mapping[str, Tensor]) -> Net:
     parameters = dict(net.named_parameters())
     for name, delta in deltas.items():
         if name not in parameters:
-            raise WeightsError(f"the network has no parameter {name!r} to change{nearest(name, parameters)}")
+            raise WeightsError(f"the network has no parameter {name!r} to change{did_you_mean(name, parameters)}")
         if delta.shape != parameters[name].shape:
             raise WeightsError(
                 f"the change of {name!r} has the shape {tuple(delta.shape)}, and the parameter "
                 f"{tuple(parameters[name].shape)}: it is for another family"
             )
-    return _with(net, {name: _sum(parameters[name], delta) for name, delta in deltas.items()})
+    return _replace_parameters(net, {name: _sum(parameters[name], delta) for name, delta in deltas.items()})
 
 
 def _sum(parameter: Tensor, delta: Tensor) -> nn.Parameter:
@@ -34,7 +34,7 @@ def _sum(parameter: Tensor, delta: Tensor) -> nn.Parameter:
     return nn.Parameter(changed.to(parameter.dtype), requires_grad=False)
 
 
-def _with(module: Net, changed: Mapping[str, nn.Parameter]) -> Net:
+def _replace_parameters(module: Net, changed: Mapping[str, nn.Parameter]) -> Net:
     """The module with some parameters replaced, down the path to each; whatever lies off those paths is shared."""
     new = copy.copy(module)
     # Parameters, children and hooks lie in dictionaries, which a shallow copy shares: what is registered in the one
@@ -45,5 +45,5 @@ def _with(module: Net, changed: Mapping[str, nn.Parameter]) -> Net:
             new.register_parameter(name, parameter)
     for child in {name.split(".")[0] for name in changed if "." in name}:
         inner = {name.removeprefix(f"{child}."): p for name, p in changed.items() if name.startswith(f"{child}.")}
-        new.add_module(child, _with(module.get_submodule(child), inner))
+        new.add_module(child, _replace_parameters(module.get_submodule(child), inner))
     return new

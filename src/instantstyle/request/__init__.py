@@ -5,7 +5,7 @@ inside it is not a path but the picture itself, bounded and as PNG bytes, with t
 is generated from is exactly what is remembered.
 """
 
-from instantstyle.request.image import PICTURE_SIDE, REFERENCE_SIDE, Picture, PictureLike, remember
+from instantstyle.request.image import MAX_IMAGE_SIZE, MAX_REFERENCE_SIZE, ImageInput, StoredImage, store_image
 from instantstyle.request.request import (
     MAX_CONTENTS,
     MAX_PROMPT,
@@ -16,25 +16,25 @@ from instantstyle.request.request import (
     Request,
     StyleReference,
 )
-from instantstyle.request.result import Memory, Result, numbered, recall, version
+from instantstyle.request.result import GenerationMetadata, Result, output_paths, package_version, recall
 
 __all__ = [
     "MAX_CONTENTS",
+    "MAX_IMAGE_SIZE",
     "MAX_PROMPT",
+    "MAX_REFERENCE_SIZE",
     "MAX_SIDE",
-    "PICTURE_SIDE",
-    "REFERENCE_SIDE",
     "Control",
+    "GenerationMetadata",
+    "ImageInput",
     "Init",
-    "Memory",
-    "Picture",
-    "PictureLike",
     "Reference",
     "Request",
     "Result",
+    "StoredImage",
     "StyleReference",
-    "numbered",
+    "output_paths",
+    "package_version",
     "recall",
-    "remember",
-    "version",
+    "store_image",
 ]

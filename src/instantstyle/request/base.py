@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from instantstyle.errors import InputError, nearest
+from instantstyle.errors import InputError, did_you_mean
 
-reading_json: ContextVar[bool] = ContextVar("reading_json", default=False)
+json_context: ContextVar[bool] = ContextVar("json_context", default=False)
 """Whether what is validated came from JSON, in which a text is never a path."""
 
-_N = TypeVar("_N", bound="Noun")
+_Model = TypeVar("_Model", bound="FrozenModel")
 
 
-class Noun(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen value whose fields may be given by position, and whose errors are sentences (InputError)."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
@@ -43,7 +43,7 @@ class Noun(BaseModel):
         return self.model_dump_json()
 
     @classmethod
-    def from_json(cls: type[_N], text: str | bytes) -> _N:
+    def from_json(cls: type[_Model], text: str | bytes) -> _Model:
         """Read `to_json`'s text again.  A path is no picture here: text from elsewhere opens no file of ours.
 
         Raises InputError.
@@ -55,24 +55,24 @@ class Noun(BaseModel):
         return cls.from_fields(fields)
 
     @classmethod
-    def from_fields(cls: type[_N], fields: object) -> _N:
+    def from_fields(cls: type[_Model], fields: object) -> _Model:
         """The same from JSON that is parsed already."""
         if not isinstance(fields, dict):
-            raise InputError(f"a {cls.__name__} is a JSON object, not {short(fields)}")
-        token = reading_json.set(True)
+            raise InputError(f"a {cls.__name__} is a JSON object, not {abbreviate(fields)}")
+        token = json_context.set(True)
         try:
             return cls.model_validate(fields)  # comes by way of __init__
         finally:
-            reading_json.reset(token)
+            json_context.reset(token)
 
 
-def short(value: object) -> str:
+def abbreviate(value: object) -> str:
     """A value as messages show it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _sentence(noun: type[Noun], invalid: ValidationError) -> str:
+def _sentence(noun: type[FrozenModel], invalid: ValidationError) -> str:
     """The first thing wrong: the field, what it must be, and what was given."""
     errors = invalid.errors(include_url=False)
     # Of a value that may be of several types, what is wrong with it as the type it is.
@@ -84,15 +84,15 @@ def _sentence(noun: type[Noun], invalid: ValidationError) -> str:
             return f"a {noun.__name__} needs its {place}, and it is missing"
         case "extra_forbidden":
             known = noun.model_fields
-            return f"a {noun.__name__} has no {place!r}, but {', '.join(known)}{nearest(place, known)}"
+            return f"a {noun.__name__} has no {place!r}, but {', '.join(known)}{did_you_mean(place, known)}"
         case "greater_than_equal":
-            return f"{place} must be at least {limits['ge']:g}, not {short(error['input'])}"
+            return f"{place} must be at least {limits['ge']:g}, not {abbreviate(error['input'])}"
         case "less_than_equal":
-            return f"{place} must be at most {limits['le']:,}, not {short(error['input'])}"
+            return f"{place} must be at most {limits['le']:,}, not {abbreviate(error['input'])}"
         case "string_too_long":
             return f"{place} is too long: {len(error['input']):,} characters, and at most {limits['max_length']:,} fit"
         case "too_long":
             return f"{place} is too many: {limits['actual_length']:,}, and at most {limits['max_length']:,} fit"
         case _:
             wanted = error["msg"].removeprefix("Input ").replace("should be", "must be")
-            return f"{place} {wanted[:1].lower() + wanted[1:]}, not {short(error['input'])}"
+            return f"{place} {wanted[:1].lower() + wanted[1:]}, not {abbreviate(error['input'])}"

@@ -8,11 +8,11 @@ says that less may suit models that are not SDXL's own.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from instantstyle.errors import InputError, nearest
+from instantstyle.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
+class FewStepPreset:
     """How a distilled model is to be run."""
 
     steps: int
@@ -24,23 +24,23 @@ class Preset:
     source: str
     """Who says so."""
 
-    def cautions(self, name: str, family: str) -> tuple[str, ...]:
+    def compatibility_warnings(self, name: str, family: str) -> tuple[str, ...]:
         """A sentence where the preset, called `name`, was made for other families than this."""
         if family in self.lora:
             return ()
         return (f"the preset {name!r} is for {', '.join(self.lora)}, and this model is of family {family}",)
 
 
-def _lightning(steps: int) -> Preset:
+def _lightning(steps: int) -> FewStepPreset:
     file = f"ByteDance/SDXL-Lightning/sdxl_lightning_{steps}step_lora.safetensors"
     source = (
         "huggingface.co/ByteDance/SDXL-Lightning, 'N-Step LoRA': EulerDiscreteScheduler, timestep_spacing trailing, "
         "guidance_scale 0, fuse_lora() whole, the LoRA of as many steps as are taken"
     )
-    return Preset(steps=steps, guidance=0.0, sampler="euler-trailing", lora={"sdxl": file}, source=source)
+    return FewStepPreset(steps=steps, guidance=0.0, sampler="euler-trailing", lora={"sdxl": file}, source=source)
 
 
-def _hyper(steps: int, *, guided: bool = False) -> Preset:
+def _hyper(steps: int, *, guided: bool = False) -> FewStepPreset:
     card = (
         "News of 2024-04-30 and 2024-05-13 and discussion 32: guidance from 5 to 8; the card shows no scheduler of "
         "their own for these, so the one of its other LoRAs"
@@ -48,7 +48,7 @@ def _hyper(steps: int, *, guided: bool = False) -> Preset:
         else "'2-Steps, 4-Steps, 8-steps LoRA': DDIMScheduler, timestep_spacing trailing, guidance_scale 0, "
         "fuse_lora() whole"
     )
-    return Preset(
+    return FewStepPreset(
         steps=steps,
         guidance=5.0 if guided else 0.0,
         sampler="ddim-trailing",
@@ -61,11 +61,11 @@ def _hyper_files(name: str) -> Mapping[str, str]:
     return {kind.lower(): f"ByteDance/Hyper-SD/Hyper-{kind}-{name}.safetensors" for kind in ("SDXL", "SD15")}
 
 
-PRESETS: Mapping[str, Preset] = {
+FEW_STEP_PRESETS: Mapping[str, FewStepPreset] = {
     **{f"lightning-{steps}": _lightning(steps) for steps in (2, 4, 8)},
     **{f"hyper-{steps}": _hyper(steps) for steps in (2, 4, 8)},
     **{f"hyper-{steps}-cfg": _hyper(steps, guided=True) for steps in (8, 12)},
-    "hyper-tcd": Preset(
+    "hyper-tcd": FewStepPreset(
         steps=4,
         guidance=0.0,
         sampler="tcd",
@@ -73,7 +73,7 @@ PRESETS: Mapping[str, Preset] = {
         source="huggingface.co/ByteDance/Hyper-SD, 'Unified LoRA': TCDScheduler, 1 to 8 steps, guidance_scale 0; eta 1 "
         "at one step and less for more detail in several: here TCDScheduler's own default, 0.3",
     ),
-    "lcm": Preset(
+    "lcm": FewStepPreset(
         steps=4,
         guidance=1.0,
         sampler="lcm",
@@ -84,7 +84,7 @@ PRESETS: Mapping[str, Preset] = {
         source="LCM-LoRA, arXiv 2311.05556; huggingface.co/latent-consistency/lcm-lora-sdxl: LCMScheduler, 2 to 8 "
         "steps, no guidance or 1 to 2",
     ),
-    "dmd2-4": Preset(
+    "dmd2-4": FewStepPreset(
         steps=4,
         guidance=0.0,
         sampler="dmd2",
@@ -95,8 +95,11 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def preset(name: str) -> Preset:
+def few_step_preset(name: str) -> FewStepPreset:
     """The preset of a name.  Raises InputError."""
-    if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}: give one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
-    return PRESETS[name]
+    if name not in FEW_STEP_PRESETS:
+        raise InputError(
+            f"there is no preset {name!r}: give one of {', '.join(FEW_STEP_PRESETS)}"
+            f"{did_you_mean(name, FEW_STEP_PRESETS)}"
+        )
+    return FEW_STEP_PRESETS[name]

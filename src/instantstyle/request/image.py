@@ -11,12 +11,12 @@ from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from instantstyle.errors import PictureError
-from instantstyle.request.base import Noun, reading_json, short
-from instantstyle.utils import images as pictures
+from instantstyle.request.base import FrozenModel, abbreviate, json_context
+from instantstyle.utils import images
 
-REFERENCE_SIDE = 512
+MAX_REFERENCE_SIZE = 512
 """Longest side of a remembered reference.  Image encoders see at most 336 pixels; more would only swell metadata."""
-PICTURE_SIDE = 2048
+MAX_IMAGE_SIZE = 2048
 """Longest side of a remembered control, init or mask picture, which a result follows pixel by pixel."""
 
 
@@ -32,13 +32,15 @@ def unbase64(value: object) -> object:
 
 def _plain_png(content: bytes) -> bytes:
     """The bytes themselves where they are an RGB PNG without surprises, else such a PNG of the same picture."""
-    picture = pictures.read(content)
+    picture = images.load_image(content)
     with Image.open(io.BytesIO(content)) as opened:
-        plain = opened.format == "PNG" and opened.mode == "RGB" and max(opened.size) <= PICTURE_SIDE and not opened.info
-    return content if plain else pictures.png(picture, longest=PICTURE_SIDE)
+        plain = (
+            opened.format == "PNG" and opened.mode == "RGB" and max(opened.size) <= MAX_IMAGE_SIZE and not opened.info
+        )
+    return content if plain else images.encode_png(picture, longest=MAX_IMAGE_SIZE)
 
 
-class Picture(Noun):
+class StoredImage(FrozenModel):
     """A picture as a request remembers it: RGB PNG bytes of bounded size, and the hash of the file it came from."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -55,38 +57,42 @@ class Picture(Noun):
 
     def open(self) -> Image.Image:
         """The picture in RGB."""
-        return pictures.read(self.png)
+        return images.load_image(self.png)
 
     def __repr__(self) -> str:
         return f"Picture({self.sha256[:12]}, {len(self.png):,} bytes)"
 
 
-PictureLike = str | Path | bytes | Image.Image | Picture
+ImageInput = str | Path | bytes | Image.Image | StoredImage
 """What a picture may be given as: a path, the bytes of a file, a PIL image, or one that is remembered already."""
 
 
-def remember(source: PictureLike, longest: int = REFERENCE_SIDE) -> Picture:
+def store_image(source: ImageInput, longest: int = MAX_REFERENCE_SIZE) -> StoredImage:
     """Read a picture safely and bound its longer side.  Raises PictureError."""
-    if isinstance(source, Picture):
+    if isinstance(source, StoredImage):
         small = source.open()
-        return source if max(small.size) <= longest else Picture(source.sha256, pictures.png(small, longest=longest))
+        return (
+            source
+            if max(small.size) <= longest
+            else StoredImage(source.sha256, images.encode_png(small, longest=longest))
+        )
     if isinstance(source, Image.Image):
-        picture = pictures.read(source)
-        content = pictures.png(picture)
+        picture = images.load_image(source)
+        content = images.encode_png(picture)
     elif isinstance(source, bytes):
-        picture, content = pictures.read(source), source
+        picture, content = images.load_image(source), source
     else:  # read once, so that the hash is that of the very bytes that were decoded
-        content = pictures.file_bytes(source)
-        picture = pictures.read(content, repr(str(source)))
-    return Picture(hashlib.sha256(content).hexdigest(), pictures.png(picture, longest=longest))
+        content = images.read_bytes(source)
+        picture = images.load_image(content, repr(str(source)))
+    return StoredImage(hashlib.sha256(content).hexdigest(), images.encode_png(picture, longest=longest))
 
 
-def given_picture(value: object, longest: int) -> object:
+def coerce_image(value: object, longest: int) -> object:
     """Whatever a picture may be given as, remembered; in JSON a text is never a path.  Raises PictureError."""
     if isinstance(value, dict):
-        value = Picture.model_validate(value)
-    if isinstance(value, str | Path) and reading_json.get():
-        raise PictureError(f"a picture in JSON is an object with sha256 and png, not the path {short(value)}")
-    if isinstance(value, str | Path | bytes | Image.Image | Picture):
-        return remember(value, longest)
-    raise PictureError(f"a picture is a path, the bytes of a file or a PIL image, not {short(value)}")
+        value = StoredImage.model_validate(value)
+    if isinstance(value, str | Path) and json_context.get():
+        raise PictureError(f"a picture in JSON is an object with sha256 and png, not the path {abbreviate(value)}")
+    if isinstance(value, str | Path | bytes | Image.Image | StoredImage):
+        return store_image(value, longest)
+    raise PictureError(f"a picture is a path, the bytes of a file or a PIL image, not {abbreviate(value)}")

@@ -12,15 +12,15 @@ from PIL import Image
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from instantstyle.errors import InputError, PictureError
-from instantstyle.request.base import Noun, reading_json
+from instantstyle.request.base import FrozenModel, json_context
 from instantstyle.request.image import unbase64
 from instantstyle.request.request import Request
-from instantstyle.utils import atomic_files as whole
+from instantstyle.utils import atomic_files
 from instantstyle.utils import images as pictures
 
 
 @cache
-def version() -> str:
+def package_version() -> str:
     """This package's version, as results remember it."""
     try:
         return installed.version("instantstyle")
@@ -30,12 +30,12 @@ def version() -> str:
 
 def _before_rescaling(value: object) -> object:
     """A request of a picture that was made when guidance was not yet rescaled: this one was not."""
-    if isinstance(value, Mapping) and reading_json.get():
+    if isinstance(value, Mapping) and json_context.get():
         value = {"guidance_rescale": 0.0, **cast("Mapping[str, object]", value)}
     return cast("object", value)
 
 
-class Memory(Noun):
+class GenerationMetadata(FrozenModel):
     """What a picture's metadata holds: enough to make it again, and to know whether the same model does."""
 
     request: Annotated[Request, BeforeValidator(_before_rescaling)]
@@ -47,7 +47,7 @@ class Memory(Noun):
     """The hash of the model's weights."""
     device: str = "auto"
     dtype: str = "auto"
-    version: str = Field(default_factory=version)
+    version: str = Field(default_factory=package_version)
     controls: Mapping[str, str] = {}
     """ControlNets by kind, beside those that come with the model."""
     depth: str | None = None
@@ -98,21 +98,23 @@ class Memory(Noun):
 
 
 def _image(value: object) -> object:
-    if isinstance(value, str) and reading_json.get():
+    if isinstance(value, str) and json_context.get():
         content = unbase64(value)
         assert isinstance(content, bytes)
-        return pictures.read(content)  # of whatever size: a result is as large as it was made
+        return pictures.load_image(content)  # of whatever size: a result is as large as it was made
     return value
 
 
 RemadeImage = Annotated[
     Image.Image,
     BeforeValidator(_image),
-    PlainSerializer(lambda image: base64.b64encode(pictures.png(image)).decode(), return_type=str, when_used="json"),
+    PlainSerializer(
+        lambda image: base64.b64encode(pictures.encode_png(image)).decode(), return_type=str, when_used="json"
+    ),
 ]
 
 
-class Result(Noun):
+class Result(FrozenModel):
     """The pictures of one request, and all that is needed to make them again."""
 
     images: tuple[RemadeImage, ...]
@@ -124,7 +126,7 @@ class Result(Noun):
     device: str = "auto"
     dtype: str = "auto"
     seconds: float = 0.0
-    version: str = Field(default_factory=version)
+    version: str = Field(default_factory=package_version)
     warnings: tuple[str, ...] = ()
     """What of the request the model cannot do as it was said, a sentence each."""
     controls: Mapping[str, str] = {}
@@ -158,28 +160,28 @@ class Result(Noun):
             presets: Mapping[str, Mapping[str, float]] | None = None,
         ) -> None: ...
 
-    def memory(self, index: int = 0) -> Memory:
+    def metadata(self, index: int = 0) -> GenerationMetadata:
         """What the picture of this index remembers."""
-        shared = {name: getattr(self, name) for name in Memory.model_fields if name in Result.model_fields}
-        return Memory(index=index, **shared)
+        shared = {name: getattr(self, name) for name in GenerationMetadata.model_fields if name in Result.model_fields}
+        return GenerationMetadata(index=index, **shared)
 
     def save(self, path: str | Path, *, metadata: bool = True) -> tuple[Path, ...]:
         """Write each picture as PNG, several as `name-1.png`, `name-2.png`...; returns the paths.
 
         Raises OutputError, having written nothing, when a name cannot be written.
         """
-        paths = numbered(path, len(self.images))
+        paths = output_paths(path, len(self.images))
         for each in paths:
-            whole.check_writable(each)
+            atomic_files.check_writable(each)
         for index, (image, each) in enumerate(zip(self.images, paths, strict=True)):
-            memory = self.memory(index) if metadata else None
+            memory = self.metadata(index) if metadata else None
             pictures.write_png(
                 image, each, memory.to_json() if memory else None, memory.parameters() if memory else None
             )
         return paths
 
 
-def numbered(path: str | Path, count: int) -> tuple[Path, ...]:
+def output_paths(path: str | Path, count: int) -> tuple[Path, ...]:
     """The file names of a result of `count` pictures.  Raises InputError when the name is not a PNG's."""
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -189,12 +191,14 @@ def numbered(path: str | Path, count: int) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count))
 
 
-def recall(path: str | Path) -> Memory:
+def recall(path: str | Path) -> GenerationMetadata:
     """What a picture file of ours remembers.  Raises PictureError when it is no picture or remembers nothing."""
     text = pictures.read_metadata(path)
     if text is None:
-        raise PictureError(f"{str(path)!r} does not remember how it was made: it has no {pictures.CHUNK!r} text chunk")
+        raise PictureError(
+            f"{str(path)!r} does not remember how it was made: it has no {pictures.METADATA_KEY!r} text chunk"
+        )
     try:
-        return Memory.from_json(text)
+        return GenerationMetadata.from_json(text)
     except InputError as unreadable:
         raise PictureError(f"what {str(path)!r} remembers cannot be read: {unreadable}") from None

@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as read_safetensors
 from safetensors.numpy import save as write_safetensors
 
-from instantstyle.errors import InputError, WeightsError, closest
-from instantstyle.request.base import Noun, reading_json
-from instantstyle.utils import atomic_files as whole
+from instantstyle.errors import InputError, WeightsError, closest_match
+from instantstyle.request.base import FrozenModel, json_context
+from instantstyle.utils import atomic_files
 from instantstyle.utils import images as pictures
 
 SUFFIX = ".style.safetensors"
@@ -38,11 +38,11 @@ _TEXT = "instantstyle"
 """The key of the JSON text among a file's metadata."""
 _NAME = re.compile(r"\w[\w +-]{0,63}")
 
-Floats = npt.NDArray[np.float32]
+Float32Array = npt.NDArray[np.float32]
 
 
 def _bytes(value: object) -> object:
-    if not (isinstance(value, str) and reading_json.get()):
+    if not (isinstance(value, str) and json_context.get()):
         return value
     try:
         return base64.b64decode(value, validate=True)
@@ -58,7 +58,7 @@ Blob = Annotated[
 """Bytes, in JSON as base64 text."""
 
 
-class Numbers(Noun):
+class FloatArray(FrozenModel):
     """An array of finite float32 numbers that can be compared and written as JSON."""
 
     shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**24)], ...], Field(min_length=1, max_length=3)]
@@ -77,7 +77,7 @@ class Numbers(Noun):
             raise InputError("a style card holds NaN or infinity: it is damaged")
 
     @property
-    def array(self) -> Floats:
+    def array(self) -> Float32Array:
         """The numbers, read-only."""
         return np.frombuffer(self.data, "<f4").reshape(self.shape)
 
@@ -85,27 +85,29 @@ class Numbers(Noun):
         return f"Numbers{list(self.shape)}"
 
 
-def numbers(array: object) -> Numbers:
+def float_array(array: object) -> FloatArray:
     """Numbers of anything NumPy reads."""
     exact = np.ascontiguousarray(array, "<f4")
-    return Numbers(exact.shape, exact.tobytes())
+    return FloatArray(exact.shape, exact.tobytes())
 
 
-class Sight(Noun):
+class EncoderEmbeddings(FrozenModel):
     """What one image encoder saw of a card's pictures."""
 
     encoder: Annotated[str, Field(max_length=200)]
     """Its name in words, for people."""
-    probe: Numbers
+    probe: FloatArray
     """What it sees of `probe_picture()`, [dim]: by this an encoder is known again, in whatever precision it runs."""
-    embeds: Numbers
+    embeds: FloatArray
     """The un-normalised image embedding of each picture, [n, dim]."""
-    hidden: Numbers | None = None
+    hidden: FloatArray | None = None
     """Its last-but-one hidden states of each picture, [n, sequence, width]; there where a Plus adapter was at hand."""
 
     if TYPE_CHECKING:
 
-        def __init__(self, encoder: str, probe: Numbers, embeds: Numbers, hidden: Numbers | None = None) -> None: ...
+        def __init__(
+            self, encoder: str, probe: FloatArray, embeds: FloatArray, hidden: FloatArray | None = None
+        ) -> None: ...
 
     def model_post_init(self, context: object, /) -> None:
         """Raises InputError when the shapes do not belong together."""
@@ -118,39 +120,39 @@ class Sight(Noun):
             )
 
 
-def is_name(text: str) -> bool:
+def is_card_name(text: str) -> bool:
     """Whether a text can be a card's name, and so no file's."""
     return _NAME.fullmatch(text) is not None and text == text.strip()
 
 
 def _named(name: str) -> str:
-    if not is_name(name):
+    if not is_card_name(name):
         raise InputError(f"a style card's name is 1 to 64 letters, digits, spaces and + - _, not {name!r}")
     return name
 
 
 def _thumbnail(content: bytes) -> bytes:
-    small = pictures.png(pictures.read(content, "the picture of a style card"), longest=THUMBNAIL_SIDE)
+    small = pictures.encode_png(pictures.load_image(content, "the picture of a style card"), longest=THUMBNAIL_SIDE)
     return content if content == small else small
 
 
 Thumbnail = Annotated[Blob, Field(max_length=2**22), AfterValidator(_thumbnail)]
-Words = Annotated[str, Field(max_length=2000)]
+CardStr = Annotated[str, Field(max_length=2000)]
 
 
-class StyleCard(Noun):
+class StyleCard(FrozenModel):
     """A style by name: what image encoders saw of its pictures, and what people want to know of it.
 
     Of several pictures the style is their mean, in which what each one shows fades.
     """
 
     name: Annotated[str, AfterValidator(_named)]
-    sights: Annotated[tuple[Sight, ...], Field(min_length=1, max_length=8)]
+    sights: Annotated[tuple[EncoderEmbeddings, ...], Field(min_length=1, max_length=8)]
     thumbnails: Annotated[tuple[Thumbnail, ...], Field(max_length=16)] = ()
     """The pictures, PNG, at most 256 pixels on a side."""
-    content: Words | Annotated[tuple[Words, ...], Field(max_length=16)] | None = None
+    content: CardStr | Annotated[tuple[CardStr, ...], Field(max_length=16)] | None = None
     """What the pictures show, subtracted where a request says nothing else."""
-    plan: Words | None = None
+    plan: CardStr | None = None
     """The plan it is meant for; None: the model's style blocks."""
     licence: Annotated[str, Field(max_length=200)] = ""
     credit: Annotated[str, Field(max_length=500)] = ""
@@ -161,7 +163,7 @@ class StyleCard(Noun):
         def __init__(
             self,
             name: str,
-            sights: Sequence[Sight],
+            sights: Sequence[EncoderEmbeddings],
             thumbnails: Sequence[bytes] = (),
             content: str | Sequence[str] | None = None,
             plan: str | None = None,
@@ -177,7 +179,7 @@ class StyleCard(Noun):
         """Its pictures in RGB.  Raises InputError when it carries none."""
         if not self.thumbnails:
             raise InputError(f"the style card {self.name!r} carries no picture, only what encoders saw of one")
-        return [pictures.read(each) for each in self.thumbnails]
+        return [pictures.load_image(each) for each in self.thumbnails]
 
     @property
     def sha256(self) -> str:
@@ -195,7 +197,7 @@ class StyleCard(Noun):
         tensors: dict[str, npt.NDArray[Any]] = {}
         for i, sight in enumerate(self.sights):
             for part in ("probe", "embeds", "hidden"):
-                held: Numbers | None = getattr(sight, part)
+                held: FloatArray | None = getattr(sight, part)
                 if held is not None:
                     tensors[f"{i}.{part}"] = held.array
         for i, content in enumerate(self.thumbnails):
@@ -203,7 +205,7 @@ class StyleCard(Noun):
         said = self.model_dump(mode="json", exclude={"sights", "thumbnails"})
         said["encoders"] = [sight.encoder for sight in self.sights]
         text = json.dumps(said, ensure_ascii=False)
-        return whole.write_whole(path, write_safetensors(tensors, {_TEXT: text}))
+        return atomic_files.write_atomic(path, write_safetensors(tensors, {_TEXT: text}))
 
 
 def read_card(source: str | Path | bytes, name: str | None = None) -> StyleCard:
@@ -244,12 +246,12 @@ def _content(path: Path, shown: str) -> bytes:
 
 def _card(said: dict[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> StyleCard:
     encoders = cast("list[str]", said.pop("encoders"))
-    sights: list[Sight] = []
+    sights: list[EncoderEmbeddings] = []
     for i, encoder in enumerate(encoders):
         held = {part: tensors[f"{i}.{part}"] for part in ("probe", "embeds", "hidden") if f"{i}.{part}" in tensors}
         if wrong := [part for part, array in held.items() if array.dtype.kind != "f"]:
             raise InputError(f"its {wrong[0]} are no floating-point numbers")
-        sights.append(Sight(encoder, **{part: numbers(array) for part, array in held.items()}))
+        sights.append(EncoderEmbeddings(encoder, **{part: float_array(array) for part, array in held.items()}))
     shown = sorted((name for name in tensors if name.startswith("thumbnail.")), key=lambda name: int(name[10:]))
     if wrong := [name for name in shown if tensors[name].dtype != np.uint8]:
         raise InputError(f"its {wrong[0]} is no file of bytes")
@@ -258,38 +260,38 @@ def _card(said: dict[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> Styl
     return StyleCard(sights=sights, thumbnails=tuple(tensors[name].tobytes() for name in shown), **said)
 
 
-def own_folder() -> Path:
+def user_style_dir() -> Path:
     """Where one's own cards are kept: `INSTANTSTYLE_STYLES`, else in the XDG data folder."""
     given = os.environ.get("INSTANTSTYLE_STYLES")
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return Path(given) if given else data / "instantstyle" / "styles"
 
 
-def known_cards(*, own: bool = True) -> dict[str, Path]:
+def list_style_cards(*, own: bool = True) -> dict[str, Path]:
     """Name to file: the shipped cards, and before them one's own."""
     found: dict[str, Path] = {}
-    for folder in (SHIPPED, *((own_folder(),) if own else ())):
+    for folder in (SHIPPED, *((user_style_dir(),) if own else ())):
         if folder.is_dir():
             found |= {path.name.removesuffix(SUFFIX): path for path in sorted(folder.glob(f"*{SUFFIX}"))}
     return dict(sorted(found.items()))
 
 
-def named_card(name: str, *, own: bool = True) -> StyleCard | None:
+def find_style_card(name: str, *, own: bool = True) -> StyleCard | None:
     """The card of a name, None when there is none."""
-    path = known_cards(own=own).get(name)
+    path = list_style_cards(own=own).get(name)
     return None if path is None else read_card(path)
 
 
-def hint(name: str) -> str:
+def unknown_card_hint(name: str) -> str:
     """What to say of a name that is neither a picture nor a card."""
-    known = known_cards()
-    near = closest(name, known)
+    known = list_style_cards()
+    near = closest_match(name, known)
     if near is not None:
         return f", and no style card of this name (did you mean {near!r}?)"
     return f", and no style card of this name: there are {', '.join(known)}" if known else ""
 
 
-def probe_picture() -> Image.Image:
+def encoder_fingerprint_image() -> Image.Image:
     """The picture by which encoders are told apart: slopes of three colours, a disc and stripes, 96 x 96."""
     y, x = np.mgrid[0:96, 0:96].astype(np.float64)
     disc = (x - 30) ** 2 + (y - 56) ** 2 < 24**2

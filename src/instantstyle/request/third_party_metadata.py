@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from instantstyle.errors import InputError, PictureError
 from instantstyle.request import Request, recall
-from instantstyle.utils.images import CHUNK, read_texts
+from instantstyle.utils.images import METADATA_KEY, read_text_chunks
 
-SAMPLERS: Mapping[str, str] = {
+SAMPLER_NAMES: Mapping[str, str] = {
     "euler": "euler",
     "ddim": "ddim",
     "dpm++ 2m": "dpm++",
@@ -29,23 +29,23 @@ SAMPLERS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ThirdPartyMetadata:
     """A picture's own account of itself."""
 
     request: Request
     program: str
     model: str | None
     """What the program called its model: a file's name, which a model tree may know."""
-    left_out: tuple[str, ...]
+    unsupported: tuple[str, ...]
     """What was said and has no counterpart here."""
 
 
-def read_request(path: str | Path) -> Foreign:
+def read_third_party_request(path: str | Path) -> ThirdPartyMetadata:
     """The request in a picture's metadata, ours or another program's.  Raises PictureError when there is none."""
-    texts = read_texts(path)
-    if CHUNK in texts:
+    texts = read_text_chunks(path)
+    if METADATA_KEY in texts:
         memory = recall(path)
-        return Foreign(memory.request, "instantstyle", memory.model or None, ())
+        return ThirdPartyMetadata(memory.request, "instantstyle", memory.model or None, ())
     readers = {"prompt": _comfy, "invokeai_metadata": _invoke, "parameters": _a1111}
     for chunk, reader in readers.items():
         if chunk in texts:
@@ -58,18 +58,20 @@ def read_request(path: str | Path) -> Foreign:
     )
 
 
-def _made(program: str, fields: Mapping[str, Any], model: object, sampler: object, left_out: list[str]) -> Foreign:
-    known = SAMPLERS.get(str(sampler).lower()) if sampler else None
+def _made(
+    program: str, fields: Mapping[str, Any], model: object, sampler: object, left_out: list[str]
+) -> ThirdPartyMetadata:
+    known = SAMPLER_NAMES.get(str(sampler).lower()) if sampler else None
     if sampler and known is None:
         left_out = [f"sampler {sampler}", *left_out]
     given: dict[str, Any] = {name: value for name, value in {**fields, "sampler": known}.items() if value is not None}
-    return Foreign(Request(**given), program, str(model) if model else None, tuple(left_out))
+    return ThirdPartyMetadata(Request(**given), program, str(model) if model else None, tuple(left_out))
 
 
 _PAIR = re.compile(r'\s*(?P<name>[\w ()/+.-]+?):\s*(?P<value>"(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 
-def _a1111(text: str) -> Foreign:
+def _a1111(text: str) -> ThirdPartyMetadata:
     """`prompt`, then `Negative prompt: ...`, each of any number of lines, then a line of names and values."""
     lines = text.strip().split("\n")
     has_values = bool(re.search(r"(^|, )Steps: \d+", lines[-1]))
@@ -90,7 +92,7 @@ def _a1111(text: str) -> Foreign:
     return _made("A1111", fields, model, sampler, kept)
 
 
-def _comfy(text: str) -> Foreign:
+def _comfy(text: str) -> ThirdPartyMetadata:
     """The graph that was run: the sampler node, and what it is wired to."""
     nodes = cast("Mapping[str, Mapping[str, Any]]", json.loads(text, parse_constant=lambda _: None))
     kinds = {key: str(node["class_type"]) for key, node in nodes.items()}
@@ -138,7 +140,7 @@ def _comfy(text: str) -> Foreign:
     return _made("ComfyUI", fields, model, inputs.get("sampler_name"), left_out)
 
 
-def _invoke(text: str) -> Foreign:
+def _invoke(text: str) -> ThirdPartyMetadata:
     said = cast("dict[str, Any]", json.loads(text, parse_constant=lambda _: None))
     model: Mapping[str, Any] = said.get("model") or {}
     fields: dict[str, Any] = {

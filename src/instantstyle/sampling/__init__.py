@@ -5,9 +5,9 @@ batched over runs, although every one may differ in prompt, references, method, 
 attention layer `together` hands each run its own rows.  Runs join and leave between steps.
 """
 
-from instantstyle.sampling.batch import together
-from instantstyle.sampling.engine import MAX_ROWS, Engine
+from instantstyle.sampling.batch import route_attention
+from instantstyle.sampling.engine import MAX_BATCH_ROWS, Engine
 from instantstyle.sampling.run import Progress, Run
 from instantstyle.sampling.schedulers import SAMPLERS
 
-__all__ = ["MAX_ROWS", "SAMPLERS", "Engine", "Progress", "Run", "together"]
+__all__ = ["MAX_BATCH_ROWS", "SAMPLERS", "Engine", "Progress", "Run", "route_attention"]

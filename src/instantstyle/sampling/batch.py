@@ -8,70 +8,72 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.blocks import Site
-from instantstyle.networks.attention import Attend, Heads, TextKeysValues, plain
+from instantstyle.networks.attention import Attend, CrossAttentionKV, HeadsTensor, plain
 from instantstyle.networks.unet import Residuals, UNet
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class Conditioning:
     """What a run's rows read besides their latents, a row for each; it is the same at every step."""
 
-    context: Float[Tensor, "rows tokens context_dim"]
+    prompt_embeds: Float[Tensor, "rows tokens context_dim"]
     """The text itself, for networks beside the UNet."""
-    text: TextKeysValues
+    kv: CrossAttentionKV
     """Its keys and values in the UNet."""
-    pooled: Float[Tensor, "rows pooled_dim"] | None
-    sizes: Float[Tensor, "rows 6"] | None
+    pooled_prompt_embeds: Float[Tensor, "rows pooled_dim"] | None
+    time_ids: Float[Tensor, "rows 6"] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
+class UNetInputs:
     """What a run brings to the coming UNet call."""
 
     unet: UNet
     latents: Float[Tensor, "rows channels height width"]
     """As the UNet is to see them."""
-    time: Tensor
+    timestep: Tensor
     """In training steps, one number for all rows."""
-    told: Told
+    conditioning: Conditioning
     attend: Attend
     residuals: Residuals | None = None
     """What the run's ControlNets add, for its first rows or all of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class Batch:
     """The arguments of a UNet call that do not change from step to step, for runs that go together."""
 
-    tolds: Sequence[Told]
+    conditionings: Sequence[Conditioning]
     """Whose they are; held so that none is forgotten, and its id given to another, while the stack lives."""
-    rows: Sequence[slice]
-    text: TextKeysValues
-    pooled: Tensor | None
-    sizes: Tensor | None
+    row_slices: Sequence[slice]
+    kv: CrossAttentionKV
+    pooled_prompt_embeds: Tensor | None
+    time_ids: Tensor | None
 
     @classmethod
-    def of(cls, tolds: Sequence[Told]) -> "Stack":
+    def collate(cls, tolds: Sequence[Conditioning]) -> "Batch":
         """What these runs read, one below the other."""
-        counts = [len(told.context) for told in tolds]
+        counts = [len(told.prompt_embeds) for told in tolds]
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
         if len(tolds) == 1:
-            return cls(tolds, rows, tolds[0].text, tolds[0].pooled, tolds[0].sizes)
+            return cls(tolds, rows, tolds[0].kv, tolds[0].pooled_prompt_embeds, tolds[0].time_ids)
         text = {
-            site: (torch.cat([told.text[site][0] for told in tolds]), torch.cat([told.text[site][1] for told in tolds]))
-            for site in tolds[0].text
+            site: (torch.cat([told.kv[site][0] for told in tolds]), torch.cat([told.kv[site][1] for told in tolds]))
+            for site in tolds[0].kv
         }
         pooled, sizes = ([getattr(told, name) for told in tolds] for name in ("pooled", "sizes"))
         return cls(tolds, rows, text, _joined(pooled), _joined(sizes))
 
-    def predict(self, turns: Sequence[Turn]) -> Float[Tensor, "rows out_channels height width"]:
+    def forward(self, turns: Sequence[UNetInputs]) -> Float[Tensor, "rows out_channels height width"]:
         """One UNet call for the coming step of every run."""
         latents = torch.cat([turn.latents for turn in turns])
-        times = torch.cat([turn.time.float().expand(len(turn.latents)) for turn in turns])
-        attend = together([(rows, turn.attend) for rows, turn in zip(self.rows, turns, strict=True)])
-        residuals = stacked([(turn.residuals, len(turn.latents)) for turn in turns])
-        return turns[0].unet(latents, times, self.text, self.pooled, self.sizes, attend=attend, residuals=residuals)
+        times = torch.cat([turn.timestep.float().expand(len(turn.latents)) for turn in turns])
+        attend = route_attention([(rows, turn.attend) for rows, turn in zip(self.row_slices, turns, strict=True)])
+        residuals = collate_residuals([(turn.residuals, len(turn.latents)) for turn in turns])
+        return turns[0].unet(
+            latents, times, self.kv, self.pooled_prompt_embeds, self.time_ids, attend=attend, residuals=residuals
+        )
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
@@ -79,7 +81,7 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat(there) if there else None
 
 
-def stacked(parts: Sequence[tuple[Residuals | None, int]]) -> Residuals | None:
+def collate_residuals(parts: Sequence[tuple[Residuals | None, int]]) -> Residuals | None:
     """The residuals of all rows, of each run's own and how many rows it has; zeros for rows without, None if none has.
 
     A number plus zero is the number, so that a run is not changed by a neighbour that has controls.
@@ -100,7 +102,7 @@ def stacked(parts: Sequence[tuple[Residuals | None, int]]) -> Residuals | None:
     return joined[:-1], joined[-1]
 
 
-def together(parts: Sequence[tuple[slice, Attend]]) -> Attend:
+def route_attention(parts: Sequence[tuple[slice, Attend]]) -> Attend:
     """One `attend` for all rows: each run's own on its own rows; neighbours that are plain share a call."""
     merged: list[tuple[slice, Attend]] = []
     for rows, attend in parts:
@@ -111,7 +113,9 @@ def together(parts: Sequence[tuple[slice, Attend]]) -> Attend:
     if len(merged) == 1:
         return merged[0][1]
 
-    def attended(site: Site, q: Heads, k: Heads, v: Heads, *, bias: Tensor | None = None) -> Heads:
+    def attended(
+        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+    ) -> HeadsTensor:
         def own(rows: slice) -> Tensor | None:
             return bias if bias is None or bias.shape[0] == 1 else bias[rows]
 

@@ -12,26 +12,33 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.controlnet import residuals, steer
+from instantstyle.controlnet import controlnet_residuals, prepare_controls
 from instantstyle.errors import Cancelled, InputError, InstantStyleError
-from instantstyle.families import SAID
-from instantstyle.methods import Injection, Moment, ReferenceRows, inject
-from instantstyle.methods.cfg_rescale import rescaled
-from instantstyle.methods.reference_embedding import warnings
+from instantstyle.families import BASE_PRESETS
+from instantstyle.methods import Injection, ReferenceBatch, StepContext, make_injection
+from instantstyle.methods.cfg_rescale import rescale_noise_cfg
+from instantstyle.methods.reference_embedding import prompt_warnings
 from instantstyle.model import Model
-from instantstyle.networks.attention import Attend, TextKeysValues
+from instantstyle.networks.attention import Attend, CrossAttentionKV
 from instantstyle.networks.unet import Residuals
 from instantstyle.request import Request, Result
-from instantstyle.sampling.batch import Told, Turn
-from instantstyle.sampling.conditioning import tell
-from instantstyle.sampling.initial_latents import begin, cautions, settled_size
-from instantstyle.sampling.schedulers import carried, clean, sampler_name, scheduler, set_steps, signal_and_noise
+from instantstyle.sampling.batch import Conditioning, UNetInputs
+from instantstyle.sampling.conditioning import encode_conditioning
+from instantstyle.sampling.initial_latents import initial_latents, inpainting_warnings, resolve_size
+from instantstyle.sampling.schedulers import (
+    alpha_sigma,
+    make_scheduler,
+    pred_original_sample,
+    scheduler_name,
+    set_timesteps,
+    x0_coefficient,
+)
 
 State = Literal["running", "done", "cancelled", "failed"]
 
 
 @runtime_checkable
-class Steps(Protocol):
+class Steppable(Protocol):
     """What steps runs: an engine."""
 
     model: Model
@@ -58,58 +65,60 @@ class Progress:
 class Run:
     """One request in flight.  Made by `Engine.submit`; iterating over it steps its engine until it is done."""
 
-    def __init__(self, engine: Steps, request: Request) -> None:
+    def __init__(self, engine: Steppable, request: Request) -> None:
         self.engine, model = engine, engine.model
-        self.scheduler = scheduler(model, request.sampler)
-        set_steps(self.scheduler, request.sampler, request.steps, model.device)
+        self.scheduler = make_scheduler(model, request.sampler)
+        set_timesteps(self.scheduler, request.sampler, request.steps, model.device)
         settled = {
-            "size": settled_size(model, request),
+            "size": resolve_size(model, request),
             "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
             "guidance": model.family.guidance if request.guidance is None else request.guidance,
             "guidance_rescale": (
                 model.family.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
             ),
-            "sampler": request.sampler or sampler_name(self.scheduler),
+            "sampler": request.sampler or scheduler_name(self.scheduler),
         }
         self.request = request.model_copy(update=settled)
-        self.guided = self.request.guided
-        self.injection = inject(model, self.request)
-        self.request = self.request.model_copy(update=dict(self.injection.settled))
-        self.controls = steer(model, self.request)
-        self.warnings = (*cautions(model, self.request), *warnings(model, self.request))
+        self.do_classifier_free_guidance = self.request.do_classifier_free_guidance
+        self.injection = make_injection(model, self.request)
+        self.request = self.request.model_copy(update=dict(self.injection.resolved_fields))
+        self.controls = prepare_controls(model, self.request)
+        self.warnings = (*inpainting_warnings(model, self.request), *prompt_warnings(model, self.request))
         self.generator = torch.Generator("cpu").manual_seed(cast("int", self.request.seed))
-        self.start = begin(model, self.request, self.scheduler, self.generator)
-        self.times, self.latents = self.start.times, self.start.latents
+        self.start = initial_latents(model, self.request, self.scheduler, self.generator)
+        self.timesteps, self.latents = self.start.timesteps, self.start.latents
         accepted = inspect.signature(self.scheduler.step).parameters
         self._step_arguments = {"generator": self.generator} if "generator" in accepted else {}
         self.step, self.state = 0, cast("State", "running")
-        self._tolds: dict[bool, Told] = {}
-        self._turn: Turn | None = None
-        self._tell()
+        self._conditionings: dict[bool, Conditioning] = {}
+        self._unet_inputs: UNetInputs | None = None
+        self._conditioning()
         self._began, self._seconds = time.perf_counter(), 0.0
-        self._expected: Tensor | None = None
+        self._pred_x0: Tensor | None = None
         self._result: Result | None = None
         self._failure: BaseException | None = None
 
     @property
-    def asked(self) -> Injection:
+    def injection_now(self) -> Injection:
         """What the run's method asks for in the coming step: nothing, outside of its window."""
-        return self.injection.at(self.step, self.steps)
+        return self.injection.at(self.step, self.num_unet_calls)
 
     @property
-    def own_rows(self) -> int:
+    def own_batch_size(self) -> int:
         """Rows that predict for the run's latents: unconditional, conditional and negatives, each `count` times."""
-        return (1 + self.guided + len(self.asked.negatives)) * self.request.count
+        return (1 + self.do_classifier_free_guidance + len(self.injection_now.extra_guidance)) * self.request.count
 
     @property
-    def rows(self) -> int:
+    def batch_size(self) -> int:
         """Rows of the UNet's batch that the run needs in the coming step, reference rows with them."""
-        return self.own_rows + (0 if self.asked.rows is None else len(self.asked.rows))
+        return self.own_batch_size + (
+            0 if self.injection_now.reference_batch is None else len(self.injection_now.reference_batch)
+        )
 
     @property
-    def steps(self) -> int:
+    def num_unet_calls(self) -> int:
         """UNet calls the run needs; some samplers need more than the steps asked for."""
-        return len(self.times)
+        return len(self.timesteps)
 
     @property
     def done(self) -> bool:
@@ -128,8 +137,8 @@ class Run:
         if self._failure is not None:
             raise self._failure
         if self.state == "cancelled":
-            raise Cancelled(f"the run was cancelled after {self.step} of {self.steps} steps")
-        raise InputError(f"the run is at step {self.step} of {self.steps}: step its engine until it is done")
+            raise Cancelled(f"the run was cancelled after {self.step} of {self.num_unet_calls} steps")
+        raise InputError(f"the run is at step {self.step} of {self.num_unet_calls}: step its engine until it is done")
 
     def __iter__(self) -> Iterator[Progress]:
         """Step the engine, yielding after each step that succeeds; ends when the run is done.
@@ -139,64 +148,68 @@ class Run:
         while not self.done:
             self.engine.step()
             if self.state in ("running", "done"):
-                yield Progress(self.step, self.steps, time.perf_counter() - self._began, self)
+                yield Progress(self.step, self.num_unet_calls, time.perf_counter() - self._began, self)
         self.result()
 
     @torch.no_grad()
     def preview(self) -> list[Image.Image]:
         """The pictures as expected from the last step; before the first, what noise decodes to."""
-        return self.engine.model.decode(self.latents if self._expected is None else self._expected)
+        return self.engine.model.decode_latents(self.latents if self._pred_x0 is None else self._pred_x0)
 
     @property
     def attend(self) -> Attend:
         """What the run's rows do at attention layers in the coming step."""
-        return self.asked.attend
+        return self.injection_now.attend
 
     @property
-    def text(self) -> TextKeysValues:
+    def kv(self) -> CrossAttentionKV:
         """The keys and values of what the run's rows read in the coming step."""
-        return self._tell().text
+        return self._conditioning().kv
 
     @property
-    def moment(self) -> Moment:
+    def step_context(self) -> StepContext:
         """The coming step, as reference rows may know it."""
-        signal, noise = signal_and_noise(self.scheduler, self.start.first + self.step)
-        coming = float(self.times[self.step + 1]) if self.step + 1 < self.steps else 0.0
-        return Moment(self.step, self.steps, float(self.times[self.step]), signal, noise, coming)
+        signal, noise = alpha_sigma(self.scheduler, self.start.begin_index + self.step)
+        coming = float(self.timesteps[self.step + 1]) if self.step + 1 < self.num_unet_calls else 0.0
+        return StepContext(self.step, self.num_unet_calls, float(self.timesteps[self.step]), signal, noise, coming)
 
-    def prepare(self) -> Turn:
+    def unet_inputs(self) -> UNetInputs:
         """What the run brings to the coming UNet call."""
-        if self._turn is None:
-            asked = self.asked
-            scaled = self.scheduler.scale_model_input(self.latents, self.times[self.step])
-            latents = torch.cat([scaled] * (self.own_rows // self.request.count))
-            steered = self._steered(latents)
-            latents = self.start.seen(latents, None if asked.rows is None else self._pinned(asked.rows))
+        if self._unet_inputs is None:
+            asked = self.injection_now
+            scaled = self.scheduler.scale_model_input(self.latents, self.timesteps[self.step])
+            latents = torch.cat([scaled] * (self.own_batch_size // self.request.count))
+            steered = self._controlnet_residuals(latents)
+            latents = self.start.with_inpaint_channels(
+                latents, None if asked.reference_batch is None else self._reference_latents(asked.reference_batch)
+            )
             unet = asked.unet or self.engine.model.unet
-            self._turn = Turn(unet, latents, self.times[self.step], self._tell(), asked.attend, steered)
-        return self._turn
+            self._unet_inputs = UNetInputs(
+                unet, latents, self.timesteps[self.step], self._conditioning(), asked.attend, steered
+            )
+        return self._unet_inputs
 
-    def advance(self, prediction: Float[Tensor, "rows channels height width"]) -> None:
+    def scheduler_step(self, prediction: Float[Tensor, "rows channels height width"]) -> None:
         """Take one step with the UNet's prediction for the run's rows."""
-        time_now, before = self.times[self.step], self.latents
-        prediction = self._combined(prediction[: self.own_rows])
+        time_now, before = self.timesteps[self.step], self.latents
+        prediction = self._apply_guidance(prediction[: self.own_batch_size])
         out = self.scheduler.step(prediction, time_now, before, **self._step_arguments, return_dict=True)
         self.latents = out.prev_sample.to(before.dtype)
-        self._expected = getattr(out, "pred_original_sample", None)
-        if self._expected is None:
-            self._expected = clean(self.scheduler, prediction, time_now, before)
-        self._expected = self._expected.to(before.dtype)
-        if (expects := self.asked.expects) is not None:
-            wanted = expects(self.moment, self._expected)
-            after = carried(self.scheduler, self.start.first + self.step + 1)
-            self.latents, self._expected = self.latents + after * (wanted - self._expected), wanted
-        self.step, self._turn = self.step + 1, None
-        if (kept := self.start.kept) is not None:
-            coming = self.times[self.step] if self.step < self.steps else None
-            self.latents = kept.imposed(self.latents, self.scheduler, coming).to(before.dtype)
-            self._expected = kept.imposed(self._expected, self.scheduler, None).to(before.dtype)
+        self._pred_x0 = getattr(out, "pred_original_sample", None)
+        if self._pred_x0 is None:
+            self._pred_x0 = pred_original_sample(self.scheduler, prediction, time_now, before)
+        self._pred_x0 = self._pred_x0.to(before.dtype)
+        if (expects := self.injection_now.x0_hook) is not None:
+            wanted = expects(self.step_context, self._pred_x0)
+            after = x0_coefficient(self.scheduler, self.start.begin_index + self.step + 1)
+            self.latents, self._pred_x0 = self.latents + after * (wanted - self._pred_x0), wanted
+        self.step, self._unet_inputs = self.step + 1, None
+        if (kept := self.start.inpaint_blend) is not None:
+            coming = self.timesteps[self.step] if self.step < self.num_unet_calls else None
+            self.latents = kept.apply(self.latents, self.scheduler, coming).to(before.dtype)
+            self._pred_x0 = kept.apply(self._pred_x0, self.scheduler, None).to(before.dtype)
 
-    def finish(self) -> None:
+    def decode(self) -> None:
         """Decode, and remember how it was made.  Raises InstantStyleError when the numbers ran away."""
         model = self.engine.model
         if not self.latents.isfinite().all():
@@ -204,19 +217,19 @@ class Run:
                 f"the run ended in NaN or infinity, which is no picture: lower its guidance "
                 f"({self.request.guidance:g}) or the strengths of its plan, or load the model with dtype float32"
             )
-        pictures = model.decode(self.latents)
+        pictures = model.decode_latents(self.latents)
         self._seconds = time.perf_counter() - self._began
         self._result = Result(
             pictures,
             self.request,
-            model=model.found.spec,
-            adapter=model.found.adapter_spec,
-            **model.found.encoder_specs,
+            model=model.source.spec,
+            adapter=model.source.adapter_spec,
+            **model.source.encoder_specs,
             loras=model.loras,
             controls={kind: net.spec for kind, net in model.controls.items() if net.spec is not None},
             depth=None if model.depth is None else model.depth.spec,
-            identity=model.identity,
-            presets={name: model.family.presets[name].weights for name in SAID},
+            identity=model.weights_fingerprint,
+            presets={name: model.family.presets[name].weights for name in BASE_PRESETS},
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             seconds=self._seconds,
@@ -229,18 +242,18 @@ class Run:
         self.state, self._failure = "failed", failure
 
     @torch.no_grad()
-    def _tell(self) -> Told:
+    def _conditioning(self) -> Conditioning:
         """What the rows of the coming step read; read once inside the window and once outside of it."""
-        asked = self.asked
-        other = asked.unet is not None or asked.rows is not None or bool(asked.negatives)
-        other = other or asked.unconditional != "negative"
-        if other not in self._tolds:
-            self._tolds[other] = tell(self.engine.model, self.request, asked)
-        return self._tolds[other]
+        asked = self.injection_now
+        other = asked.unet is not None or asked.reference_batch is not None or bool(asked.extra_guidance)
+        other = other or asked.uncond_text != "negative"
+        if other not in self._conditionings:
+            self._conditionings[other] = encode_conditioning(self.engine.model, self.request, asked)
+        return self._conditionings[other]
 
-    def _pinned(self, rows: ReferenceRows) -> Tensor:
+    def _reference_latents(self, rows: ReferenceBatch) -> Tensor:
         """The latents of the reference rows in the coming step.  Raises InputError when they are of another shape."""
-        pinned = rows.latents(self.moment)
+        pinned = rows.latents(self.step_context)
         wanted = (len(rows), *self.latents.shape[1:])
         if tuple(pinned.shape) != wanted:
             raise InputError(
@@ -249,24 +262,24 @@ class Run:
             )
         return pinned.to(self.latents)
 
-    def _steered(self, latents: Tensor) -> Residuals | None:
+    def _controlnet_residuals(self, latents: Tensor) -> Residuals | None:
         """What the run's controls add to its own rows in the coming step."""
-        told, rows = self._tell(), len(latents)
-        pooled, sizes = (None if each is None else each[:rows] for each in (told.pooled, told.sizes))
-        time_now = self.times[self.step].float().expand(rows)
-        unconditional = self.request.count if self.guided else 0
-        said = (latents, time_now, told.context[:rows], pooled, sizes)
-        return residuals(self.controls, self.step, self.steps, *said, unconditional=unconditional)
+        told, rows = self._conditioning(), len(latents)
+        pooled, sizes = (None if each is None else each[:rows] for each in (told.pooled_prompt_embeds, told.time_ids))
+        time_now = self.timesteps[self.step].float().expand(rows)
+        unconditional = self.request.count if self.do_classifier_free_guidance else 0
+        said = (latents, time_now, told.prompt_embeds[:rows], pooled, sizes)
+        return controlnet_residuals(self.controls, self.step, self.num_unet_calls, *said, unconditional=unconditional)
 
-    def _combined(self, prediction: Tensor) -> Tensor:
+    def _apply_guidance(self, prediction: Tensor) -> Tensor:
         """One prediction of those for the unconditional, the conditional and the negative rows."""
         parts = list(cast("Tensor", prediction.unflatten(0, (-1, self.request.count))))
-        without = parts.pop(0) if self.guided else None
+        without = parts.pop(0) if self.do_classifier_free_guidance else None
         given, *negatives = parts
         assert self.request.guidance is not None
         assert self.request.guidance_rescale is not None
         combined = given if without is None else without + self.request.guidance * (given - without)
-        for negative, against in zip(self.asked.negatives, negatives, strict=True):
+        for negative, against in zip(self.injection_now.extra_guidance, negatives, strict=True):
             combined = combined + negative.weight * (given - against)
         # Where nothing was pushed away from there is nothing to bring back, and the bits stay.
-        return combined if combined is given else rescaled(combined, given, self.request.guidance_rescale)
+        return combined if combined is given else rescale_noise_cfg(combined, given, self.request.guidance_rescale)

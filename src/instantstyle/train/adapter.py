@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.errors import InputError
-from instantstyle.methods.instantstyle import image_prompt
-from instantstyle.networks.attention import Attend, KeysValues, plain
+from instantstyle.methods.instantstyle import add_image_prompt
+from instantstyle.networks.attention import Attend, KeyValue, plain
 from instantstyle.networks.image_projection import ImageProjection
 from instantstyle.networks.unet import UNet
 from instantstyle.weights.adapter import Adapter
 
-ALOUD = BlockPlan({"all": 1.0})
+UNIT_SCALE = BlockPlan({"all": 1.0})
 """An adapter is trained at full strength wherever it speaks."""
 
 
-class Trained(nn.Module):
+class TrainableAdapter(nn.Module):
     """An adapter's weights as parameters; keys and values begin as copies of the text's, or as another adapter's."""
 
     def __init__(
@@ -40,12 +40,14 @@ class Trained(nn.Module):
         super().__init__()
         config = unet.config
         self.config, self.plan = config, plan
-        self.sites = tuple(s for s in config.sites if s.kind == "cross" and plan.at(s))
+        self.sites = tuple(s for s in config.sites if s.kind == "cross" and plan.scale(s))
         if not self.sites or plan.negative:
             raise InputError("name the blocks that are to learn, such as style, all, or up.0.1=1")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projection = ImageProjection(embed_dim or config.pooled_dim or 0, config.context_dim, tokens)
+            self.projection = ImageProjection(
+                embed_dim or config.pooled_projection_dim or 0, config.cross_attention_dim, tokens
+            )
         first = begin and begin.projection
         if begin is None:
             layers = [unet.attention(site) for site in self.sites]
@@ -68,13 +70,15 @@ class Trained(nn.Module):
         keys: dict[Site, Tensor] = dict(zip(self.sites, self.keys, strict=True))
         values: dict[Site, Tensor] = dict(zip(self.sites, self.values, strict=True))
         proj = self.projection.proj
-        return Adapter(self.projection, keys, values, proj.in_features, proj.out_features // self.config.context_dim)
+        return Adapter(
+            self.projection, keys, values, proj.in_features, proj.out_features // self.config.cross_attention_dim
+        )
 
-    def averaged(self, weights: Mapping[str, Tensor]) -> Adapter:
+    def ema_adapter(self, weights: Mapping[str, Tensor]) -> Adapter:
         """An adapter like this with other weights, by the names that they have here."""
         proj = self.projection.proj
-        count = proj.out_features // self.config.context_dim
-        projection = ImageProjection(proj.in_features, self.config.context_dim, count)
+        count = proj.out_features // self.config.cross_attention_dim
+        projection = ImageProjection(proj.in_features, self.config.cross_attention_dim, count)
         mark = "projection."
         projection.load_state_dict({n.removeprefix(mark): w for n, w in weights.items() if n.startswith(mark)})
         keys, values = (
@@ -83,18 +87,18 @@ class Trained(nn.Module):
         return Adapter(projection.requires_grad_(False), keys, values, proj.in_features, count)
 
     @property
-    def first(self) -> str:
+    def first_module(self) -> str:
         """The attention module that first sees the reference, in running order."""
         return next(m for m in self.config.modules if any(site.module == m for site in self.sites))
 
-    def forward(self, embeds: Float[Tensor, "rows embed"]) -> dict[Site, KeysValues]:
+    def forward(self, embeds: Float[Tensor, "rows embed"]) -> dict[Site, KeyValue]:
         """The keys and values of these pictures' tokens at every trained site."""
         adapter = self.adapter
-        return dict(adapter.read(adapter.tokens(embeds), self.plan, self.config))
+        return dict(adapter.project_kv(adapter.image_tokens(embeds), self.plan, self.config))
 
     def attend(self, embeds: Float[Tensor, "rows embed"], heard: Float[Tensor, " rows"] | None = None) -> Attend:
         """Attention that sees these pictures at the trained sites; `heard` 0 makes a row's picture unheard there."""
         image = self(embeds)
         if heard is not None:
             image = {site: (keys, values * heard[:, None, None, None]) for site, (keys, values) in image.items()}
-        return image_prompt(plain, ALOUD, image, None)
+        return add_image_prompt(plain, UNIT_SCALE, image, None)

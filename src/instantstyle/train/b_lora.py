@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from instantstyle.blocks import BlockPlan
-from instantstyle.families import Fitting
-from instantstyle.methods.b_lora import addresses, blocks, fitted
+from instantstyle.families import LoRATraining
+from instantstyle.methods.b_lora import attention_weight_sites, b_lora_blocks, cached_or_train
 from instantstyle.model import Model
-from instantstyle.request import PictureLike
+from instantstyle.request import ImageInput
 from instantstyle.weights.lora import save_lora
 
 Part = Literal["style", "content", "both"]
@@ -19,10 +19,10 @@ Part = Literal["style", "content", "both"]
 
 def train_b_lora(
     model: Model,
-    pictures: Sequence[PictureLike],
+    pictures: Sequence[ImageInput],
     out: str | Path,
     *,
-    fitting: Fitting | None = None,
+    fitting: LoRATraining | None = None,
     part: Part = "style",
 ) -> Path:
     """Fit both blocks to the pictures, unless that was done before, and write one of them or both to `out`.
@@ -31,10 +31,14 @@ def train_b_lora(
     keys.  An interrupted fit goes on where it stopped; `methods.fitting.watching` follows it.  Raises OutputError.
     """
     family, out = model.family, Path(out)
-    fitting = fitting or family.fitting
-    plans = {"style": family.presets["style"], "content": BlockPlan(family.content.weights), "both": blocks(family)}
-    factors, site = fitted(model, pictures, fitting), addresses(model)
-    written = {name: one for name, one in factors.items() if plans[part].at(site[name])}
+    fitting = fitting or family.b_lora_defaults
+    plans = {
+        "style": family.presets["style"],
+        "content": BlockPlan(family.content_blocks.weights),
+        "both": b_lora_blocks(family),
+    }
+    factors, site = cached_or_train(model, pictures, fitting), attention_weight_sites(model)
+    written = {name: one for name, one in factors.items() if plans[part].scale(site[name])}
     said = {"part": part, "family": family.name, "pictures": len(pictures), **asdict(fitting)}
     save_lora(out, written, {"b-lora": json.dumps(said)})
     return out

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from instantstyle.blocks import UNetConfig
-from instantstyle.utils.atomic_files import whole
+from instantstyle.utils.atomic_files import atomic_write
 from instantstyle.weights.adapter import Adapter, save_adapter
 
 
-def publish(
+def export_adapter(
     path: Path,
     adapter: Adapter,
     config: UNetConfig,
@@ -31,8 +31,8 @@ def publish(
     if pad:
         for site in config.sites:
             if site.kind == "cross" and site not in keys:
-                width = config.channels[site.level(len(config.channels))]
-                keys[site] = values[site] = torch.zeros(width, config.context_dim)
+                width = config.block_out_channels[site.resolution_level(len(config.block_out_channels))]
+                keys[site] = values[site] = torch.zeros(width, config.cross_attention_dim)
     projection = copy.deepcopy(adapter.projection).to("cpu", dtype)
     halved = Adapter(
         projection,
@@ -42,11 +42,11 @@ def publish(
         adapter.token_count,
     )
     save_adapter(path, halved, config)
-    with whole(path.with_suffix(".md")) as partial:
+    with atomic_write(path.with_suffix(".md")) as partial:
         partial.write_text(card, "utf-8")
 
 
-def write_card(
+def write_model_card(
     name: str,
     *,
     blocks: str,

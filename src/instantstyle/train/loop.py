@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from instantstyle.train.muon import MuonAdamW
-from instantstyle.utils.atomic_files import whole
+from instantstyle.utils.atomic_files import atomic_write
 
-Loss = Callable[[int], Tensor]
+LossFn = Callable[[int], Tensor]
 """The loss of a batch, given the number that seeds it: step x processes + rank."""
 
 
@@ -33,11 +33,11 @@ def device() -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
-ENDS = ("unet.conv_in", "unet.conv_out", "unet.time_embedding", "unet.add_embedding")
+ADAMW_ONLY_PREFIXES = ("unet.conv_in", "unet.conv_out", "unet.time_embedding", "unet.add_embedding")
 """What stands where numbers become features or features numbers: not Muon's business."""
 
 
-class Average:
+class EMA:
     """An exponential moving average of a network's trainable weights, warmed up so that early steps do not linger."""
 
     def __init__(self, net: nn.Module, decay: float) -> None:
@@ -67,7 +67,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, tail: f
 def train(
     name: str,
     net: nn.Module,
-    loss: Loss,
+    loss: LossFn,
     *,
     folder: Path,
     steps: int,
@@ -96,9 +96,9 @@ def train(
     optimiser = (
         torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
         if muon is None
-        else MuonAdamW(net, lr, muon, ENDS, weight_decay)
+        else MuonAdamW(net, lr, muon, ADAMW_ONLY_PREFIXES, weight_decay)
     )
-    average, first, spent = Average(net, decay), 0, 0.0
+    average, first, spent = EMA(net, decay), 0, 0.0
     if file.exists():
         saved = torch.load(file, weights_only=True, map_location=device())
         net.load_state_dict(saved["net"])
@@ -117,7 +117,7 @@ def train(
             "step": step,
             "seconds": spent + time.monotonic() - began,
         }
-        with whole(file) as partial:
+        with atomic_write(file) as partial:
             torch.save(state, partial)
 
     with stop, (folder / f"{name}.csv").open("a", newline="") as log:

@@ -27,17 +27,17 @@ from PIL import Image
 from instantstyle.model import Model
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine
-from instantstyle.train.trainer import Progress
-from instantstyle.utils.atomic_files import whole
-from instantstyle.utils.images import grid, write_png
+from instantstyle.train.trainer import TrainingProgress
+from instantstyle.utils.atomic_files import atomic_write
+from instantstyle.utils.images import image_grid, write_png
 from instantstyle.weights.adapter import Adapter
 
-Judge = Callable[[Model], Mapping[str, float]]
+EvalFn = Callable[[Model], Mapping[str, float]]
 """What a model with the adapter in it scores, by the names of the measures."""
 _FIELDS: Sequence[str] = ("step", "loss", "norm", "lr")
 
 
-class Log:
+class MetricsLog:
     """`losses.csv`, and a file for TensorBoard where that is installed; rows after `first` are written anew.
 
     A full disk stops no training: what cannot be written is kept, and written as soon as there is room again.
@@ -46,14 +46,16 @@ class Log:
     def __init__(self, folder: Path, first: int) -> None:
         self.file, self._scores = folder / "losses.csv", folder / "scores.csv"
         self._held: dict[Path, bytes] = {}
-        with whole(self.file) as partial, partial.open("w", newline="") as out:
+        with atomic_write(self.file) as partial, partial.open("w", newline="") as out:
             writer = csv.writer(out)
             writer.writerow(_FIELDS)
-            writer.writerows([row[name] for name in _FIELDS] for row in rows(self.file) if int(row["step"]) <= first)
+            writer.writerows(
+                [row[name] for name in _FIELDS] for row in read_metrics(self.file) if int(row["step"]) <= first
+            )
         if self._scores.exists():
             with self._scores.open(newline="") as read:
                 heads, *kept = [row for row in csv.reader(read) if row] or [["step"]]
-            with whole(self._scores) as partial, partial.open("w", newline="") as out:
+            with atomic_write(self._scores) as partial, partial.open("w", newline="") as out:
                 there = [row for row in kept if len(row) == len(heads) and int(row[0]) <= first]
                 csv.writer(out).writerows([heads, *there])
         self._board: Path | None = None
@@ -62,9 +64,11 @@ class Log:
             self._board = folder / "tensorboard" / named
             self._append(self._board, _begun(first + 1))
 
-    def take(self, at: Progress) -> None:
+    def log(self, at: TrainingProgress) -> None:
         """Write the newest steps, each with what floats need to be read back as they are."""
-        self._append(self.file, _lines([(row.step, repr(row.loss), repr(row.norm), repr(row.lr)) for row in at.rows]))
+        self._append(
+            self.file, _lines([(row.step, repr(row.loss), repr(row.grad_norm), repr(row.lr)) for row in at.rows])
+        )
         if self._board is not None:
             of_steps = [
                 _scalars(row.step, {name: getattr(row, name) for name in ("loss", "norm", "lr")}) for row in at.rows
@@ -134,7 +138,7 @@ def _record(**fields: Any) -> bytes:
     return out.getvalue()
 
 
-def rows(file: Path) -> list[dict[str, str]]:
+def read_metrics(file: Path) -> list[dict[str, str]]:
     """The rows of a `losses.csv`, whole ones only; none where there is no file."""
     if not file.exists():
         return []
@@ -142,13 +146,13 @@ def rows(file: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(read) if all(row.get(name) for name in _FIELDS)]
 
 
-class Console:
+class ConsoleLog:
     """A line on stderr at most every few seconds."""
 
     def __init__(self, every: float = 5.0) -> None:
         self.every, self._shown = every, -float("inf")
 
-    def take(self, at: Progress) -> None:
+    def log(self, at: TrainingProgress) -> None:
         """Say where the run stands, if it is time or the last of it; warnings at once."""
         for warning in at.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -159,14 +163,14 @@ class Console:
         mean = sum(row.loss for row in at.rows) / len(at.rows)
         print(
             f"step {at.step}/{at.steps}  loss {mean:.4f}  lr {at.rows[-1].lr:.1e}  {at.speed:.1f} samples/s  "
-            f"{_clock(at.left)} to go  {memory() / 2**30:.2f} GiB",
+            f"{_clock(at.left)} to go  {peak_memory() / 2**30:.2f} GiB",
             file=sys.stderr,
             flush=True,
         )
 
 
 @dataclass(frozen=True)
-class Sheets:
+class SampleGrids:
     """Prompts by rows, references by columns, drawn with the adapter as it is."""
 
     folder: Path
@@ -188,7 +192,7 @@ class Sheets:
         engine.run()
         pictures = [[run.result().images[0] for run in row] for row in runs]
         self.folder.mkdir(parents=True, exist_ok=True)
-        sheet = grid([list(self.references), *pictures], rows=["", *(prompt[:24] for prompt in self.prompts)])
+        sheet = image_grid([list(self.references), *pictures], rows=["", *(prompt[:24] for prompt in self.prompts)])
         return write_png(sheet, self.folder / f"{step:07}.png")
 
 
@@ -203,7 +207,7 @@ def with_adapter(model: Model, adapter: Adapter) -> Model:
     return dataclasses.replace(model, adapter=placed, style_adapter=None)
 
 
-def memory() -> int:
+def peak_memory() -> int:
     """Bytes of memory taken at most so far: the GPU's where there is one, else the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()

@@ -34,34 +34,34 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from instantstyle.errors import InputError, InstantStyleError, OutputError, WeightsError
-from instantstyle.train.loop import Average
-from instantstyle.utils.atomic_files import sweep, whole
+from instantstyle.train.loop import EMA
+from instantstyle.utils.atomic_files import atomic_write, remove_stale_temp_files
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainingConfig:
     """How to train; defaults are those of IP-Adapter's published script where it has any."""
 
     steps: int
     """Optimiser steps in all."""
     batch: int = 8
     """Rows a process takes at a time."""
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     """How many times it does so before an optimiser step."""
     lr: float = 1e-4
     warmup: int = 0
     """Steps over which the learning rate rises from 0."""
-    decay: Literal["constant", "cosine"] = "constant"
+    lr_schedule: Literal["constant", "cosine"] = "constant"
     """What the learning rate does afterwards; the cosine ends at 0 with the last step."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     """The norm that gradients are brought down to; 0 leaves them."""
-    average: float = 0.999
+    ema_decay: float = 0.999
     """How slowly the average of the weights moves, from 0 (it is the weights) to below 1."""
-    half: bool = False
+    bf16: bool = False
     """Whether the network runs in bfloat16; its weights stay in float32."""
     save_seconds: float = 300.0
     log_every: int = 10
@@ -73,52 +73,54 @@ class Settings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 raise InputError(f"{name} is {value}: give a number of at least {least}")
-        if self.average >= 1:
-            raise InputError(f"average is {self.average:g}, and an average that never moves learns nothing: give .999")
+        if self.ema_decay >= 1:
+            raise InputError(
+                f"average is {self.ema_decay:g}, and an average that never moves learns nothing: give .999"
+            )
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        if self.decay == "constant":
+        if self.lr_schedule == "constant":
             return self.lr
         share = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """The rows of one step that are asked for now."""
 
     step: int
-    first: int
+    offset: int
     """The number of the first of them among the step's rows."""
-    count: int
-    of: int
+    size: int
+    global_size: int
     """How many rows the step has, over all processes and accumulation."""
 
 
 @dataclass(frozen=True)
-class Row:
+class StepMetrics:
     """What is known of one step."""
 
     step: int
     """Counted from 1."""
     loss: float
     """The mean over all rows of all processes."""
-    norm: float
+    grad_norm: float
     """Of the gradient, before it was clipped."""
     lr: float
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where a run stands, every few steps."""
 
     step: int
     """Steps done."""
     steps: int
-    rows: tuple[Row, ...]
+    rows: tuple[StepMetrics, ...]
     """The steps since the last time."""
     seconds: float
     """Spent on the run so far, earlier processes' included."""
@@ -136,24 +138,24 @@ class Progress:
         return (self.steps - self.step) * self.of / self.speed
 
 
-Loss = Callable[[nn.Module, Part], Tensor]
+MicroBatchLoss = Callable[[nn.Module, MicroBatch], Tensor]
 """The mean loss of a part's rows; the network is given as it is wrapped."""
 
 
-def accelerator(device: str = "auto") -> Accelerator:
+def make_accelerator(device: str = "auto") -> Accelerator:
     """This process's place among those that train: what launched it, and its device."""
     # Processes wait for one another's features and for the first one's sheets, which take their time.
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
 
 
-class Fit:
+class Trainer:
     """A run of training, made anew or resumed from `folder/state.pt`."""
 
     def __init__(
         self,
         net: nn.Module,
-        loss: Loss,
-        settings: Settings,
+        loss: MicroBatchLoss,
+        settings: TrainingConfig,
         folder: Path,
         *,
         begun: Mapping[str, Any] | None = None,
@@ -163,40 +165,45 @@ class Fit:
 
         Raises InputError when the folder holds a run begun otherwise, WeightsError when its checkpoint is damaged.
         """
-        self.place, self.settings, self.folder, self.loss = place or accelerator(), settings, folder, loss
+        self.accelerator, self.settings, self.folder, self.loss = place or make_accelerator(), settings, folder, loss
         self.file = folder / "state.pt"
-        self.of = settings.batch * settings.accumulate * self.place.num_processes
+        self.global_batch_size = settings.batch * settings.gradient_accumulation_steps * self.accelerator.num_processes
         same = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-        self.begun = {**same, "betas": list(settings.betas), "rows a step": self.of, **(begun or {})}
-        if settings.decay != "constant":
-            self.begun["steps"] = settings.steps  # where the rate ends changes it all the way
-        if self.place.distributed_type == DistributedType.FSDP and not self.place.is_fsdp2:
+        self.run_config = {
+            **same,
+            "betas": list(settings.betas),
+            "rows a step": self.global_batch_size,
+            **(begun or {}),
+        }
+        if settings.lr_schedule != "constant":
+            self.run_config["steps"] = settings.steps  # where the rate ends changes it all the way
+        if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
             raise InputError("only FSDP2 keeps weights apart as they are averaged here: launch with --fsdp_version 2")
         parameters = [p for p in net.parameters() if p.requires_grad]
-        fused = self.place.device.type == "cuda"
+        fused = self.accelerator.device.type == "cuda"
         optimiser = torch.optim.AdamW(
             parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
         )
-        prepared = cast("Any", self.place.prepare(net, optimiser))
+        prepared = cast("Any", self.accelerator.prepare(net, optimiser))
         self.net: nn.Module = prepared[0]
-        self.bare: nn.Module = self.place.unwrap_model(self.net)
+        self.unwrapped: nn.Module = self.accelerator.unwrap_model(self.net)
         self.optimiser: torch.optim.Optimizer = getattr(prepared[1], "optimizer", prepared[1])
-        self._average = Average(self.bare, settings.average)
-        self.first, self._spent = 0, 0.0
+        self._average = EMA(self.unwrapped, settings.ema_decay)
+        self.start_step, self._spent = 0, 0.0
         self._resume()
 
-    def steps(self) -> Generator[Progress, None, None]:
+    def run(self) -> Generator[TrainingProgress, None, None]:
         """Train, saying every few steps where the run stands; it is saved between two of them and at the end.
 
         SIGINT and SIGTERM finish the step, and the last progress says that the run was stopped.  Raises
         InstantStyleError when the loss is no longer a number, OutputError when the last checkpoint cannot be written.
         """
-        settings, place = self.settings, self.place
+        settings, place = self.settings, self.accelerator
         pending: list[tuple[int, Tensor, Tensor, float]] = []
         began = shown = saved = time.monotonic()
         spent, warnings = self._spent, list[str]()
         with _Stop() as stop:
-            for step in range(self.first, settings.steps):
+            for step in range(self.start_step, settings.steps):
                 pending.append((step + 1, *self._step(step), settings.rate(step)))
                 last = step + 1 == settings.steps
                 if not (last or (step + 1) % settings.log_every == 0 or (stop.asked and place.num_processes == 1)):
@@ -204,12 +211,19 @@ class Fit:
                 now = time.monotonic()
                 asked, due = self._agree(stop.asked, place.is_main_process and now - saved > settings.save_seconds)
                 rows = self._drain(pending)
-                self.first, self._spent = step + 1, spent + now - began
-                speed = len(rows) * self.of / max(now - shown, 1e-9)
+                self.start_step, self._spent = step + 1, spent + now - began
+                speed = len(rows) * self.global_batch_size / max(now - shown, 1e-9)
                 shown, pending = now, []
                 leaving = asked and not last
-                yield Progress(
-                    step + 1, settings.steps, rows, self._spent, speed, self.of, tuple(warnings), stopped=leaving
+                yield TrainingProgress(
+                    step + 1,
+                    settings.steps,
+                    rows,
+                    self._spent,
+                    speed,
+                    self.global_batch_size,
+                    tuple(warnings),
+                    stopped=leaving,
                 )
                 warnings = []
                 if last or asked or due:
@@ -219,75 +233,78 @@ class Fit:
                 if leaving:
                     return
 
-    def averaged(self) -> dict[str, Tensor]:
+    def ema_weights(self) -> dict[str, Tensor]:
         """The averaged weights by name, whole and on the CPU.  Every process is to ask at the same time."""
         return {name: _whole(weight).detach().cpu().clone() for name, weight in self._average.weights.items()}
 
     def _step(self, step: int) -> tuple[Tensor, Tensor]:
-        settings, place = self.settings, self.place
+        settings, place = self.settings, self.accelerator
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(step)
         losses: list[Tensor] = []
-        for micro in range(settings.accumulate):
+        for micro in range(settings.gradient_accumulation_steps):
             first = (micro * place.num_processes + place.process_index) * settings.batch
-            last = micro + 1 == settings.accumulate
+            last = micro + 1 == settings.gradient_accumulation_steps
             # Gradients are averaged over the processes once a step, with its last part.
             with nullcontext() if last else place.no_sync(self.net):
-                value = self.loss(self.net, Part(step, first, settings.batch, self.of))
-                (value / settings.accumulate).backward()
+                value = self.loss(self.net, MicroBatch(step, first, settings.batch, self.global_batch_size))
+                (value / settings.gradient_accumulation_steps).backward()
             losses.append(value.detach())
-        parameters = [p for p in self.bare.parameters() if p.requires_grad]
+        parameters = [p for p in self.unwrapped.parameters() if p.requires_grad]
         norm = _whole(nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self._average.update(self.bare, step)
+        self._average.update(self.unwrapped, step)
         return torch.stack(losses).mean(), norm.detach()
 
-    def _drain(self, pending: list[tuple[int, Tensor, Tensor, float]]) -> tuple[Row, ...]:
+    def _drain(self, pending: list[tuple[int, Tensor, Tensor, float]]) -> tuple[StepMetrics, ...]:
         """The steps' numbers, the only time that they leave the device."""
         both = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm, _ in pending])
-        numbers = cast("Tensor", self.place.reduce(both, "mean")).tolist()
-        rows = tuple(Row(step, loss, norm, lr) for (step, _, _, lr), (loss, norm) in zip(pending, numbers, strict=True))
-        wild = next((row for row in rows if not (math.isfinite(row.loss) and math.isfinite(row.norm))), None)
+        numbers = cast("Tensor", self.accelerator.reduce(both, "mean")).tolist()
+        rows = tuple(
+            StepMetrics(step, loss, norm, lr) for (step, _, _, lr), (loss, norm) in zip(pending, numbers, strict=True)
+        )
+        wild = next((row for row in rows if not (math.isfinite(row.loss) and math.isfinite(row.grad_norm))), None)
         if wild is not None:
             raise InstantStyleError(
-                f"at step {wild.step} the loss is {wild.loss:g} and the gradient's norm {wild.norm:g}: the run is not "
-                f"saved; the last checkpoint is {self.file}, go on from it with a lower learning rate in a new folder"
+                f"at step {wild.step} the loss is {wild.loss:g} and the gradient's norm {wild.grad_norm:g}: the run is "
+                f"not saved; the last checkpoint is {self.file}, go on from it with a lower learning rate in a new "
+                "folder"
             )
         return rows
 
     def _agree(self, *flags: bool) -> list[bool]:
         """Whether any process says so, of each: all must leave and save at the same step."""
-        if self.place.num_processes == 1:
+        if self.accelerator.num_processes == 1:
             return list(flags)
-        said = torch.tensor(flags, dtype=torch.float32, device=self.place.device)
+        said = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
         dist.all_reduce(said, dist.ReduceOp.MAX)
         return [bool(flag) for flag in said.tolist()]
 
     def _save(self, *, must: bool) -> list[str]:
         """Write the checkpoint; when it cannot be written the old one stays, and training goes on unless it `must`."""
         state = {
-            "net": get_model_state_dict(self.bare, options=_FULL),
-            "optimiser": get_optimizer_state_dict(self.bare, self.optimiser, options=_FULL),
-            "average": self.averaged(),
-            "step": self.first,
+            "net": get_model_state_dict(self.unwrapped, options=_FULL),
+            "optimiser": get_optimizer_state_dict(self.unwrapped, self.optimiser, options=_FULL),
+            "average": self.ema_weights(),
+            "step": self.start_step,
             "seconds": self._spent,
-            "begun": self.begun,
+            "begun": self.run_config,
         }
-        if not self.place.is_main_process:
+        if not self.accelerator.is_main_process:
             return []
         try:
-            with whole(self.file) as partial:
+            with atomic_write(self.file) as partial:
                 torch.save(state, partial)
         except OutputError as refused:
             if must:
                 raise
-            return [f"no checkpoint at step {self.first}: {refused}"]
+            return [f"no checkpoint at step {self.start_step}: {refused}"]
         return []
 
     def _resume(self) -> None:
-        state = self._read() if self.place.is_main_process else None
-        if self.place.num_processes > 1:
+        state = self._read() if self.accelerator.is_main_process else None
+        if self.accelerator.num_processes > 1:
             said: list[Any] = [state]
             broadcast_object_list(said)
             state = said[0]
@@ -295,20 +312,20 @@ class Fit:
             raise state
         if state is None:
             return
-        set_model_state_dict(self.bare, state["net"], options=StateDictOptions(full_state_dict=True))
+        set_model_state_dict(self.unwrapped, state["net"], options=StateDictOptions(full_state_dict=True))
         set_optimizer_state_dict(
-            self.bare, self.optimiser, state["optimiser"], options=StateDictOptions(full_state_dict=True)
+            self.unwrapped, self.optimiser, state["optimiser"], options=StateDictOptions(full_state_dict=True)
         )
         for name, weight in self._average.weights.items():
             saved = state["average"][name].to(weight.device)
             if isinstance(weight, DTensor):
                 saved = distribute_tensor(saved, weight.device_mesh, weight.placements)
             weight.copy_(saved)
-        self.first, self._spent = state["step"], state["seconds"]
+        self.start_step, self._spent = state["step"], state["seconds"]
 
     def _read(self) -> dict[str, Any] | InstantStyleError | None:
         """The checkpoint, none, or what is wrong with it: said by all processes alike, so that none waits in vain."""
-        sweep(self.folder)
+        remove_stale_temp_files(self.folder)
         if not self.file.exists():
             return None
         try:
@@ -316,9 +333,9 @@ class Fit:
             then = state["begun"]
         except Exception as e:  # a damaged pickle may fail in any way
             return WeightsError(f"the checkpoint {self.file} is damaged ({type(e).__name__}): remove it to begin anew")
-        names = sorted(k for k in {*then, *self.begun} if then.get(k) != self.begun.get(k))
+        names = sorted(k for k in {*then, *self.run_config} if then.get(k) != self.run_config.get(k))
         if names:
-            how = ", ".join(f"{name} {then.get(name)!r} (now {self.begun.get(name)!r})" for name in names)
+            how = ", ".join(f"{name} {then.get(name)!r} (now {self.run_config.get(name)!r})" for name in names)
             return InputError(
                 f"the run in {self.folder} was begun with {how}: resume it with the same, or give another folder"
             )

@@ -17,7 +17,7 @@ from instantstyle.errors import OutputError
 
 
 @contextmanager
-def whole(path: str | Path) -> Generator[Path, None, None]:
+def atomic_write(path: str | Path) -> Generator[Path, None, None]:
     """A name to write to; what was written gets its own name once the block is left without an error.
 
     Folders on the way are made.  Raises OutputError when the disk is full or refuses; what was there under the name
@@ -43,16 +43,16 @@ def whole(path: str | Path) -> Generator[Path, None, None]:
             partial.unlink(missing_ok=True)
 
 
-def write_whole(path: str | Path, content: bytes) -> Path:
+def write_atomic(path: str | Path, content: bytes) -> Path:
     """Write bytes under the name of a file whose folder is there.  Raises OutputError."""
     path = Path(path)
     check_writable(path)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
     return path
 
 
-def sweep(folder: Path) -> list[Path]:
+def remove_stale_temp_files(folder: Path) -> list[Path]:
     """Take away the parts that killed processes of this machine left in a folder; which they were."""
     gone: list[Path] = []
     for part in folder.glob(".*.part"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from instantstyle.errors import InputError, nearest
+from instantstyle.errors import InputError, did_you_mean
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -25,7 +25,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         known = ("auto", "cpu", "cuda", "mps")
         raise InputError(
-            f"there is no device {device!r}: give {', '.join(known)}{nearest(str(device), known)}"
+            f"there is no device {device!r}: give {', '.join(known)}{did_you_mean(str(device), known)}"
         ) from None
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(picked.type, False) or (picked.index or 0) >= max(1, torch.cuda.device_count()):
@@ -46,7 +46,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device, parameters: int =
             return torch.bfloat16 if parameters > SMALL and _cpu_has_bfloat16() else torch.float32
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
     if dtype not in DTYPES:
-        raise InputError(f"there is no dtype {dtype!r}: give auto, {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+        raise InputError(f"there is no dtype {dtype!r}: give auto, {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
     return DTYPES[dtype]
 
 

@@ -14,20 +14,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from instantstyle.errors import PictureError
-from instantstyle.utils.atomic_files import write_whole
+from instantstyle.utils.atomic_files import write_atomic
 
-Fit = Literal["crop", "pad", "squash"]
+ResizeMode = Literal["crop", "pad", "squash"]
 """How a picture that is not square becomes square: cut its ends off, add white bars, or change its proportions."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read.  Pillow knows more, some of which starts other programs (EPS) or carries little but trouble."""
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
-CHUNK = "instantstyle"
+METADATA_KEY = "instantstyle"
 """The keyword of the PNG text chunk that holds a picture's request."""
 
 
-def read(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
+def load_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
     """Any picture as plain RGB: upright, its first frame, transparency over white, sixteen bits made eight.
 
     `name` is what messages call it, its path where it has one.
@@ -37,7 +37,7 @@ def read(source: str | Path | bytes | Image.Image, name: str | None = None) -> I
         name, opened = name or "the given picture", source
     else:
         name, opened = _open(source, name)
-    _bounded(opened, name)
+    _check_size(opened, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd palettes and EXIF, which are put right below
@@ -47,7 +47,7 @@ def read(source: str | Path | bytes | Image.Image, name: str | None = None) -> I
         raise PictureError(f"{name} is damaged or cut short: {_reason(broken)}") from broken
 
 
-def png(picture: Image.Image, *, longest: int | None = None) -> bytes:
+def encode_png(picture: Image.Image, *, longest: int | None = None) -> bytes:
     """The picture as PNG bytes, made smaller when its longer side is above `longest` pixels.  Deterministic."""
     if longest is not None and max(picture.size) > longest:
         scale = longest / max(picture.size)
@@ -58,12 +58,12 @@ def png(picture: Image.Image, *, longest: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def fit_square(picture: Image.Image, how: Fit, size: int) -> Image.Image:
+def resize_square(picture: Image.Image, how: ResizeMode, size: int) -> Image.Image:
     """A picture of `size` x `size` pixels, bicubic as CLIP's own preprocessing is."""
-    return fit_to(picture, how, (size, size))
+    return resize_to(picture, how, (size, size))
 
 
-def fit_to(picture: Image.Image, how: Fit, size: tuple[int, int]) -> Image.Image:
+def resize_to(picture: Image.Image, how: ResizeMode, size: tuple[int, int]) -> Image.Image:
     """A picture of (width, height) pixels, cut, with white bars or changed in its proportions."""
     if how == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
@@ -81,27 +81,27 @@ def write_png(picture: Image.Image, path: str | Path, request_json: str | None =
     info = PngImagePlugin.PngInfo()
     if request_json is not None:
         # Not compressed: embedded references are compressed already, and readers refuse large compressed text.
-        info.add_itxt(CHUNK, request_json)
+        info.add_itxt(METADATA_KEY, request_json)
     if line is not None:
         info.add_text("parameters", line.replace("\0", " "))  # becomes iTXt where Latin-1 does not suffice
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=info)
-    return write_whole(path, buffer.getvalue())
+    return write_atomic(path, buffer.getvalue())
 
 
 def read_metadata(path: str | Path | bytes) -> str | None:
     """The request JSON that `write_png` put into a picture, None when there is none.  Raises PictureError as `read`."""
-    return read_texts(path).get(CHUNK)
+    return read_text_chunks(path).get(METADATA_KEY)
 
 
-def read_texts(path: str | Path | bytes) -> dict[str, str]:
+def read_text_chunks(path: str | Path | bytes) -> dict[str, str]:
     """Every text chunk of a PNG by its name; nothing of another format.
 
     The pixels are decoded on the way, since text may stand behind them too.  Raises PictureError as `read` does.
     """
     name, opened = _open(path)
     with opened:
-        _bounded(opened, name)
+        _check_size(opened, name)
         try:
             texts = dict(getattr(opened, "text", {}))
         except Exception as broken:  # as many kinds as in `read`
@@ -109,7 +109,7 @@ def read_texts(path: str | Path | bytes) -> dict[str, str]:
     return {str(name): str(text) for name, text in texts.items()}
 
 
-def grid(
+def image_grid(
     pictures: Sequence[Sequence[Image.Image | None]],
     *,
     rows: Sequence[str] = (),
@@ -162,7 +162,7 @@ def _folded(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 def _open(source: str | Path | bytes, name: str | None = None) -> tuple[str, Image.Image]:
     """A name for messages, and the opened picture of which only the header has been read."""
     name = name or ("the given picture" if isinstance(source, bytes) else repr(str(source)))
-    content = source if isinstance(source, bytes) else file_bytes(source)
+    content = source if isinstance(source, bytes) else read_bytes(source)
     if not content:
         raise PictureError(f"{name} is empty: 0 bytes are no picture")
     if len(content) > MAX_BYTES:
@@ -178,7 +178,7 @@ def _open(source: str | Path | bytes, name: str | None = None) -> tuple[str, Ima
         raise PictureError(f"{name} is no picture that can be read: give one of {known}, not cut short") from unknown
 
 
-def file_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """The file's content; at most one byte more than the limit, whatever a device or a pipe would give."""
     try:
         path = Path(path)
@@ -194,7 +194,7 @@ def file_bytes(path: str | Path) -> bytes:
         raise PictureError(f"cannot read {str(path)!r}: {_reason(refused)}") from refused
 
 
-def _bounded(picture: Image.Image, name: str) -> None:
+def _check_size(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise PictureError(

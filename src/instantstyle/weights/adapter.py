@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from instantstyle.blocks import BlockPlan, Site, UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES, Family
-from instantstyle.networks.attention import KeysValues, split_heads
+from instantstyle.networks.attention import KeyValue, split_heads
 from instantstyle.networks.image_projection import ImageProjection, Resampler
-from instantstyle.utils.atomic_files import check_writable, whole
-from instantstyle.weights.tensor_files import TensorFile, open_tensors, peek
+from instantstyle.utils.atomic_files import atomic_write, check_writable
+from instantstyle.weights.tensor_files import TensorFile, first_row, open_tensors
 
 ENCODERS: Mapping[int, str] = {768: "CLIP ViT-L/14", 1024: "OpenCLIP ViT-H/14", 1280: "OpenCLIP ViT-bigG/14"}
 """Who makes image embeddings of a width (after the projection), among the encoders adapters were published for."""
@@ -48,17 +48,17 @@ class Adapter:
     """Tokens a picture becomes."""
 
     @property
-    def plus(self) -> bool:
+    def is_plus(self) -> bool:
         """Whether it reads the encoder's last-but-one hidden states instead of the image embedding."""
         return isinstance(self.projection, Resampler)
 
     @property
-    def reads_what(self) -> str:
+    def expected_features(self) -> str:
         """The image features it was trained on, in words."""
-        names, what = (HIDDEN, "hidden states") if self.plus else (ENCODERS, "image embeddings")
+        names, what = (HIDDEN, "hidden states") if self.is_plus else (ENCODERS, "image embeddings")
         return f"{what} {_named(self.embed_dim, names)}"
 
-    def tokens(self, embedding: Float[Tensor, "n *sequence width"]) -> Float[Tensor, "n tokens context_dim"]:
+    def image_tokens(self, embedding: Float[Tensor, "n *sequence width"]) -> Float[Tensor, "n tokens context_dim"]:
         """The tokens of each picture, from its un-normalised embedding [n, embed_dim] (Plus: [n, sequence, embed_dim]).
 
         Raises WeightsError when the embedding is of another encoder.
@@ -69,15 +69,15 @@ class Adapter:
     def check_encoder(self, width: int) -> None:
         """Raises WeightsError when image features of this width are not what the adapter was trained for."""
         if width != self.embed_dim:
-            names, what = (HIDDEN, "hidden states") if self.plus else (ENCODERS, "image embeddings")
+            names, what = (HIDDEN, "hidden states") if self.is_plus else (ENCODERS, "image embeddings")
             raise WeightsError(
                 f"this adapter was trained for {what} {_named(self.embed_dim, names)}, but the image encoder gives "
                 f"{_named(width, names)}: load the encoder the adapter was trained with"
             )
 
-    def read(
+    def project_kv(
         self, tokens: Float[Tensor, "n tokens context_dim"], plan: BlockPlan, config: UNetConfig
-    ) -> Mapping[Site, KeysValues]:
+    ) -> Mapping[Site, KeyValue]:
         """The image tokens' keys and values, [n, heads, tokens, dim] each, at the sites where the plan is not zero.
 
         Raises WeightsError when the plan speaks at attention modules that the adapter has no weights for.
@@ -86,7 +86,10 @@ class Adapter:
         _check_present([site for site in sites if site not in self.keys], self.keys)
 
         def project(weight: Tensor, site: Site) -> Tensor:
-            return split_heads(F.linear(tokens, weight), config.heads[site.level(len(config.heads))])
+            return split_heads(
+                F.linear(tokens, weight),
+                config.num_attention_heads[site.resolution_level(len(config.num_attention_heads))],
+            )
 
         return {site: (project(self.keys[site], site), project(self.values[site], site)) for site in sites}
 
@@ -160,12 +163,12 @@ class LazyWeights(Mapping[Site, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def peek(self, site: Site) -> Tensor:
+    def first_row(self, site: Site) -> Tensor:
         """The first row of a site's weights, read and not held: enough to tell one adapter from another."""
-        return peek(self._file, self._names[site])
+        return first_row(self._file, self._names[site])
 
 
-def reads(path: str | Path) -> tuple[bool, int]:
+def adapter_input_dim(path: str | Path) -> tuple[bool, int]:
     """What an adapter's file was trained on: whether the last-but-one hidden states (Plus), and how wide the features.
 
     Raises WeightsError when it is no file of an adapter.
@@ -188,7 +191,7 @@ def save_adapter(path: str | Path, adapter: Adapter, config: UNetConfig) -> None
     _write(path, tensors)
 
 
-def slim_adapter(path: str | Path, out: str | Path, plan: BlockPlan, config: UNetConfig) -> None:
+def extract_blocks(path: str | Path, out: str | Path, plan: BlockPlan, config: UNetConfig) -> None:
     """Write only what a plan reads of an adapter's file, in the numbers it is stored in.
 
     Raises WeightsError when the file lacks what the plan asks for, OutputError when it cannot be written.
@@ -216,7 +219,7 @@ def family_of_adapter(path: str | Path) -> Family:
         )
 
 
-def modules_of_adapter(path: str | Path, config: UNetConfig) -> tuple[str, ...]:
+def adapter_modules(path: str | Path, config: UNetConfig) -> tuple[str, ...]:
     """The attention modules that an adapter's file has weights for, in the UNet's order.  Raises WeightsError."""
     with open_tensors(path) as file:
         return tuple(dict.fromkeys(site.module for site in _sites(file, config, path)))
@@ -226,7 +229,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # Cloned: tensors that share memory cannot be written.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     check_writable(path)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
 
 
@@ -255,7 +258,10 @@ def _sites(file: TensorFile, config: UNetConfig, path: str | Path) -> dict[Site,
                 f"{path} holds a tensor named {name}, but this UNet has no cross-attention number {number}: they are "
                 f"the odd numbers up to {last}; the adapter is for another UNet"
             )
-        expected = (config.channels[site.level(len(config.channels))], config.context_dim)
+        expected = (
+            config.block_out_channels[site.resolution_level(len(config.block_out_channels))],
+            config.cross_attention_dim,
+        )
         if shape != expected:
             raise WeightsError(
                 f"{name} in {path} has shape {list(shape)}, but {site} of this UNet needs {list(expected)}"
@@ -272,12 +278,12 @@ def _sites(file: TensorFile, config: UNetConfig, path: str | Path) -> dict[Site,
 def _check_context(file: TensorFile, config: UNetConfig, path: str | Path) -> None:
     """The width of the text tokens is what tells the families apart; say so before any shape is complained about."""
     layers = (shape for name, shape in file.shapes.items() if _LAYER.fullmatch(name) and len(shape) == 2)
-    given = next((shape[1] for shape in layers), config.context_dim)
-    if given != config.context_dim:
-        families = {family.unet.context_dim: f"family {name}" for name, family in FAMILIES.items()}
+    given = next((shape[1] for shape in layers), config.cross_attention_dim)
+    if given != config.cross_attention_dim:
+        families = {family.unet.cross_attention_dim: f"family {name}" for name, family in FAMILIES.items()}
         raise WeightsError(
             f"the adapter {path} is for a UNet whose text tokens are {_named(given, families)}, but this UNet's are "
-            f"{_named(config.context_dim, families)}"
+            f"{_named(config.cross_attention_dim, families)}"
         )
 
 
@@ -289,7 +295,7 @@ def _projection(file: TensorFile, config: UNetConfig, path: str | Path) -> tuple
             if "latents" in shapes:
                 module, width, count = _resampler(shapes, config)
             elif "proj.weight" in shapes:
-                (out, width), context = shapes["proj.weight"], config.context_dim
+                (out, width), context = shapes["proj.weight"], config.cross_attention_dim
                 count = max(1, out // context)
                 module = ImageProjection(width, context, count)
             else:
@@ -316,12 +322,12 @@ def _resampler(shapes: Mapping[str, tuple[int, ...]], config: UNetConfig) -> tup
     depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     heads = shapes["layers.0.0.to_q.weight"][0] // 64
     ff_mult = shapes["layers.0.1.1.weight"][0] // dim
-    resampler = Resampler(width, config.context_dim, count, dim=dim, depth=depth, heads=heads, ff_mult=ff_mult)
+    resampler = Resampler(width, config.cross_attention_dim, count, dim=dim, depth=depth, heads=heads, ff_mult=ff_mult)
     return resampler, width, count
 
 
 def _speaks(plan: BlockPlan, site: Site) -> bool:
-    return site.kind == "cross" and bool(plan.at(site) or plan.against(site))
+    return site.kind == "cross" and bool(plan.scale(site) or plan.negative_scale(site))
 
 
 def _check_present(missing: Sequence[Site], present: Mapping[Site, object], where: str = "") -> None:

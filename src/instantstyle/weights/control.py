@@ -18,10 +18,9 @@ import torch
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES, Family
-from instantstyle.weights import hub
-from instantstyle.weights import model_folders as trees
+from instantstyle.weights import hub, model_folders
 from instantstyle.weights.resolve import read_json
-from instantstyle.weights.strict_load import check_names, quiet, weight_files
+from instantstyle.weights.strict_load import check_state_dict, silence_progress, weight_files
 from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 PUBLISHED: Mapping[str, Mapping[str, str]] = {
@@ -88,23 +87,23 @@ def load_control(
     kind: Any = importlib.import_module("diffusers").ControlNetModel
     path = _find(str(spec), near)
     said = read_json(path / "config.json") if path.is_dir() else None
-    with ExitStack() as stack, quiet():
+    with ExitStack() as stack, silence_progress():
         files = [stack.enter_context(open_tensors(each)) for each in (weight_files(path) if path.is_dir() else [path])]
         names = _diffusers_names(files, spec)
         shapes = {name: files[number].shapes[stored] for name, (number, stored) in names.items()}
         check_family(shapes, family, spec)
         with torch.device("meta"):
             try:
-                net = kind.from_config(layout(shapes, family.unet) if said is None else said)
+                net = kind.from_config(control_layout(shapes, family.unet) if said is None else said)
             except (TypeError, ValueError, KeyError, IndexError) as e:
                 raise WeightsError(f"the ControlNet {spec} is of a kind that is not supported: {_line(e)}") from e
-        check_names({name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, shapes, str(spec))
+        check_state_dict({name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, shapes, str(spec))
         tensors = {name: files[number].read(stored).to(device, dtype) for name, (number, stored) in names.items()}
         net.load_state_dict(tensors, strict=True, assign=True)
     return ControlNet(net.requires_grad_(False).eval(), str(spec))
 
 
-def layout(shapes: Shapes, config: UNetConfig) -> dict[str, Any]:
+def control_layout(shapes: Shapes, config: UNetConfig) -> dict[str, Any]:
     """The configuration of a `ControlNetModel` with tensors of these names and shapes.
 
     Attention heads and groups leave no trace in shapes: they are those of the UNet to be steered.
@@ -128,15 +127,17 @@ def layout(shapes: Shapes, config: UNetConfig) -> dict[str, Any]:
         "down_block_types": tuple("CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in crossed),
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
         "transformer_layers_per_block": depths,
-        "attention_head_dim": config.heads,
-        "norm_num_groups": config.groups,
-        "cross_attention_dim": _context(shapes) or config.context_dim,
-        "use_linear_projection": all(len(shape) == 2 for shape in projections) if projections else config.linear,
+        "attention_head_dim": config.num_attention_heads,
+        "norm_num_groups": config.norm_num_groups,
+        "cross_attention_dim": _context(shapes) or config.cross_attention_dim,
+        "use_linear_projection": all(len(shape) == 2 for shape in projections)
+        if projections
+        else config.use_linear_projection,
     }
     if added is not None:
         said |= {
             "addition_embed_type": "text_time",
-            "addition_time_embed_dim": config.size_dim,
+            "addition_time_embed_dim": config.addition_time_embed_dim,
             "projection_class_embeddings_input_dim": added,
         }
     return said
@@ -171,10 +172,12 @@ def _traits(shapes: Shapes) -> dict[str, object]:
 
 def _needed(config: UNetConfig) -> dict[str, object]:
     return {
-        "text tokens of width": config.context_dim,
-        "channels": config.channels,
+        "text tokens of width": config.cross_attention_dim,
+        "channels": config.block_out_channels,
         "latent channels": config.out_channels,  # an inpainting UNet's other inputs are not for a ControlNet
-        "pooled text and sizes of width": 0 if config.pooled_dim is None else config.pooled_dim + 6 * config.size_dim,
+        "pooled text and sizes of width": 0
+        if config.pooled_projection_dim is None
+        else config.pooled_projection_dim + 6 * config.addition_time_embed_dim,
     }
 
 
@@ -242,15 +245,15 @@ def _find(spec: str, near: Path | None) -> Path:
     path = Path(spec).expanduser()
     if path.exists():
         return path
-    if (known := trees.look_up("controlnet", spec, near)) is not None:
+    if (known := model_folders.find_file("controlnet", spec, near)) is not None:
         return known
     if not hub.is_hub_path(spec, 0) and not hub.is_hub_path(spec, 1):
         raise WeightsError(
             f"there is no ControlNet at {spec!r}: give a folder in diffusers' layout, a .safetensors file, its name in "
-            f"a tree that {trees.VARIABLE} names, or a hub id such as diffusers/controlnet-canny-sdxl-1.0"
-            f"{trees.suggestion('controlnet', spec)}"
+            f"a tree that {model_folders.VARIABLE} names, or a hub id such as diffusers/controlnet-canny-sdxl-1.0"
+            f"{model_folders.suggest_file('controlnet', spec)}"
         )
-    return hub.fetch_file(spec) if path.suffix in trees.SUFFIXES else hub.fetch_folder(spec)
+    return hub.fetch_file(spec) if path.suffix in model_folders.SUFFIXES else hub.fetch_folder(spec)
 
 
 def _line(error: Exception) -> str:

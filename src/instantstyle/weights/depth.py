@@ -11,11 +11,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from instantstyle.errors import WeightsError
-from instantstyle.weights.strict_load import quiet
+from instantstyle.weights.strict_load import silence_progress
 
 
 @dataclass(frozen=True, eq=False)
-class Depth:
+class DepthEstimator:
     """A loaded depth model with its preprocessing."""
 
     net: Any
@@ -23,7 +23,7 @@ class Depth:
     spec: str
 
     @torch.no_grad()
-    def look(self, picture: Image.Image) -> UInt8[np.ndarray, "height width"]:
+    def estimate(self, picture: Image.Image) -> UInt8[np.ndarray, "height width"]:
         """Near is white and far is black, from the nearest to the farthest thing in the picture.
 
         Models of relative depth (MiDaS, Depth Anything) give more for what is nearer; those that say of themselves that
@@ -38,11 +38,11 @@ class Depth:
         return ((near - near.min()) / (spread if spread > 0 else 1.0) * 255).astype(np.uint8)
 
 
-def load_depth(spec: str | Path, device: torch.device) -> Depth:
+def load_depth(spec: str | Path, device: torch.device) -> DepthEstimator:
     """A depth model from a folder or a hub id, in float32.  Raises WeightsError when there is none."""
     transformers: Any = importlib.import_module("transformers")
 
-    with quiet():
+    with silence_progress():
         try:
             net, info = transformers.AutoModelForDepthEstimation.from_pretrained(
                 str(spec), output_loading_info=True, dtype=torch.float32
@@ -56,4 +56,4 @@ def load_depth(spec: str | Path, device: torch.device) -> Depth:
             ) from e
     if missing := sorted(info.get("missing_keys") or ()):
         raise WeightsError(f"the depth model {spec} lacks {len(missing)} weights: {', '.join(missing[:3])}")
-    return Depth(net.to(device).requires_grad_(False).eval(), processor, str(spec))
+    return DepthEstimator(net.to(device).requires_grad_(False).eval(), processor, str(spec))

@@ -12,7 +12,7 @@ WINDOWS, WIDTH = 16, 1024
 """The sample: so many stretches of so many numbers, evenly apart."""
 
 
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """A hash over names, dtypes, shapes and the bytes of tensors, in their order."""
     made = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors:
@@ -21,7 +21,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return made.hexdigest()
 
 
-def sample(tensor: Tensor) -> Tensor:
+def sampled(tensor: Tensor) -> Tensor:
     """The tensor itself, or of a large one a sample: training leaves no stretch of a weight as it was."""
     if tensor.numel() * tensor.element_size() <= LARGE:
         return tensor

@@ -22,12 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from instantstyle.blocks import UNetConfig
-from instantstyle.errors import InputError, WeightsError, nearest
+from instantstyle.errors import InputError, WeightsError, did_you_mean
 from instantstyle.families import FAMILIES
-from instantstyle.networks.weight_deltas import varied
-from instantstyle.utils.atomic_files import whole
-from instantstyle.weights import hub
-from instantstyle.weights import model_folders as trees
+from instantstyle.networks.weight_deltas import with_weight_deltas
+from instantstyle.utils.atomic_files import atomic_write
+from instantstyle.weights import hub, model_folders
 from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 Lora = tuple[str | Path, float]
@@ -39,7 +38,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Factors:
+class LoRAFactors:
     """One layer's change: scale * up @ down."""
 
     up: Tensor
@@ -54,13 +53,13 @@ class Factors:
         return len(self.down)
 
 
-class Deltas(Mapping[str, Tensor]):
+class LoRADeltas(Mapping[str, Tensor]):
     """The change of each weight, by its parameter's name, multiplied out in float32 when it is asked for.
 
     A large model's changes at once would be as large as the model.
     """
 
-    def __init__(self, factors: Mapping[str, Factors], shapes: Mapping[str, Sequence[int]], weight: float) -> None:
+    def __init__(self, factors: Mapping[str, LoRAFactors], shapes: Mapping[str, Sequence[int]], weight: float) -> None:
         """`factors` by parameter; `weight` is how much of them, the one place where a strength enters."""
         self.factors, self.shapes, self.weight = factors, shapes, weight
 
@@ -101,11 +100,13 @@ def with_loras(parts: Mapping[str, Net], loras: Sequence[Lora], config: UNetConf
             continue
         for part, factors in read_lora(path, parts, config).items():
             shapes = {name: parameter.shape for name, parameter in parts[part].named_parameters()}
-            changed[part] = varied(changed[part], Deltas(factors, shapes, weight))
+            changed[part] = with_weight_deltas(changed[part], LoRADeltas(factors, shapes, weight))
     return changed
 
 
-def read_lora(path: str | Path, parts: Mapping[str, nn.Module], config: UNetConfig) -> dict[str, dict[str, Factors]]:
+def read_lora(
+    path: str | Path, parts: Mapping[str, nn.Module], config: UNetConfig
+) -> dict[str, dict[str, LoRAFactors]]:
     """A LoRA's factors, by network ("unet", "text_encoder", "text_encoder_2") and parameter.
 
     Raises WeightsError, naming what was found and what is needed, when the file is missing, damaged, no plain LoRA, or
@@ -117,7 +118,7 @@ def read_lora(path: str | Path, parts: Mapping[str, nn.Module], config: UNetConf
         _check_family(file, config, path)
         pairs = _pairs(file, config, path)
         said = _said(file, path)
-        found: dict[str, dict[str, Factors]] = {}
+        found: dict[str, dict[str, LoRAFactors]] = {}
         for part, modules in pairs.items():
             if part not in parts:
                 raise WeightsError(
@@ -130,20 +131,20 @@ def read_lora(path: str | Path, parts: Mapping[str, nn.Module], config: UNetConf
                 if not isinstance(weight, Tensor):
                     raise WeightsError(
                         f"the LoRA {path} changes {part}.{module}, which this model does not have"
-                        f"{nearest(module, names)}: {_other(config)}"
+                        f"{did_you_mean(module, names)}: {_other(config)}"
                     )
-                factors = Factors(file.read(up), file.read(down), _scale(file, down, part, module, said))
+                factors = LoRAFactors(file.read(up), file.read(down), _scale(file, down, part, module, said))
                 _check_shape(factors, weight, f"{part}.{module}", path, config)
                 found.setdefault(part, {})[f"{owner}.weight"] = factors
     return found
 
 
-def load_factors(path: str | Path, unet: nn.Module, config: UNetConfig) -> dict[str, Factors]:
+def load_factors(path: str | Path, unet: nn.Module, config: UNetConfig) -> dict[str, LoRAFactors]:
     """A LoRA's factors for a UNet, by parameter.  Raises WeightsError as `read_lora` does."""
     return read_lora(path, {"unet": unet}, config).get("unet", {})
 
 
-def save_lora(path: str | Path, factors: Mapping[str, Factors], metadata: Mapping[str, str] | None = None) -> None:
+def save_lora(path: str | Path, factors: Mapping[str, LoRAFactors], metadata: Mapping[str, str] | None = None) -> None:
     """Write a UNet's factors, by parameter, in diffusers' keys, whole or not at all.  Raises OutputError.
 
     Scales are multiplied into the up matrices: a file without alpha is read with scale 1 everywhere.
@@ -153,7 +154,7 @@ def save_lora(path: str | Path, factors: Mapping[str, Factors], metadata: Mappin
         module = name.removesuffix(".weight")
         tensors[f"unet.{module}.lora_A.weight"] = one.down.detach().cpu().clone().contiguous()
         tensors[f"unet.{module}.lora_B.weight"] = (one.scale * one.up).detach().cpu().clone().contiguous()
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file(tensors, partial, metadata={"format": "pt", **(metadata or {})})
 
 
@@ -171,13 +172,13 @@ def lora_file(spec: str | Path, near: Path | None = None) -> Path:
         return inside
     if path.exists() or isinstance(spec, Path):
         return path
-    if (inside := trees.look_up("loras", name, near)) is not None:
+    if (inside := model_folders.find_file("loras", name, near)) is not None:
         return inside
     if hub.is_hub_path(name, 1):
         return hub.fetch_file(name)
     raise WeightsError(
         f"there is no LoRA at {name!r}: give a file, a folder as peft writes it, its name in a tree that "
-        f"{trees.VARIABLE} names, or its path on the hub{trees.suggestion('loras', name)}"
+        f"{model_folders.VARIABLE} names, or its path on the hub{model_folders.suggest_file('loras', name)}"
     )
 
 
@@ -215,10 +216,10 @@ def _check_family(file: TensorFile, config: UNetConfig, path: Path) -> None:
             f"{_other(config)}"
         )
     given = next((shape[1] for name, shape in file.shapes.items() if _CONTEXT.search(name) and len(shape) > 1), None)
-    if given is not None and given != config.context_dim:
+    if given is not None and given != config.cross_attention_dim:
         raise WeightsError(
             f"the LoRA {path} is for a UNet whose text tokens are {_named(given)}, but this UNet's are "
-            f"{_named(config.context_dim)}"
+            f"{_named(config.cross_attention_dim)}"
         )
 
 
@@ -252,7 +253,7 @@ def _converted(marked: dict[str, Tensor], config: UNetConfig) -> dict[str, Tenso
     """The same under peft's names, `part.module.lora_A.weight`, by diffusers' own conversions."""
     loaders: Any = import_module("diffusers.loaders.lora_pipeline").StableDiffusionXLLoraLoaderMixin
     names: Any = import_module("diffusers.utils.state_dict_utils")
-    levels = SimpleNamespace(layers_per_block=config.resnets)
+    levels = SimpleNamespace(layers_per_block=config.layers_per_block)
     bare = {name.removeprefix("base_model.model."): mark for name, mark in marked.items()}
     spelt: dict[str, Tensor] = loaders.lora_state_dict(bare, unet_config=levels)[0]
     texts = {name: mark for name, mark in spelt.items() if name.startswith(("text_", "encoder."))}
@@ -279,7 +280,7 @@ def _owner(module: str, names: Mapping[str, nn.Module]) -> str:
     return next((name for name in spellings if name in names), module)
 
 
-def _check_shape(one: Factors, weight: Tensor, where: str, path: Path, config: UNetConfig) -> None:
+def _check_shape(one: LoRAFactors, weight: Tensor, where: str, path: Path, config: UNetConfig) -> None:
     out, rest = len(weight), weight[0].numel()
     fits = one.down.ndim > 1 and one.up.ndim > 1 and one.up.flatten(1).shape == (out, one.rank)
     if not fits or one.down.flatten(1).shape[1] != rest:
@@ -324,7 +325,7 @@ def _said(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
 
 @cache
 def _widths() -> Mapping[int, str]:
-    return {family.unet.context_dim: f"family {name}" for name, family in FAMILIES.items()}
+    return {family.unet.cross_attention_dim: f"family {name}" for name, family in FAMILIES.items()}
 
 
 def _named(width: int) -> str:
@@ -332,4 +333,4 @@ def _named(width: int) -> str:
 
 
 def _other(config: UNetConfig) -> str:
-    return f"it is for another family, and this model's UNet reads text tokens {_named(config.context_dim)}"
+    return f"it is for another family, and this model's UNet reads text tokens {_named(config.cross_attention_dim)}"

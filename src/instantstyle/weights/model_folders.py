@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from instantstyle.errors import WeightsError, nearest
+from instantstyle.errors import WeightsError, did_you_mean
 
 VARIABLE = "INSTANTSTYLE_MODELS"
 Kind = Literal["checkpoints", "loras", "controlnet", "clip_vision", "ipadapter", "diffusers"]
@@ -35,7 +35,7 @@ A1111: Mapping[Kind, tuple[str, ...]] = {
 """Folders below stable-diffusion-webui; its ControlNet extension keeps IP-Adapters among the ControlNets."""
 
 
-def look_up(kind: Kind, name: str, near: Path | None = None) -> Path | None:
+def find_file(kind: Kind, name: str, near: Path | None = None) -> Path | None:
     """The file (or for `diffusers` the folder) of a name, with or without its ending, or None.
 
     A name may begin with folders, as ComfyUI shows them.  Raises WeightsError when several files answer to it.
@@ -48,12 +48,12 @@ def look_up(kind: Kind, name: str, near: Path | None = None) -> Path | None:
     return different[0] if different else None
 
 
-def suggestion(kind: Kind, name: str) -> str:
+def suggest_file(kind: Kind, name: str) -> str:
     """` (did you mean 'x'?)` where a file of the trees has a name like it, else an empty string."""
-    return nearest(name, [path.name for path, _ in _entries(kind, None)])
+    return did_you_mean(name, [path.name for path, _ in _entries(kind, None)])
 
 
-def files(kind: Kind, near: Path | None = None) -> list[Path]:
+def list_files(kind: Kind, near: Path | None = None) -> list[Path]:
     """Every file of a kind, in the order of the trees; the tree that `near` lies in is looked through too."""
     return [path for path, _ in _entries(kind, near)]
 

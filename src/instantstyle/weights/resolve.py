@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from instantstyle.errors import InputError, WeightsError, nearest
-from instantstyle.weights import hub
-from instantstyle.weights import model_folders as trees
-from instantstyle.weights.adapter import reads
-from instantstyle.weights.single_file import SingleFile, open_single, vision_layout
+from instantstyle.errors import InputError, WeightsError, did_you_mean
+from instantstyle.weights import hub, model_folders
+from instantstyle.weights.adapter import adapter_input_dim
+from instantstyle.weights.single_file import SingleFile, open_single_file, vision_layout
 from instantstyle.weights.tensor_files import open_tensors
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "assets"
@@ -47,7 +46,7 @@ class AdapterFile:
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedModel:
     """A model's files on this machine."""
 
     spec: str
@@ -100,26 +99,26 @@ class Found:
         return tuple(dict.fromkeys(path for path in every if path.is_file() and not path.name.startswith(".")))
 
 
-def find(
+def resolve_model(
     spec: str | Path = "emoji",
     adapter: AdapterSpec | None = None,
     image_encoder: str | Path | None = None,
     content_encoder: str | Path | None = None,
-) -> Found:
+) -> ResolvedModel:
     """A built-in model's name, a folder, a single file, a hub id (fetched when it is not here yet), or a tree's name.
 
     `adapter` is a file, `owner/name/path/in/it.safetensors` on the hub, or a name in a model tree (`trees`); by default
     the one in the model's folder.  Encoders are folders, or `owner/name/folder` on the hub.  Raises WeightsError,
     naming what is known, when there is no such model.
     """
-    place = _place(spec)
-    single = open_single(place) if place.is_file() else None
+    place = _locate(spec)
+    single = open_single_file(place) if place.is_file() else None
     folder = place.parent if single is not None else place
     if single is None and not (folder / "unet" / "config.json").is_file():
         raise WeightsError(f"{str(folder)!r} is no model in diffusers' layout: it has no unet/config.json")
     own = {} if single is not None else {name: folder / name for name in (ADAPTER, STYLE_ADAPTER, "image_encoder")}
     here = {name: path for name, path in own.items() if path.exists()}
-    asked = _asked(adapter)
+    asked = _normalise(adapter)
     specs = asked
     if adapter is None and ADAPTER not in here and str(spec) in HUB_ADAPTERS:
         specs = {"adapter": HUB_ADAPTERS[str(spec)]}
@@ -133,7 +132,7 @@ def find(
     }
     first = next((each.encoder for each in adapters.values()), None)
     said = {name: str(each) for name, each in asked.items()}
-    return Found(
+    return ResolvedModel(
         spec=str(spec),
         folder=folder,
         adapters=adapters,
@@ -165,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def _place(spec: str | Path) -> Path:
+def _locate(spec: str | Path) -> Path:
     """The folder or the single file of a model."""
     name = str(spec)
     if (BUILT_IN / name / "unet").is_dir() and "/" not in name:
@@ -173,7 +172,9 @@ def _place(spec: str | Path) -> Path:
     path = Path(spec).expanduser()
     if path.exists():
         return path
-    if isinstance(spec, str) and (inside := trees.look_up("checkpoints", name) or trees.look_up("diffusers", name)):
+    if isinstance(spec, str) and (
+        inside := model_folders.find_file("checkpoints", name) or model_folders.find_file("diffusers", name)
+    ):
         return inside
     hub_id = HUB.get(name, name)
     if isinstance(spec, str) and hub.is_hub_path(hub_id, 0):
@@ -185,12 +186,12 @@ def _place(spec: str | Path) -> Path:
         raise WeightsError(f"the built-in model is not in this installation: {BUILT_IN / name} holds no unet")
     raise WeightsError(
         f"there is no model {name!r}: give {', '.join(known)}, a folder in diffusers' layout, a .safetensors "
-        f"checkpoint, its name in a tree that {trees.VARIABLE} names, or a hub id such as owner/name"
-        f"{nearest(name, known) or trees.suggestion('checkpoints', name)}"
+        f"checkpoint, its name in a tree that {model_folders.VARIABLE} names, or a hub id such as owner/name"
+        f"{did_you_mean(name, known) or model_folders.suggest_file('checkpoints', name)}"
     )
 
 
-def _asked(adapter: AdapterSpec | None) -> dict[str, str | Path]:
+def _normalise(adapter: AdapterSpec | None) -> dict[str, str | Path]:
     """Adapters by name.  Raises InputError when two of a list have one name."""
     if adapter is None:
         return {}
@@ -211,33 +212,33 @@ def _adapter(spec: str | Path, near: Path) -> Path:
     if path.is_file():
         return path
     name = str(spec)
-    if (inside := trees.look_up("ipadapter", name, near)) is not None:
+    if (inside := model_folders.find_file("ipadapter", name, near)) is not None:
         return inside
     if isinstance(spec, str) and hub.is_hub_path(name, 1):
         return hub.fetch_file(name)
-    raise WeightsError(f"there is no adapter file at {str(path)!r}{trees.suggestion('ipadapter', name)}")
+    raise WeightsError(f"there is no adapter file at {str(path)!r}{model_folders.suggest_file('ipadapter', name)}")
 
 
 def _encoder_of(file: Path, own: Path | None, spec: str | Path, near: Path) -> Path | None:
     """The image encoder an adapter was trained with: the first that fits of those that lie near; else the first."""
     try:
-        plus, width = reads(file)
+        plus, width = adapter_input_dim(file)
     except WeightsError:  # said with more knowledge when the adapter is loaded
         return own
     beside = (file.parent / "image_encoder", file.parent.parent / "models/image_encoder")
     candidates = [path for path in (own, *beside) if path is not None and (path / "config.json").is_file()]
-    candidates += trees.files("clip_vision", near if near.is_file() else file)
+    candidates += model_folders.list_files("clip_vision", near if near.is_file() else file)
     if not Path(spec).exists() and isinstance(spec, str) and hub.is_hub_path(spec, 1) and file.name in spec:
         # Published beside the adapter, or in the folder that h94/IP-Adapter's two families share.
         repo = "/".join(spec.split("/")[:2])
         for folder in dict.fromkeys(("/".join([*spec.split("/")[2:-1], "image_encoder"]), "models/image_encoder")):
-            if (config := _tried(f"{repo}/{folder}/config.json")) is not None and _fits(config.parent, plus, width):
+            if (config := _try_fetch(f"{repo}/{folder}/config.json")) is not None and _fits(config.parent, plus, width):
                 return hub.fetch_folder(f"{repo}/{folder}")
     fitting = (path for path in candidates if _fits(path, plus, width))
     return next(fitting, candidates[0] if candidates else None)
 
 
-def _tried(spec: str) -> Path | None:
+def _try_fetch(spec: str) -> Path | None:
     try:
         return hub.fetch_file(spec)
     except WeightsError:
@@ -274,13 +275,13 @@ def _encoder(spec: str, near: Path) -> Path:
         return path
     if (path / "image_encoder/config.json").is_file():
         return path / "image_encoder"
-    if (inside := trees.look_up("clip_vision", spec, near)) is not None:
+    if (inside := model_folders.find_file("clip_vision", spec, near)) is not None:
         return inside
     if (not path.exists() and hub.is_hub_path(spec, 0)) or hub.is_hub_path(spec, 1):
         return hub.fetch_folder(spec)
     raise WeightsError(
         f"there is no image encoder at {spec!r}: give a folder with a config.json, a single file, or its path on the "
-        f"hub such as h94/IP-Adapter/models/image_encoder{trees.suggestion('clip_vision', spec)}"
+        f"hub such as h94/IP-Adapter/models/image_encoder{model_folders.suggest_file('clip_vision', spec)}"
     )
 
 

@@ -85,7 +85,7 @@ class SingleFile:
         return CLIP["sdxl" if "text_encoder_2/config.json" in self.configs else "sd15"]
 
 
-def open_single(path: Path) -> SingleFile:
+def open_single_file(path: Path) -> SingleFile:
     """Read a checkpoint's header.  Raises WeightsError, saying what the file is, when it is not SDXL's or SD1.5's."""
     with open_tensors(path) as file:
         shapes, metadata = file.shapes, file.metadata

@@ -14,7 +14,7 @@ from instantstyle.blocks import UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.networks.unet import UNet
 from instantstyle.weights.resolve import read_json
-from instantstyle.weights.tensor_files import TensorFile, finite, open_tensors
+from instantstyle.weights.tensor_files import TensorFile, open_tensors, require_finite
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -29,23 +29,23 @@ def load_unet(folder: Path, config: UNetConfig, dtype: torch.dtype, device: torc
     """Our UNet with the weights of a diffusers `unet/` folder.  Raises WeightsError."""
     with ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path)) for path in weight_files(folder)]
-        return fill_unet(files, str(folder), config, dtype, device)
+        return load_unet_state(files, str(folder), config, dtype, device)
 
 
-def fill_unet(
+def load_unet_state(
     files: Sequence[TensorFile], where: str, config: UNetConfig, dtype: torch.dtype, device: torch.device
 ) -> UNet:
     """Our UNet, made of nothing and filled from open files; what is stored in its dtype stays memory-mapped."""
     with torch.device("meta"):
         unet = UNet(config)
     expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
-    check_names(expected, {name: shape for file in files for name, shape in file.shapes.items()}, where)
+    check_state_dict(expected, {name: shape for file in files for name, shape in file.shapes.items()}, where)
     tensors = {name: tensor.to(device, dtype) for file in files for name, tensor in _read(file)}
     unet.load_state_dict(tensors, strict=True, assign=True)
     return unet.requires_grad_(False).eval()
 
 
-def fill_part(
+def load_state(
     make: Callable[[], Any],
     tensors: Callable[[Any], Mapping[str, Tensor]],
     where: str,
@@ -56,16 +56,16 @@ def fill_part(
 
     Raises WeightsError when a tensor is missing, left over or of another shape.
     """
-    with import_module("accelerate").init_empty_weights(include_buffers=False), quiet():
+    with import_module("accelerate").init_empty_weights(include_buffers=False), silence_progress():
         net = make()
     given = tensors(net)
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    check_names(expected, {name: tuple(tensor.shape) for name, tensor in given.items()}, where)
+    check_state_dict(expected, {name: tuple(tensor.shape) for name, tensor in given.items()}, where)
     net.load_state_dict({name: tensor.to(device, dtype) for name, tensor in given.items()}, strict=True, assign=True)
     return net.to(device).requires_grad_(False).eval()
 
 
-def load_part(
+def from_pretrained_strict(
     kind: Any, folder: Path, dtype: torch.dtype, device: torch.device, *, besides: str = "", **more: object
 ) -> Any:
     """A network of diffusers or transformers from its folder; `besides` is a pattern of names that may be left over.
@@ -76,7 +76,7 @@ def load_part(
     are NaN and infinity, of which a picture would come out black.
     """
     read_json(folder / "config.json")
-    with quiet():
+    with silence_progress():
         try:
             loaded: tuple[Any, Mapping[str, Any]] = kind.from_pretrained(
                 folder, output_loading_info=True, local_files_only=True, **_arguments(kind, folder, dtype), **more
@@ -92,11 +92,11 @@ def load_part(
         _refuse(missing, extra, [str(key) for key in info.get("mismatched_keys") or ()], str(folder))
     for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():
-            finite(tensor, name, folder)
+            require_finite(tensor, name, folder)
     return net.to(device).requires_grad_(False).eval()
 
 
-def check_names(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_state_dict(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raises WeightsError unless both have the same names with the same shapes."""
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]
@@ -149,7 +149,7 @@ def _arguments(kind: Any, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Generator[None]:
+def silence_progress() -> Generator[None]:
     """Without the progress bars of libraries, which would be drawn over ours."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

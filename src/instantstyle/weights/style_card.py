@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.errors import WeightsError
-from instantstyle.request.style_card import Floats, Sight, StyleCard, numbers
+from instantstyle.request.style_card import EncoderEmbeddings, Float32Array, StyleCard, float_array
 from instantstyle.weights.adapter import ENCODERS
 
 NEAR = 0.1
@@ -14,7 +14,7 @@ NEAR = 0.1
 an embedding by a hundredth or two, and another encoder sees something else altogether."""
 
 
-def fitting(
+def matching_embeddings(
     card: StyleCard, probe: Float[Tensor, "dim"], *, hidden: bool = False
 ) -> Float[Tensor, "n *sequence width"]:
     """What the encoder that sees the probe picture so saw of the card's pictures, float32 on the CPU.
@@ -39,27 +39,27 @@ def fitting(
     return torch.from_numpy(held.array.copy())  # pyright: ignore[reportUnknownMemberType]
 
 
-def sight(
+def make_embeddings(
     spec: str,
     probe: Float[Tensor, "dim"],
     embeds: Float[Tensor, "n dim"],
     hidden: Float[Tensor, "n sequence width"] | None = None,
-) -> Sight:
+) -> EncoderEmbeddings:
     """What a card is to keep of an encoder's look at its pictures; `spec` is the model it belongs to."""
     own = _array(probe)
-    states = None if hidden is None else numbers(_array(hidden))
-    return Sight(f"{_wide(own)}, of {spec}"[:200], numbers(own), numbers(_array(embeds)), states)
+    states = None if hidden is None else float_array(_array(hidden))
+    return EncoderEmbeddings(f"{_wide(own)}, of {spec}"[:200], float_array(own), float_array(_array(embeds)), states)
 
 
-def _array(tensor: Tensor) -> Floats:
+def _array(tensor: Tensor) -> Float32Array:
     return np.asarray(tensor.detach().float().cpu().numpy(), np.float32)
 
 
-def _same(one: Floats, other: Floats) -> bool:
+def _same(one: Float32Array, other: Float32Array) -> bool:
     return one.shape == other.shape and bool(np.linalg.norm(one - other) <= NEAR * np.linalg.norm(other))
 
 
-def _wide(probe: Floats) -> str:
+def _wide(probe: Float32Array) -> str:
     return f"{len(probe)} wide" + (f" ({ENCODERS[len(probe)]})" if len(probe) in ENCODERS else "")
 
 

@@ -59,27 +59,27 @@ def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[Te
     if not head:
         raise WeightsError(f"the weight file {path} is empty")
     if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
-        yield _Pickled(path, inside)
+        yield _PickleFile(path, inside)
         return
     try:  # opening checks the head against the file's length: reading cannot fail afterwards
         opened = cast("Any", safe_open(path, framework="pt"))
     except SafetensorError as e:
         raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file at all: {e}") from e
     with opened as handle:
-        yield _Safe(path, handle)
+        yield _SafetensorsFile(path, handle)
 
 
-class _Safe:
+class _SafetensorsFile:
     def __init__(self, path: Path, handle: Any) -> None:
         self.path, self.handle = path, handle
         self.shapes = {name: tuple(cast("list[int]", handle.get_slice(name).get_shape())) for name in handle.keys()}  # noqa: SIM118
         self.metadata = cast("dict[str, str]", handle.metadata() or {})
 
     def read(self, name: str) -> Tensor:
-        return finite(self.handle.get_tensor(name), name, self.path)
+        return require_finite(self.handle.get_tensor(name), name, self.path)
 
 
-class _Pickled:
+class _PickleFile:
     def __init__(self, path: Path, inside: str | None) -> None:
         self.path, self.metadata = path, dict[str, str]()
         try:
@@ -102,7 +102,7 @@ class _Pickled:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        return finite(self.tensors[name], name, self.path)
+        return require_finite(self.tensors[name], name, self.path)
 
 
 def _beside() -> list[Any]:
@@ -113,9 +113,9 @@ def _beside() -> list[Any]:
     return [argparse.Namespace, np.dtype, *kinds, *((scalar, f"{module}.scalar") for module in modules)]
 
 
-def peek(file: TensorFile, name: str) -> Tensor:
+def first_row(file: TensorFile, name: str) -> Tensor:
     """The first row of a tensor as stored, without reading the rest where the format allows it."""
-    if isinstance(file, _Safe):
+    if isinstance(file, _SafetensorsFile):
         return file.handle.get_slice(name)[:1]
     return file.read(name)[:1]
 
@@ -131,7 +131,7 @@ def _flat(prefix: str, content: object, path: Path) -> Iterator[tuple[str, Tenso
         raise WeightsError(f"the weight file {path} is no dictionary of tensors: {where} is {type(content).__name__}")
 
 
-def finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+def require_finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     """The tensor itself.  Raises WeightsError when it is not of floating point, or holds NaN or infinity.
 
     A number alone may be an integer, as the alphas of LoRA files are.

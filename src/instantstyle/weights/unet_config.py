@@ -15,16 +15,20 @@ def family_of(config: Mapping[str, Any]) -> Family:
     Raises WeightsError when the UNet is of a kind that this library does not have.
     """
     unet = unet_config(config)
-    if unet.pooled_dim is None:
+    if unet.pooled_projection_dim is None:
         family = SD15
-    elif len(unet.channels) == 3 and unet.depths[0] == 0:
+    elif len(unet.block_out_channels) == 3 and unet.transformer_layers_per_block[0] == 0:
         family = (
-            EMOJI if (unet.in_channels, unet.pooled_dim) == (EMOJI.unet.in_channels, EMOJI.unet.pooled_dim) else SDXL
+            EMOJI
+            if (unet.in_channels, unet.pooled_projection_dim)
+            == (EMOJI.unet.in_channels, EMOJI.unet.pooled_projection_dim)
+            else SDXL
         )
     else:
         raise WeightsError(
-            f"this UNet is conditioned as SDXL's, but has {len(unet.channels)} resolutions with {unet.depths} "
-            "transformer layers where SDXL has three, the first without: SDXL, SD1.5 and fine-tunings are supported"
+            f"this UNet is conditioned as SDXL's, but has {len(unet.block_out_channels)} resolutions with "
+            f"{unet.transformer_layers_per_block} transformer layers where SDXL has three, the first without: "
+            "SDXL, SD1.5 and fine-tunings are supported"
         )
     return dataclasses.replace(family, unet=unet)
 
@@ -76,15 +80,17 @@ def _unet_config(config: Mapping[str, Any]) -> UNetConfig:
     return UNetConfig(
         in_channels=config["in_channels"],
         out_channels=config["out_channels"],
-        channels=channels,
-        depths=tuple(depth if "Cross" in kind else 0 for depth, kind, _ in zip(depths, kinds, channels, strict=True)),
-        heads=heads,
-        context_dim=config["cross_attention_dim"],
-        pooled_dim=pooled,
-        size_dim=size_dim,
-        groups=config.get("norm_num_groups", 32),
-        linear=config.get("use_linear_projection", False),
-        resnets=config.get("layers_per_block", 2),
+        block_out_channels=channels,
+        transformer_layers_per_block=tuple(
+            depth if "Cross" in kind else 0 for depth, kind, _ in zip(depths, kinds, channels, strict=True)
+        ),
+        num_attention_heads=heads,
+        cross_attention_dim=config["cross_attention_dim"],
+        pooled_projection_dim=pooled,
+        addition_time_embed_dim=size_dim,
+        norm_num_groups=config.get("norm_num_groups", 32),
+        use_linear_projection=config.get("use_linear_projection", False),
+        layers_per_block=config.get("layers_per_block", 2),
     )
 
 

@@ -28,20 +28,20 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rows:
+class Batch:
     """What is read of some pictures, on the CPU, in float32."""
 
     latents: Float[Tensor, "rows channels height width"]
-    embeds: Float[Tensor, "rows embed"]
+    image_embeds: Float[Tensor, "rows embed"]
     """Of the references."""
-    sizes: Float[Tensor, "rows 6"]
-    context: Float[Tensor, "rows tokens context_dim"] | None
+    time_ids: Float[Tensor, "rows 6"]
+    prompt_embeds: Float[Tensor, "rows tokens context_dim"] | None
     """None where captions are encoded only now."""
-    pooled: Float[Tensor, "rows pooled_dim"] | None
+    pooled_prompt_embeds: Float[Tensor, "rows pooled_dim"] | None
     captions: tuple[str, ...]
 
 
-class Features:
+class FeatureDataset:
     """A folder of features, its rows numbered over all shards.  Raises InputError when it is none, or unfinished."""
 
     def __init__(self, folder: Path) -> None:
@@ -74,10 +74,10 @@ class Features:
         column = self.parts.index(part)
         return torch.from_numpy(np.stack([self._one(int(row), column) for row in rows])).float()
 
-    def read(self, rows: Ints, references: Ints) -> Rows:
+    def read(self, rows: Ints, references: Ints) -> Batch:
         """Pictures, and the embeddings of their references."""
         has = {part: self.array(part, rows) for part in ("latents", "context", "pooled") if part in self.parts}
-        return Rows(
+        return Batch(
             has["latents"],
             self.array("embed", references),
             torch.from_numpy(self.sizes[rows]).float(),
@@ -104,7 +104,7 @@ def _mapped(file: Path) -> npt.NDArray[np.uint8]:
     return np.memmap(file, np.uint8, "r")
 
 
-class Order:
+class BatchSampler:
     """Which rows a step sees, and what their references are."""
 
     def __init__(
@@ -115,22 +115,22 @@ class Order:
         Raises InputError when references are to be paired and no two pictures share a style.
         """
         mates = {s: np.flatnonzero(style == s) for s in set(style.tolist()) - {-1}} if reference != "same" else {}
-        self.mates: Mapping[int, Ints] = {s: rows for s, rows in mates.items() if len(rows) > 1}
+        self.same_style: Mapping[int, Ints] = {s: rows for s, rows in mates.items() if len(rows) > 1}
         self.style, self.of, self.seed = style, of, seed
         used = np.arange(len(style))
         if reference == "paired":
-            used = np.flatnonzero(np.isin(style, list(self.mates)))
+            used = np.flatnonzero(np.isin(style, list(self.same_style)))
             if not len(used):
                 raise InputError(
                     "references are to be other pictures of the same style, and no two are known to share one: "
                     "say which do (a field `style`, or --styles folder), or give --reference same"
                 )
-        self.alone = len(style) - len(used)
+        self.num_unpaired = len(style) - len(used)
         """Rows that are left out because nothing else is in their style."""
         kinds = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
         kind = np.array([kinds[shape] for shape in shapes])
-        self.groups: list[Ints] = [group for k in range(len(kinds)) if len(group := used[kind[used] == k])]
-        self.steps_per_epoch = sum(-(-len(group) // of) for group in self.groups)
+        self.buckets: list[Ints] = [group for k in range(len(kinds)) if len(group := used[kind[used] == k])]
+        self.steps_per_epoch = sum(-(-len(group) // of) for group in self.buckets)
         self._epoch = lru_cache(2)(self._shuffled)
 
     def rows(self, step: int) -> Ints:
@@ -145,7 +145,7 @@ class Order:
         return np.array([self._mate(int(row), float(pick)) for row, pick in zip(rows, picks, strict=True)])
 
     def _mate(self, row: int, pick: float) -> int:
-        mates = self.mates.get(int(self.style[row]))
+        mates = self.same_style.get(int(self.style[row]))
         if mates is None:
             return row
         chosen = int(mates[int(pick * (len(mates) - 1))])
@@ -154,14 +154,14 @@ class Order:
     def _shuffled(self, epoch: int) -> list[Ints]:
         rng = np.random.default_rng([self.seed, 1, epoch])
         steps: list[Ints] = []
-        for group in self.groups:
+        for group in self.buckets:
             shuffled = rng.permutation(group)
             full = -(-len(group) // self.of) * self.of
             steps += list(np.resize(shuffled, full).reshape(-1, self.of))
         return [steps[int(i)] for i in rng.permutation(len(steps))]
 
 
-class Ahead:
+class Prefetcher:
     """Calls a function one step ahead in a thread, so that reading costs no time; the answers are the same."""
 
     def __init__(self, read: Callable[[int, int], Any]) -> None:

@@ -28,23 +28,23 @@ from instantstyle.errors import InputError, OutputError, PictureError
 from instantstyle.loading import load
 from instantstyle.model import Model
 from instantstyle.train.data.aspect_buckets import Crop, buckets, crop
-from instantstyle.train.data.ray_map import spread
-from instantstyle.train.data.records import Bad, Record, Shard
-from instantstyle.utils.atomic_files import sweep, whole
-from instantstyle.utils.images import Fit, read
+from instantstyle.train.data.ray_map import ray_map
+from instantstyle.train.data.records import BadSample, Sample, Shard
+from instantstyle.utils.atomic_files import atomic_write, remove_stale_temp_files
+from instantstyle.utils.images import ResizeMode, load_image
 
 FORMAT = 1
 _TOGETHER = 32
 """Pictures that go through the encoders together; a part of the format, as sums depend on it."""
 
-Note = dict[str, Any]
+ShardIndex = dict[str, Any]
 """What is known of a finished shard: counts, hashes, what was bad, and where in the tar every row lies."""
-Told = Callable[[int, int, Note], None]
+OnShard = Callable[[int, int, ShardIndex], None]
 """Called with the shards done, the shards in all, and the newest note."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class FeatureConfig:
     """What is computed of a picture."""
 
     side: int | None = None
@@ -56,12 +56,12 @@ class Options:
     text: bool = True
     """Whether captions are encoded too; else training does so each time it meets one, and a million pairs of SDXL
     take 0.14 instead of 0.46 TB."""
-    fit: Fit = "squash"
+    fit: ResizeMode = "squash"
     """How the image encoder sees pictures that are not square, as requests say it."""
 
-    def settled(self, model: Model) -> "Options":
+    def settled(self, model: Model) -> "FeatureConfig":
         """With the model's own defaults filled in.  Raises InputError for a side the model cannot draw."""
-        side, step = self.side or model.family.size[0], model.family.multiple
+        side, step = self.side or model.family.size[0], model.family.size_multiple
         if side % step or side < step:
             raise InputError(f"the side {side} is no multiple of {step}, as this model's pictures are")
         return dataclasses.replace(
@@ -69,15 +69,15 @@ class Options:
         )
 
 
-def compute(
+def compute_features(
     model: Model,
     shards: Sequence[Shard],
     folder: Path,
-    options: Options,
+    options: FeatureConfig,
     *,
     ray: str | None = None,
     place: tuple[int, int] = (0, 1),
-    tell: Told | None = None,
+    tell: OnShard | None = None,
 ) -> None:
     """Make the features of all shards that have none yet.  `gather` then makes the manifest.
 
@@ -87,18 +87,18 @@ def compute(
     options = options.settled(model)
     key = _key(model, options)
     numbers = range(place[0], len(shards), place[1])
-    todo = [number for number in numbers if _wanted(_note(folder, number, shards[number], key), shards[number])]
+    todo = [number for number in numbers if _needs_compute(_note(folder, number, shards[number], key), shards[number])]
     done = len(numbers) - len(todo)
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    made: Iterator[Note]
+    remove_stale_temp_files(folder)
+    made: Iterator[ShardIndex]
     if ray is None or not todo:
-        made = (make(model, shards[number], number, folder, options, key) for number in todo)
+        made = (compute_shard(model, shards[number], number, folder, options, key) for number in todo)
     else:
         # Workers load the model themselves; what they are sent is how.
-        opened = partial(load, model.found.spec, device=model.device.type, dtype=model.dtype)
+        opened = partial(load, model.source.spec, device=model.device.type, dtype=model.dtype)
         maker = partial(_maker, opened, folder.resolve(), options, key, torch.get_num_threads())
-        made = map(json.loads, spread(ray, [(number, shards[number]) for number in todo], maker))
+        made = map(json.loads, ray_map(ray, [(number, shards[number]) for number in todo], maker))
     try:
         for count, note in enumerate(made, start=done + 1):
             if tell is not None:
@@ -110,14 +110,16 @@ def compute(
         ) from full
 
 
-def make(model: Model, shard: Shard, number: int, folder: Path, options: Options, key: str) -> Note:
+def compute_shard(
+    model: Model, shard: Shard, number: int, folder: Path, options: FeatureConfig, key: str
+) -> ShardIndex:
     """Compute one shard and write it, its note last."""
-    stamp = shard.stamp()
+    stamp = shard.source_fingerprint()
     rows: list[dict[str, Any]] = []
-    bad: list[Bad] = []
-    records = _told_apart(shard.items(), bad)
+    bad: list[BadSample] = []
+    records = _split_bad(shard.items(), bad)
     cut, tar_file = 0, folder / f"{number:05}.tar"
-    with whole(tar_file) as partial, partial.open("wb") as raw:
+    with atomic_write(tar_file) as partial, partial.open("wb") as raw:
         file = _Hashing(raw)
         with tarfile.open(fileobj=cast("Any", file), mode="w") as tar:
             for group in _grouped(records, _TOGETHER):
@@ -125,7 +127,7 @@ def make(model: Model, shard: Shard, number: int, folder: Path, options: Options
                     cut += row["cut"]
                     rows.append(row | {"at": _add(tar, f"{len(rows):06}", row, arrays)})
     broken = [b for b in bad if b.broken]
-    note: Note = {
+    note: ShardIndex = {
         "shard": shard.name,
         "stamp": stamp,
         "key": key,
@@ -137,12 +139,12 @@ def make(model: Model, shard: Shard, number: int, folder: Path, options: Options
         "broken": bool(broken),
         "rows": rows,
     }
-    with whole(tar_file.with_suffix(".json")) as partial:
+    with atomic_write(tar_file.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(note, ensure_ascii=False), "utf-8")
     return note
 
 
-def gather(model: Model, shards: Sequence[Shard], folder: Path, options: Options) -> dict[str, Any]:
+def write_manifest(model: Model, shards: Sequence[Shard], folder: Path, options: FeatureConfig) -> dict[str, Any]:
     """The manifest of a folder whose shards are all made, written to `manifest.json`; what was bad to `skipped.jsonl`.
 
     Raises InputError when nothing is left to train on.
@@ -153,14 +155,14 @@ def gather(model: Model, shards: Sequence[Shard], folder: Path, options: Options
     missing = sum(note is None for note in notes)
     if missing:
         raise InputError(f"{missing} of {len(shards)} shards have no features yet: run the same command again")
-    found = cast("list[Note]", notes)
+    found = cast("list[ShardIndex]", notes)
     rows = [row for note in found for row in note["rows"]]
     licences = Counter(row["licence"] or "not said" for row in rows)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "key": key,
         "family": model.family.name,
-        "model": str(model.found.spec),
+        "model": str(model.source.spec),
         "options": asdict(options),
         "counts": {
             "read": sum(note["read"] for note in found),
@@ -181,7 +183,7 @@ def gather(model: Model, shards: Sequence[Shard], folder: Path, options: Options
     manifest["sha256"] = hashlib.sha256("".join(note["sha256"] for note in found).encode()).hexdigest()
     lines = [json.dumps(bad | {"shard": note["shard"]}, ensure_ascii=False) for note in found for bad in note["bad"]]
     for name, text in (("skipped.jsonl", "\n".join(lines)), ("manifest.json", json.dumps(manifest, indent=2))):
-        with whole(folder / name) as partial:
+        with atomic_write(folder / name) as partial:
             partial.write_text(f"{text}\n" if text else "", "utf-8")
     if not rows:
         first = lines[0] if lines else "there was none"
@@ -189,7 +191,7 @@ def gather(model: Model, shards: Sequence[Shard], folder: Path, options: Options
     return manifest
 
 
-def damaged(folder: Path) -> list[str]:
+def verify(folder: Path) -> list[str]:
     """The files of a features folder whose content is not what its manifest says; reads all of it."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     wrong: list[str] = []
@@ -203,7 +205,7 @@ def damaged(folder: Path) -> list[str]:
     return wrong
 
 
-def _key(model: Model, options: Options) -> str:
+def _key(model: Model, options: FeatureConfig) -> str:
     """A hash of all that the features depend on beside the pictures: the encoders' weights, and the options."""
     digest = hashlib.sha256(json.dumps([FORMAT, _TOGETHER, asdict(options), str(model.dtype)]).encode())
     for name, net in model.networks.items():
@@ -214,32 +216,32 @@ def _key(model: Model, options: Options) -> str:
     return digest.hexdigest()
 
 
-def _note(folder: Path, number: int, shard: Shard, key: str) -> Note | None:
+def _note(folder: Path, number: int, shard: Shard, key: str) -> ShardIndex | None:
     """The note of a shard whose features are there and still right."""
     file = folder / f"{number:05}.tar"
     try:
-        note: Note = json.loads(file.with_suffix(".json").read_text("utf-8"))
-        same = (note["shard"], note["stamp"], note["key"]) == (shard.name, shard.stamp(), key)
+        note: ShardIndex = json.loads(file.with_suffix(".json").read_text("utf-8"))
+        same = (note["shard"], note["stamp"], note["key"]) == (shard.name, shard.source_fingerprint(), key)
         return note if same and file.stat().st_size == note["bytes"] else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _wanted(note: Note | None, shard: Shard) -> bool:
+def _needs_compute(note: ShardIndex | None, shard: Shard) -> bool:
     """Whether a shard is to be computed: never so far, or its source, which is elsewhere, broke off the last time."""
     return note is None or (bool(note["broken"]) and shard.remote)
 
 
-def _told_apart(items: Iterable[Record | Bad], bad: list[Bad]) -> Iterator[Record]:
+def _split_bad(items: Iterable[Sample | BadSample], bad: list[BadSample]) -> Iterator[Sample]:
     for item in items:
-        if isinstance(item, Bad):
+        if isinstance(item, BadSample):
             bad.append(item)
         else:
             yield item
 
 
-def _grouped(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
-    group: list[Record] = []
+def _grouped(records: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+    group: list[Sample] = []
     for record in records:
         group.append(record)
         if len(group) == size:
@@ -250,32 +252,32 @@ def _grouped(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
 
 
 def _computed(
-    model: Model, records: Sequence[Record], options: Options, bad: list[Bad]
+    model: Model, records: Sequence[Sample], options: FeatureConfig, bad: list[BadSample]
 ) -> Iterator[tuple[dict[str, Any], Mapping[str, np.ndarray]]]:
     """A row and its arrays for every record that is good."""
     shapes = _shapes(model, options)
-    good: list[tuple[Record, Image.Image, Crop]] = []
+    good: list[tuple[Sample, Image.Image, Crop]] = []
     for record in records:
         try:
-            picture = read(record.picture, record.key)
+            picture = load_image(record.picture, record.key)
             good.append((record, picture, _fitting(picture, shapes, options)))
         except PictureError as e:
-            bad.append(Bad(record.key, str(e)))
+            bad.append(BadSample(record.key, str(e)))
     if not good:
         return
-    embeds = model.see([picture for _, picture, _ in good], options.fit)
-    captions = [fitted(model, record.caption) for record, _, _ in good]
-    said = model.say([caption for caption, _ in captions]) if options.text else None
+    embeds = model.encode_image([picture for _, picture, _ in good], options.fit)
+    captions = [fit_to_square(model, record.caption) for record, _, _ in good]
+    said = model.encode_prompt([caption for caption, _ in captions]) if options.text else None
     for i, (record, picture, cut) in enumerate(good):
-        tensors = {"latents": model.encode(cut.apply(picture))[0], "embed": embeds[i]}
+        tensors = {"latents": model.encode_latents(cut.apply(picture))[0], "embed": embeds[i]}
         if said is not None:
-            tensors["context"] = said.context[i]
-            if said.pooled is not None:
-                tensors["pooled"] = said.pooled[i]
+            tensors["context"] = said.prompt_embeds[i]
+            if said.pooled_prompt_embeds is not None:
+                tensors["pooled"] = said.pooled_prompt_embeds[i]
         arrays = {name: _half(tensor) for name, tensor in tensors.items()}
         wild = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
         if wild is not None:
-            bad.append(Bad(record.key, f"its {wild} are NaN or too large for half precision"))
+            bad.append(BadSample(record.key, f"its {wild} are NaN or too large for half precision"))
             continue
         caption, short = captions[i]
         row = {
@@ -289,15 +291,15 @@ def _computed(
         yield row, arrays
 
 
-def _shapes(model: Model, options: Options) -> tuple[tuple[int, int], ...]:
+def _shapes(model: Model, options: FeatureConfig) -> tuple[tuple[int, int], ...]:
     side = cast("int", options.side)
     if options.square:
         return ((side, side),)
     # SDXL's own buckets come in steps of 64; a model of small pictures has only its own step to choose from.
-    return buckets(side, max(model.family.multiple, 64) if side >= 512 else model.family.multiple)
+    return buckets(side, max(model.family.size_multiple, 64) if side >= 512 else model.family.size_multiple)
 
 
-def _fitting(picture: Image.Image, shapes: tuple[tuple[int, int], ...], options: Options) -> Crop:
+def _fitting(picture: Image.Image, shapes: tuple[tuple[int, int], ...], options: FeatureConfig) -> Crop:
     """How the picture is cut.  Raises PictureError when too little would be left of it."""
     smallest, (width, height) = cast("int", options.smallest), picture.size
     if min(width, height) < smallest:
@@ -308,13 +310,15 @@ def _fitting(picture: Image.Image, shapes: tuple[tuple[int, int], ...], options:
     return cut
 
 
-def fitted(model: Model, caption: str) -> tuple[str, bool]:
+def fit_to_square(model: Model, caption: str) -> tuple[str, bool]:
     """A caption that the text encoders read whole: as many of its words as they take, and whether some were left."""
     words = caption.split()
 
     def fits(count: int) -> bool:
         text = " ".join(words[:count])
-        return all(len(tower.tokenizer(text, verbose=False).input_ids) <= tower.length for tower in model.towers)
+        return all(
+            len(tower.tokenizer(text, verbose=False).input_ids) <= tower.max_length for tower in model.text_encoders
+        )
 
     if fits(len(words)):
         return caption, False
@@ -367,7 +371,7 @@ class _Hashing:
 
 
 def _maker(
-    open_model: Callable[[], Model], folder: Path, options: Options, key: str, threads: int
+    open_model: Callable[[], Model], folder: Path, options: FeatureConfig, key: str, threads: int
 ) -> Callable[[tuple[int, Shard]], str]:
     """What a worker of a cluster makes shards with: a model of its own."""
     torch.set_num_threads(threads)  # sums in the order that the other processes take them in
@@ -375,6 +379,6 @@ def _maker(
 
     def made(shard: tuple[int, Shard]) -> str:
         number, source = shard
-        return json.dumps(make(model, source, number, folder, options, key))
+        return json.dumps(compute_shard(model, source, number, folder, options, key))
 
     return made

@@ -37,7 +37,7 @@ _HELPERS = ("METRICS_AGENT", "METRICS_EXPORT", "DASHBOARD_AGENT_LISTEN")
 
 
 @contextmanager
-def joined(address: str, *, cores: int | None = None) -> Generator[Any, None, None]:
+def ray_session(address: str, *, cores: int | None = None) -> Generator[Any, None, None]:
     """Ray's module, connected for as long as the block lasts; if it was connected before, as it was and left so.
 
     `address` is a cluster's, "auto" for the one that this machine is part of, or "local", for which `cores` says how
@@ -59,7 +59,7 @@ def joined(address: str, *, cores: int | None = None) -> Generator[Any, None, No
                 with _patient():
                     ray.init(address=LOCAL, log_to_driver=False, **few)
             else:
-                _knock(address)
+                _check_port(address)
                 ray.init(address=address, log_to_driver=False)
         except Exception as e:  # of many kinds, plain ones among them
             what = "Ray did not start here" if address == LOCAL else f"there is no Ray cluster at {address!r}"
@@ -87,7 +87,7 @@ def _environment(limits: Mapping[str, str]) -> Generator[None, None, None]:
             os.environ.pop(name, None)
 
 
-def _knock(address: str) -> None:
+def _check_port(address: str) -> None:
     """Raise OSError when nobody listens at an address that names a port; Ray would try for ten minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.train.data.ray_cluster import joined, last_line
+from instantstyle.train.data.ray_cluster import last_line, ray_session
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -46,14 +46,14 @@ class _Worker(Generic[Item, Answer]):
             return InstantStyleError(f"a worker on {platform.node()} failed: {type(e).__name__}: {last_line(e)}")
 
 
-def spread(address: str, items: Sequence[Item], open_work: Callable[[], Callable[[Item], Answer]]) -> Iterator[Answer]:
+def ray_map(address: str, items: Sequence[Item], open_work: Callable[[], Callable[[Item], Answer]]) -> Iterator[Answer]:
     """The answers to all items, in the order that they are found; `open_work` is called once by every worker.
 
     `address` is a cluster's, "auto" for the one that this machine is part of, or "local".  There are as many workers as
     GPUs, else as cores, and never more than items.  Raises InputError when Ray is not installed or the cluster not
     there, and of a worker's own errors those of this library as they are.
     """
-    with joined(address) as ray:
+    with ray_session(address) as ray:
         try:
             context: Any = ray.data.DataContext.get_current()
             context.enable_progress_bars = sys.stderr.isatty() and context.enable_progress_bars

@@ -15,7 +15,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 """Names that pictures end with."""
 TEXTS = (".txt", ".caption")
 """Names that the captions beside them end with."""
-SAYS, SHOWS, LOOKS, LICENCE = (
+CAPTION_KEYS, IMAGE_KEYS, STYLE_KEYS, LICENCE = (
     ("caption", "text", "prompt"),
     ("file_name", "image_file", "image"),
     ("style",),
@@ -28,7 +28,7 @@ Styles = Literal["field", "folder", "none"]
 
 
 @dataclass(frozen=True)
-class Record:
+class Sample:
     """A picture and what is said of it."""
 
     key: str
@@ -40,7 +40,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadSample:
     """What cannot be used."""
 
     where: str
@@ -63,27 +63,31 @@ class Shard(Protocol):
         """Whether what was broken may be whole the next time."""
         ...
 
-    def stamp(self) -> str:
+    def source_fingerprint(self) -> str:
         """Changes when the source does, as far as that is seen without reading it."""
         ...
 
-    def items(self) -> Iterator[Record | Bad]:
+    def items(self) -> Iterator[Sample | BadSample]:
         """Its records, and what is wrong with the others, in an order that never changes."""
         ...
 
 
-def record_of(
+def make_sample(
     where: str, key: str, picture: bytes | Path, said: Any, text: str | None, folder: str, styles: Styles
-) -> Record | Bad:
+) -> Sample | BadSample:
     """What is said of a picture in metadata, or by the text beside it, as a record; or that it has no caption."""
-    caption = (text if text is not None else text_of(said, SAYS) or "").strip()
+    caption = (text if text is not None else first_text(said, CAPTION_KEYS) or "").strip()
     if not caption:
-        return Bad(where, "it has no caption")
-    group = {"field": text_of(said, LOOKS), "folder": folder if folder not in ("", ".") else None, "none": None}[styles]
-    return Record(key, picture, " ".join(caption.split()), group, text_of(said, LICENCE))
+        return BadSample(where, "it has no caption")
+    group = {
+        "field": first_text(said, STYLE_KEYS),
+        "folder": folder if folder not in ("", ".") else None,
+        "none": None,
+    }[styles]
+    return Sample(key, picture, " ".join(caption.split()), group, first_text(said, LICENCE))
 
 
-def text_of(said: Any, names: Sequence[str]) -> str | None:
+def first_text(said: Any, names: Sequence[str]) -> str | None:
     """What metadata says under the first of these names that it has."""
     if not isinstance(said, Mapping):
         return None
@@ -92,7 +96,7 @@ def text_of(said: Any, names: Sequence[str]) -> str | None:
     return str(given) if isinstance(given, str | int) else None
 
 
-def needed(module: str, extra: str) -> Any:
+def import_extra(module: str, extra: str) -> Any:
     """A library of an extra.  Raises InputError when it is not installed."""
     try:
         return importlib.import_module(module)
@@ -103,6 +107,6 @@ def needed(module: str, extra: str) -> Any:
         ) from e
 
 
-def line_of(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an error says."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -10,19 +10,19 @@ from typing import Any, cast
 
 from instantstyle.errors import InputError
 from instantstyle.train.data.records import (
+    IMAGE_KEYS,
     PICTURES,
-    SHOWS,
     TEXTS,
-    Bad,
-    Record,
+    BadSample,
+    Sample,
     Shard,
     Styles,
-    line_of,
-    needed,
-    record_of,
-    text_of,
+    first_line,
+    first_text,
+    import_extra,
+    make_sample,
 )
-from instantstyle.train.data.webdataset import Tar, urls_of
+from instantstyle.train.data.webdataset import TarShard, urls_of
 
 
 def find_shards(data: str | Path, *, styles: Styles = "field", size: int = 256) -> list[Shard]:
@@ -42,11 +42,11 @@ def find_shards(data: str | Path, *, styles: Styles = "field", size: int = 256) 
         if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return _dataset(spec, styles, size)
         tars = sorted(path.glob("*.tar"))
-        return [Tar(str(tar), styles) for tar in tars] if tars else _folder(path, styles, size)
+        return [TarShard(str(tar), styles) for tar in tars] if tars else _folder(path, styles, size)
     if path.suffix in (".json", ".jsonl") and path.is_file():
         return _cut(_listed(path, path.parent, styles), path, size)
     if ".tar" in spec or spec.startswith("pipe:"):
-        return [Tar(url, styles) for url in urls_of(spec)]
+        return [TarShard(url, styles) for url in urls_of(spec)]
     raise InputError(
         f"there is no data at {spec!r}: give a folder of pictures, a JSON list, tars such as data-{{000..099}}.tar, or "
         "hf:NAME for a Hugging Face dataset"
@@ -54,19 +54,19 @@ def find_shards(data: str | Path, *, styles: Styles = "field", size: int = 256) 
 
 
 @dataclass(frozen=True)
-class Files:
+class FileShard:
     """Files of a folder, with what is known of them already."""
 
     name: str
-    listed: tuple[Record | Bad, ...]
+    listed: tuple[Sample | BadSample, ...]
     remote: bool = False
 
-    def stamp(self) -> str:
+    def source_fingerprint(self) -> str:
         """Over names, captions, sizes and times of change."""
         digest = hashlib.blake2b(digest_size=16)
         for item in self.listed:
             digest.update(repr(item).encode("utf-8", "surrogateescape"))
-            if isinstance(item, Record) and isinstance(item.picture, Path):
+            if isinstance(item, Sample) and isinstance(item.picture, Path):
                 try:
                     state = item.picture.stat()
                     digest.update(f"{state.st_size} {state.st_mtime_ns}".encode())
@@ -74,13 +74,13 @@ class Files:
                     digest.update(b"gone")
         return digest.hexdigest()
 
-    def items(self) -> Iterator[Record | Bad]:
+    def items(self) -> Iterator[Sample | BadSample]:
         """As listed."""
         yield from self.listed
 
 
 @dataclass(frozen=True)
-class Rows:
+class HFDatasetShard:
     """A run of rows of a Hugging Face dataset."""
 
     spec: str
@@ -95,11 +95,11 @@ class Rows:
         """The dataset and the rows."""
         return f"{self.spec}[{self.first}:{self.first + self.count}]"
 
-    def stamp(self) -> str:
+    def source_fingerprint(self) -> str:
         """The dataset's own fingerprint."""
         return self.fingerprint
 
-    def items(self) -> Iterator[Record | Bad]:
+    def items(self) -> Iterator[Sample | BadSample]:
         """Row by row, pictures undecoded."""
         rows, column = _load_dataset(self.spec)
         for number in range(self.first, self.first + self.count):
@@ -109,12 +109,12 @@ class Rows:
                 picture = cast("Mapping[str, Any]", row.pop(column) or {})
                 content = picture.get("bytes") or (Path(picture["path"]) if picture.get("path") else None)
             except Exception as e:  # whatever a dataset's reader may raise
-                yield Bad(where, f"the row cannot be read: {line_of(e)}")
+                yield BadSample(where, f"the row cannot be read: {first_line(e)}")
                 continue
             if content is None:
-                yield Bad(where, "it has no picture")
+                yield BadSample(where, "it has no picture")
                 continue
-            yield record_of(where, f"{number:09}", content, row, None, "", self.styles)
+            yield make_sample(where, f"{number:09}", content, row, None, "", self.styles)
 
 
 def _folder(root: Path, styles: Styles, size: int) -> list[Shard]:
@@ -122,69 +122,69 @@ def _folder(root: Path, styles: Styles, size: int) -> list[Shard]:
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     if not files and table is None:
         raise InputError(f"there are no pictures in {str(root)!r}: they end with {', '.join(PICTURES)}")
-    items: list[Record | Bad] = []
+    items: list[Sample | BadSample] = []
     if table is not None:
         items = _listed(table, root, styles)
-        known = {item.picture for item in items if isinstance(item, Record)}
-        spoilt = {item.where for item in items if isinstance(item, Bad)}
+        known = {item.picture for item in items if isinstance(item, Sample)}
+        spoilt = {item.where for item in items if isinstance(item, BadSample)}
         left = [path for path in files if path not in known and str(path) not in spoilt]
-        return _cut([*items, *(Bad(str(path), f"{table.name} does not list it") for path in left)], root, size)
+        return _cut([*items, *(BadSample(str(path), f"{table.name} does not list it") for path in left)], root, size)
     for path in files:
         key = path.relative_to(root).as_posix()
         text = next((beside for end in TEXTS if (beside := path.with_suffix(end)).is_file()), None)
         try:
             said = None if text is None else text.read_text("utf-8")
         except (OSError, ValueError) as e:
-            items.append(Bad(str(path), f"its caption {text} cannot be read: {line_of(e)}"))
+            items.append(BadSample(str(path), f"its caption {text} cannot be read: {first_line(e)}"))
             continue
-        items.append(record_of(str(path), key, path, {}, said, str(PurePosixPath(key).parent), styles))
+        items.append(make_sample(str(path), key, path, {}, said, str(PurePosixPath(key).parent), styles))
     return _cut(items, root, size)
 
 
-def _listed(table: Path, root: Path, styles: Styles) -> list[Record | Bad]:
+def _listed(table: Path, root: Path, styles: Styles) -> list[Sample | BadSample]:
     """What a JSON list or JSON lines say of the pictures under a root."""
     try:
         text = table.read_text("utf-8")
         whole: Any = json.loads(text) if table.suffix == ".json" else None
     except (OSError, ValueError) as e:
-        raise InputError(f"cannot read {str(table)!r}: {line_of(e)}") from e
+        raise InputError(f"cannot read {str(table)!r}: {first_line(e)}") from e
     if whole is not None and not isinstance(whole, list):
         raise InputError(f"{str(table)!r} is to be a list such as [{{'image_file': '1.png', 'text': 'a dog'}}]")
     lines = cast("list[object]", whole) if whole is not None else [x for x in text.splitlines() if x.strip()]
-    items: list[Record | Bad] = []
+    items: list[Sample | BadSample] = []
     for number, line in enumerate(lines, start=1):
         where = f"{table}:{number}"
         try:
             said: Any = json.loads(line) if isinstance(line, str) else line
         except ValueError as e:
-            items.append(Bad(where, f"the line is no JSON: {line_of(e)}"))
+            items.append(BadSample(where, f"the line is no JSON: {first_line(e)}"))
             continue
-        name = text_of(said, SHOWS)
+        name = first_text(said, IMAGE_KEYS)
         if name is None:
-            items.append(Bad(where, f"it names no picture: give {' or '.join(SHOWS)}"))
+            items.append(BadSample(where, f"it names no picture: give {' or '.join(IMAGE_KEYS)}"))
             continue
         path = root / name
         if not path.is_file():
-            items.append(Bad(str(path), "there is no such file"))
+            items.append(BadSample(str(path), "there is no such file"))
             continue
-        items.append(record_of(str(path), name, path, said, None, str(PurePosixPath(name).parent), styles))
+        items.append(make_sample(str(path), name, path, said, None, str(PurePosixPath(name).parent), styles))
     return items
 
 
-def _cut(items: Sequence[Record | Bad], root: Path, size: int) -> list[Shard]:
-    return [Files(f"{root}[{i}:{i + size}]", tuple(items[i : i + size])) for i in range(0, len(items), size)]
+def _cut(items: Sequence[Sample | BadSample], root: Path, size: int) -> list[Shard]:
+    return [FileShard(f"{root}[{i}:{i + size}]", tuple(items[i : i + size])) for i in range(0, len(items), size)]
 
 
 def _dataset(spec: str, styles: Styles, size: int) -> list[Shard]:
     rows, _ = _load_dataset(spec)
     mark = str(getattr(rows, "_fingerprint", ""))
-    return [Rows(spec, i, min(size, len(rows) - i), styles, mark) for i in range(0, len(rows), size)]
+    return [HFDatasetShard(spec, i, min(size, len(rows) - i), styles, mark) for i in range(0, len(rows), size)]
 
 
 @lru_cache(1)
 def _load_dataset(spec: str) -> tuple[Any, str]:
     """A dataset whose pictures stay encoded, and the name of their column.  Raises InputError."""
-    datasets = needed("datasets", "datasets")
+    datasets = import_extra("datasets", "datasets")
     try:
         if spec.startswith("hf:"):
             name, _, split = spec.removeprefix("hf:").partition(":")
@@ -192,7 +192,7 @@ def _load_dataset(spec: str) -> tuple[Any, str]:
         else:
             loaded = datasets.load_from_disk(spec)
     except Exception as e:  # of the network, of files, of its own
-        raise InputError(f"cannot load the dataset {spec!r}: {line_of(e)}") from e
+        raise InputError(f"cannot load the dataset {spec!r}: {first_line(e)}") from e
     if isinstance(loaded, dict):
         loaded = cast("Any", loaded)["train"] if "train" in loaded else next(iter(cast("Any", loaded).values()))
     column = next((name for name, kind in loaded.features.items() if isinstance(kind, datasets.Image)), None)

@@ -11,12 +11,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.train.data.records import PICTURES, TEXTS, Bad, Record, Styles, line_of, needed, record_of
+from instantstyle.train.data.records import (
+    PICTURES,
+    TEXTS,
+    BadSample,
+    Sample,
+    Styles,
+    first_line,
+    import_extra,
+    make_sample,
+)
 from instantstyle.utils.images import MAX_BYTES
 
 
 @dataclass(frozen=True)
-class Tar:
+class TarShard:
     """A tar in webdataset's way: files of one name, but for what follows its first dot, are one sample."""
 
     name: str
@@ -27,7 +36,7 @@ class Tar:
         """Whether it is no file of this machine."""
         return self.name.startswith(("http://", "https://", "pipe:"))
 
-    def stamp(self) -> str:
+    def source_fingerprint(self) -> str:
         """Of a file its size and time of change; of anything else its address."""
         if self.remote:
             return self.name
@@ -37,7 +46,7 @@ class Tar:
             return "gone"
         return f"{state.st_size} {state.st_mtime_ns}"
 
-    def items(self) -> Iterator[Record | Bad]:
+    def items(self) -> Iterator[Sample | BadSample]:
         """Samples as they come; where the tar is damaged, what came before it stands."""
         seen, broken = 0, None
         key, members = "", list[tuple[str, bytes | str]]()
@@ -54,28 +63,28 @@ class Tar:
         if members:
             yield self._sample(key, members)
         if broken is not None:
-            why = f"the tar is damaged or cut short after {seen + bool(members)} samples: {line_of(broken)}"
-            yield Bad(self.name, why, broken=True)
+            why = f"the tar is damaged or cut short after {seen + bool(members)} samples: {first_line(broken)}"
+            yield BadSample(self.name, why, broken=True)
 
-    def _sample(self, key: str, members: list[tuple[str, bytes | str]]) -> Record | Bad:
+    def _sample(self, key: str, members: list[tuple[str, bytes | str]]) -> Sample | BadSample:
         where = f"{self.name}!{key}"
         parts: dict[str, bytes] = {}
         for ending, content in members:
             if isinstance(content, str):
-                return Bad(where, content)
+                return BadSample(where, content)
             if ending in parts:
-                return Bad(where, f"it has two files .{ending}")
+                return BadSample(where, f"it has two files .{ending}")
             parts[ending] = content
         pictures = [part for part in parts if f".{part}" in PICTURES]
         if len(pictures) != 1:
-            return Bad(where, f"it has {len(pictures) or 'no'} pictures among its files ({', '.join(parts)})")
+            return BadSample(where, f"it has {len(pictures) or 'no'} pictures among its files ({', '.join(parts)})")
         try:
             said: Any = json.loads(parts["json"]) if "json" in parts else {}
             text = next((parts[end[1:]].decode("utf-8") for end in TEXTS if end[1:] in parts), None)
         except ValueError as e:
-            return Bad(where, f"its text cannot be read: {line_of(e)}")
+            return BadSample(where, f"its text cannot be read: {first_line(e)}")
         folder = str(PurePosixPath(key).parent)
-        return record_of(where, key, parts[pictures[0]], said, text, folder, self.styles)
+        return make_sample(where, key, parts[pictures[0]], said, text, folder, self.styles)
 
 
 def urls_of(spec: str) -> list[str]:
@@ -84,9 +93,9 @@ def urls_of(spec: str) -> list[str]:
     Raises InputError when a file among them is not there, or the pattern cannot be read.
     """
     try:
-        expanded = cast("list[str]", needed("webdataset.shardlists", "train").expand_urls(spec))
+        expanded = cast("list[str]", import_extra("webdataset.shardlists", "train").expand_urls(spec))
     except ValueError as e:
-        raise InputError(f"cannot read {spec!r} as a pattern of tars: {line_of(e)}") from e
+        raise InputError(f"cannot read {spec!r} as a pattern of tars: {first_line(e)}") from e
     found: list[str] = []
     for url in expanded:
         found += _globbed(url) if not _elsewhere(url) and any(c in url for c in "*?[") else [url]
@@ -150,7 +159,7 @@ _DAMAGED = cast("type[Exception]", cast("Any", tarfile).HeaderError)
 
 def _open(url: str) -> Any:
     if url.startswith("pipe:"):
-        return needed("webdataset.gopen", "train").gopen(url)
+        return import_extra("webdataset.gopen", "train").gopen(url)
     if url.startswith(("http://", "https://")):
         return urllib.request.urlopen(url, timeout=60)
     return Path(url).open("rb")

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from instantstyle.emoji.sources import cache_folder
-from instantstyle.emoji.splits import CORE
+from instantstyle.emoji.splits import TRAINED_CONCEPTS
 from instantstyle.errors import InstantStyleError
-from instantstyle.train.emoji.image_bank import SIDE, things
-from instantstyle.train.emoji.stages import STEPS, Recipe
+from instantstyle.train.emoji.image_bank import SIDE, choose_things
+from instantstyle.train.emoji.stages import STAGE_STEPS, TrainingStages
 
 
 def main() -> None:
@@ -31,12 +31,12 @@ def main() -> None:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    steps = {s: given.steps if given.steps and s in given.stages else count for s, count in STEPS.items()}
+    steps = {s: given.steps if given.steps and s in given.stages else count for s, count in STAGE_STEPS.items()}
     batches = {stage: given.batch for stage in given.stages if given.batch}
     try:
-        taught = things(given.things) if given.things else CORE
+        taught = choose_things(given.things) if given.things else TRAINED_CONCEPTS
         more: dict[str, Any] = {"side": given.side, "batches": batches, "processes": given.processes}
-        recipe = Recipe(given.folder, steps, things=taught, **more)
+        recipe = TrainingStages(given.folder, steps, things=taught, **more)
         for stage in given.stages:
             getattr(recipe, stage.replace("-", "_"))()
     except KeyboardInterrupt as stopped:

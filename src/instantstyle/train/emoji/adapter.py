@@ -16,9 +16,9 @@ from torch import Tensor
 
 from instantstyle.blocks import BlockPlan
 from instantstyle.networks.unet import UNet
-from instantstyle.train.adapter import Trained
-from instantstyle.train.emoji.dataset import Corpus
-from instantstyle.train.emoji.unet import diffusion_loss, sizes
+from instantstyle.train.adapter import TrainableAdapter
+from instantstyle.train.emoji.dataset import TrainingSet
+from instantstyle.train.emoji.unet import diffusion_loss, time_ids
 from instantstyle.train.loop import device, train
 from instantstyle.weights.adapter import Adapter
 
@@ -33,28 +33,30 @@ def train_adapter(
     unet: UNet,
     plan: BlockPlan,
     reference: Reference,
-    corpus: Corpus,
+    corpus: TrainingSet,
     steps: int,
     batch: int = 64,
     lr: float = 1e-3,
 ) -> Adapter:
     """Train an adapter for a frozen UNet (resumable)."""
-    net = Trained(unet, plan)
+    net = TrainableAdapter(unet, plan)
     unet.requires_grad_(False).to(device())
     first_module = next(m for m in unet.config.modules if any(site.module == m for site in net.sites))
-    first, rest = unet.upto(first_module)
+    first, rest = unet.split_at(first_module)
 
     def loss(number: int) -> Tensor:
         rng = np.random.default_rng([17, number])
         rows = corpus.rows(batch, rng)
         context, pooled = corpus.captions(rows, styled=0.35, dropped=_DROPPED, rng=rng)
         shown = torch.from_numpy((rng.random(batch) >= _DROPPED).astype(np.float32)).to(device())
-        attend = net.attend(corpus.seen(rows if reference == "same" else corpus.others(rows, rng)) * shown[:, None])
+        attend = net.attend(
+            corpus.image_embeds(rows if reference == "same" else corpus.same_style_rows(rows, rng)) * shown[:, None]
+        )
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             with torch.no_grad():
-                state = first(noised, time.float(), unet.read(context), pooled, sizes(batch, corpus.side))
-            return rest(state, unet.read(context), attend=attend)
+                state = first(noised, time.float(), unet.precompute_kv(context), pooled, time_ids(batch, corpus.side))
+            return rest(state, unet.precompute_kv(context), attend=attend)
 
         return diffusion_loss(predict, corpus.latents[rows], rng)
 

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from instantstyle.controlnet import canny
 from instantstyle.networks.unet import Residuals, UNet
-from instantstyle.train.emoji.dataset import Corpus
-from instantstyle.train.emoji.export import peer
-from instantstyle.train.emoji.unet import diffusion_loss, sizes
+from instantstyle.train.emoji.dataset import TrainingSet
+from instantstyle.train.emoji.export import diffusers_unet
+from instantstyle.train.emoji.unet import diffusion_loss, time_ids
 from instantstyle.train.loop import device, train
 
-EYES = (16, 32, 64, 96)
+CONDITIONING_CHANNELS = (16, 32, 64, 96)
 """Widths in which the edges are read, from 64 x 64 pixels to the latents' 8 x 8; diffusers' own are for larger nets."""
 _STYLED, _DROPPED = 0.35, 0.5
 """Shares of captions that speak of the look, and that are empty: without words the edges must say what it is."""
@@ -38,10 +38,10 @@ _STYLED, _DROPPED = 0.35, 0.5
 
 def new_control(unet: UNet) -> ControlNetModel:
     """A ControlNet that begins as a copy of a UNet's first half and says nothing yet."""
-    whole = peer()
+    whole = diffusers_unet()
     whole.load_state_dict(unet.state_dict(), strict=True)
     torch.manual_seed(5)
-    net = ControlNetModel.from_unet(whole, conditioning_embedding_out_channels=EYES)
+    net = ControlNetModel.from_unet(whole, conditioning_embedding_out_channels=CONDITIONING_CHANNELS)
     # Two layers at zero in a row learn from each other alone; the later ones keep the first step silent.
     nn.init.kaiming_normal_(cast("Any", net.controlnet_cond_embedding).conv_out.weight)
     return net
@@ -53,7 +53,7 @@ def edges(pictures: npt.NDArray[np.uint8]) -> Float[Tensor, "rows 3 side side"]:
     return (torch.from_numpy(lines).float() / 255)[:, None].expand(-1, 3, -1, -1).to(device())
 
 
-def moved(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def augment(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """The picture [side, side, 3] scaled by .7 to 1.05, moved by up to an eighth and perhaps mirrored, same ground."""
     side = picture.shape[0]
     scale, (right, down) = rng.uniform(0.7, 1.05), rng.uniform(-side / 8, side / 8, 2)
@@ -69,23 +69,25 @@ Encode = Callable[[npt.NDArray[np.uint8]], Tensor]
 
 
 def control_loss(
-    net: nn.Module, unet: UNet, corpus: Corpus, encode: Encode, batch: int, rng: np.random.Generator
+    net: nn.Module, unet: UNet, corpus: TrainingSet, encode: Encode, batch: int, rng: np.random.Generator
 ) -> Tensor:
     """The UNet's error of v on a batch, steered by the edges of the targets."""
     rows = corpus.rows(batch, rng)
     context, pooled = corpus.captions(rows, _STYLED, _DROPPED, rng)
-    pictures = np.stack([moved(np.ascontiguousarray(corpus.bank.pictures[row]), rng) for row in rows])
-    picture, added = edges(pictures), {"text_embeds": pooled, "time_ids": sizes(batch, corpus.side)}
+    pictures = np.stack([augment(np.ascontiguousarray(corpus.bank.pictures[row]), rng) for row in rows])
+    picture, added = edges(pictures), {"text_embeds": pooled, "time_ids": time_ids(batch, corpus.side)}
 
     def predict(noised: Tensor, time: Tensor) -> Tensor:
         said: Residuals = net(noised, time.float(), context, picture, added_cond_kwargs=added, return_dict=False)
-        return unet(noised, time.float(), unet.read(context), pooled, sizes(batch, corpus.side), residuals=said)
+        return unet(
+            noised, time.float(), unet.precompute_kv(context), pooled, time_ids(batch, corpus.side), residuals=said
+        )
 
     return diffusion_loss(predict, encode(pictures), rng, early=0.6)
 
 
 def train_control(
-    folder: Path, unet: UNet, corpus: Corpus, encode: Encode, steps: int, batch: int = 64, lr: float = 5e-4
+    folder: Path, unet: UNet, corpus: TrainingSet, encode: Encode, steps: int, batch: int = 64, lr: float = 5e-4
 ) -> ControlNetModel:
     """Train a ControlNet for a frozen UNet (resumable, as stage `control`).  Returns it with averaged weights."""
     net = new_control(unet).train()
@@ -101,7 +103,9 @@ def train_control(
 
 
 @torch.no_grad()
-def gain(net: ControlNetModel, unet: UNet, corpus: Corpus, encode: Encode, batch: int = 256) -> tuple[float, float]:
+def control_gain(
+    net: ControlNetModel, unet: UNet, corpus: TrainingSet, encode: Encode, batch: int = 256
+) -> tuple[float, float]:
     """The error of v on one batch of training pictures and noise that no step met: without edges, and with them."""
     unet.to(device())
     silent = new_control(unet).eval().to(device())

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from instantstyle.train.emoji.clip import Clip, ids_of
-from instantstyle.train.emoji.image_bank import Bank
+from instantstyle.train.emoji.clip import Clip, tokenize
+from instantstyle.train.emoji.image_bank import ImageBank
 from instantstyle.train.emoji.vae import to_tensor
 from instantstyle.train.loop import device
 
@@ -24,7 +24,7 @@ Text = tuple[Float[Tensor, "rows tokens context_dim"], Float[Tensor, "rows poole
 
 
 @dataclass(frozen=True)
-class Words:
+class CaptionEmbeddings:
     """Text as the UNet reads it, computed once for every caption a run may meet."""
 
     texts: tuple[str, ...]
@@ -34,12 +34,12 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingSet:
     """Pictures by rows, in all the forms that training reads."""
 
-    bank: Bank
+    bank: ImageBank
     latents: Float[Tensor, "n c h w"]
-    words: Words
+    words: CaptionEmbeddings
     choices: np.ndarray
     """[n, CONTENT + STYLED]: the numbers in `words` of each picture's captions."""
     embeds: Float[Tensor, "n embed"] | None = None
@@ -63,7 +63,7 @@ class Corpus:
         number[rng.random(len(rows)) < dropped] = 0
         return self.words.context[number].to(device()).float(), self.words.pooled[number].to(device())
 
-    def near(self) -> "Corpus":
+    def to_device(self) -> "TrainingSet":
         """The same, held whole on a GPU where that is the training device: a few gigabytes that no step waits for."""
         if device().type == "cpu":
             return self
@@ -71,12 +71,12 @@ class Corpus:
         embeds = None if self.embeds is None else self.embeds.to(device())
         return replace(self, latents=self.latents.to(device()), words=words, embeds=embeds)
 
-    def seen(self, rows: np.ndarray) -> Float[Tensor, "rows embed"]:
+    def image_embeds(self, rows: np.ndarray) -> Float[Tensor, "rows embed"]:
         """Image embeddings of these rows, on the training device."""
         assert self.embeds is not None, "this stage needs image embeddings"
         return self.embeds[rows].to(device())
 
-    def others(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def same_style_rows(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """For each row another row of the same style: another thing by the same hand in the same look."""
         mates = [self.bank.rows_of_style[int(self.bank.style[row])] for row in rows]
         picks = [int(rng.integers(len(m) - 1)) for m in mates]
@@ -84,30 +84,32 @@ class Corpus:
 
 
 @torch.no_grad()
-def read(net: Clip, tokenizer: CLIPTokenizer, texts: list[str], batch: int = 256) -> Words:
+def encode_captions(net: Clip, tokenizer: CLIPTokenizer, texts: list[str], batch: int = 256) -> CaptionEmbeddings:
     """Both towers' last-but-one hidden states, joined, and the pooled embedding of the second: SDXL's conditioning."""
     contexts, pools = list[Tensor](), list[Tensor]()
     net.to(device())
     for i in range(0, len(texts), batch):
-        ids = ids_of(tokenizer, texts[i : i + batch]).to(device())
+        ids = tokenize(tokenizer, texts[i : i + batch]).to(device())
         one = net.text_1(input_ids=ids, output_hidden_states=True)
         two = net.text_2(input_ids=ids, output_hidden_states=True)
         contexts.append(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1).half().cpu())
         pools.append(two.text_embeds.cpu())
     net.cpu()
-    return Words(tuple(texts), torch.cat(contexts), torch.cat(pools))
+    return CaptionEmbeddings(tuple(texts), torch.cat(contexts), torch.cat(pools))
 
 
 @torch.no_grad()
-def look_at(net: Clip, pictures: npt.NDArray[np.uint8], batch: int = 256) -> Float[Tensor, "n embed"]:
+def embed_images(net: Clip, pictures: npt.NDArray[np.uint8], batch: int = 256) -> Float[Tensor, "n embed"]:
     """Unnormalised image embeddings of pictures [n, side, side, 3] of the image encoder's own side."""
     net.to(device())
-    parts = [net.see(to_tensor(pictures[i : i + batch]).to(device())).cpu() for i in range(0, len(pictures), batch)]
+    parts = [
+        net.encode_image(to_tensor(pictures[i : i + batch]).to(device())).cpu() for i in range(0, len(pictures), batch)
+    ]
     net.cpu()
     return torch.cat(parts)
 
 
-def captions(bank: Bank, seed: int) -> list[list[str]]:
+def caption_choices(bank: ImageBank, seed: int) -> list[list[str]]:
     """For every picture a few captions to choose from, drawn once so that their text can be read ahead."""
     rng, shares = np.random.default_rng(seed), [0.0] * CONTENT + [1.0] * STYLED
     return [[bank.caption(row, rng, share) for share in shares] for row in range(len(bank.concept))]

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from instantstyle.emoji import build_vocabulary as names
-from instantstyle.emoji.sources import attributions, packed
-from instantstyle.emoji.splits import CORE, splits
+from instantstyle.emoji import build_vocabulary
+from instantstyle.emoji.sources import attributions, bundled_names
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.families import EMOJI
 from instantstyle.train.emoji.clip import Clip
 from instantstyle.train.emoji.image_bank import SIDE
@@ -38,7 +38,7 @@ _INDEX = {
     "scheduler": ["diffusers", "DDIMScheduler"],
     "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "force_zeros_for_empty_prompt": EMOJI.zero_empty,
+    "force_zeros_for_empty_prompt": EMOJI.force_zeros_for_empty_prompt,
 }
 
 
@@ -66,7 +66,7 @@ def export(
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    net = peer(side)
+    net = diffusers_unet(side)
     net.load_state_dict(dict(unet), strict=True)
     with torch.no_grad():
         clip.image.visual_projection.weight *= louder
@@ -87,10 +87,10 @@ def export(
     _write(new / "feature_extractor" / "preprocessor_config.json", _PREPROCESSING)
     _write(new / "model_index.json", _INDEX)
     _write(new / "vocabulary.json", list(vocabulary))
-    if packed():  # of what people type a pack knows nothing, and the table does not depend on what was trained
-        shutil.copyfile(names.TARGET, new / names.FILE)
+    if bundled_names():  # of what people type a pack knows nothing, and the table does not depend on what was trained
+        shutil.copyfile(build_vocabulary.TARGET, new / build_vocabulary.VOCABULARY_FILE)
     else:
-        names.write(new / names.FILE)
+        build_vocabulary.write(new / build_vocabulary.VOCABULARY_FILE)
     for name, file in adapters.items():
         weights = load_file(file)
         weights["image_proj.proj.weight"] /= louder
@@ -108,7 +108,7 @@ def export(
     new.replace(folder)
 
 
-def peer(side: int = SIDE) -> UNet2DConditionModel:
+def diffusers_unet(side: int = SIDE) -> UNet2DConditionModel:
     """diffusers' UNet of the built-in family, for its configuration file and its strict loading."""
     config = EMOJI.unet
     torch.manual_seed(0)
@@ -116,23 +116,26 @@ def peer(side: int = SIDE) -> UNet2DConditionModel:
         sample_size=side // 8,
         in_channels=config.in_channels,
         out_channels=config.out_channels,
-        block_out_channels=config.channels,
-        layers_per_block=config.resnets,
-        norm_num_groups=config.groups,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[max(depth, 1) for depth in config.depths],
-        attention_head_dim=config.heads,
-        cross_attention_dim=config.context_dim,
+        transformer_layers_per_block=[max(depth, 1) for depth in config.transformer_layers_per_block],
+        attention_head_dim=config.num_attention_heads,
+        cross_attention_dim=config.cross_attention_dim,
         use_linear_projection=True,
         addition_embed_type="text_time",
-        addition_time_embed_dim=config.size_dim,
-        projection_class_embeddings_input_dim=(config.pooled_dim or 0) + 6 * config.size_dim,
+        addition_time_embed_dim=config.addition_time_embed_dim,
+        projection_class_embeddings_input_dim=(config.pooled_projection_dim or 0) + 6 * config.addition_time_embed_dim,
     )
 
 
 def card(
-    ran: Mapping[str, tuple[int, float]], things: Sequence[str] = CORE, side: int = SIDE, began: str = "nothing"
+    ran: Mapping[str, tuple[int, float]],
+    things: Sequence[str] = TRAINED_CONCEPTS,
+    side: int = SIDE,
+    began: str = "nothing",
 ) -> str:
     """The model card: what it is, what it was trained on and for how long; `began` is what its weights began as."""
     stages = "\n".join(f"| {name} | {steps:,} | {seconds / 3600:.2f} |" for name, (steps, seconds) in ran.items())

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan
 from instantstyle.networks.unet import UNet
-from instantstyle.train.adapter import Trained
-from instantstyle.train.emoji.dataset import Corpus
-from instantstyle.train.emoji.style_classifier import Looks
-from instantstyle.train.emoji.unet import diffusion_loss, sizes
+from instantstyle.train.adapter import TrainableAdapter
+from instantstyle.train.emoji.dataset import TrainingSet
+from instantstyle.train.emoji.style_classifier import StyleLoss
+from instantstyle.train.emoji.unet import diffusion_loss, time_ids
 from instantstyle.train.loop import device, train
 
 _REFERENCE, _BLANK = 0.85, 0.05
@@ -27,12 +27,12 @@ _RARER = {"neon": 0.4, "pencil": 0.5, "chalk": 0.4, "halftone": 0.7}
 """How often looks that follow well already are drawn, to 1 of every other (judged on trained cells)."""
 
 
-class Together(nn.Module):
+class JointModel(nn.Module):
     """A UNet and an adapter for the blocks of a plan, as one network to train."""
 
     def __init__(self, unet: UNet, plan: BlockPlan) -> None:
         super().__init__()
-        self.unet, self.style = unet, Trained(unet, plan)
+        self.unet, self.style = unet, TrainableAdapter(unet, plan)
 
 
 _LOOK, _LOOKED_AT = 0.01, 850
@@ -40,14 +40,20 @@ _LOOK, _LOOKED_AT = 0.01, 850
 
 
 def train_joint(
-    folder: Path, net: Together, corpus: Corpus, looks: Looks | None, steps: int, batch: int = 128, lr: float = 6e-4
+    folder: Path,
+    net: JointModel,
+    corpus: TrainingSet,
+    looks: StyleLoss | None,
+    steps: int,
+    batch: int = 128,
+    lr: float = 6e-4,
 ) -> dict[str, Tensor]:
     """Train both (resumable, as stage `joint`); returns the averaged weights, by name, of `unet` and of `style`.
 
     `looks` lends a second loss, where there is a reader of looks.
     """
     unet, bank = net.unet, corpus.bank
-    often = np.array([_RARER.get(treatment.family, 1.0) for treatment in bank.treatments])[bank.style]
+    often = np.array([_RARER.get(treatment.kind, 1.0) for treatment in bank.treatments])[bank.style]
 
     def loss(number: int) -> Tensor:
         rng = np.random.default_rng([23, number])
@@ -56,11 +62,13 @@ def train_joint(
         heard = kind < _REFERENCE + _BLANK
         context, pooled = corpus.captions(rows, styled=np.where(heard, 0.1, 0.5), dropped=0.1, rng=rng)
         shown = torch.from_numpy((kind < _REFERENCE).astype(np.float32)).to(device())
-        seen = corpus.seen(corpus.others(rows, rng)) * shown[:, None]
+        seen = corpus.image_embeds(corpus.same_style_rows(rows, rng)) * shown[:, None]
         attend = net.style.attend(seen, torch.from_numpy(heard.astype(np.float32)).to(device()))
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
-            return unet(noised, time.float(), unet.read(context), pooled, sizes(batch, corpus.side), attend=attend)
+            return unet(
+                noised, time.float(), unet.precompute_kv(context), pooled, time_ids(batch, corpus.side), attend=attend
+            )
 
         def judge(latents: Tensor, time: Tensor) -> Tensor:
             assert looks is not None

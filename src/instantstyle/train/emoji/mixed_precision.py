@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_WHOLE = (F.group_norm, F.scaled_dot_product_attention)
+_FP32_OPS = (F.group_norm, F.scaled_dot_product_attention)
 
 
-class _Whole(TorchFunctionMode):
+class _FP32Ops(TorchFunctionMode):
     """Runs what is slow in bfloat16 in float32, on a processor."""
 
     def __torch_function__(
@@ -25,7 +25,7 @@ class _Whole(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func not in _WHOLE:
+        if func not in _FP32_OPS:
             return func(*args, **(kwargs or {}))
         with torch.autocast("cpu", enabled=False):
             return func(*(_full(each) for each in args), **{k: _full(v) for k, v in (kwargs or {}).items()})
@@ -36,11 +36,11 @@ def _full(value: Any) -> Any:
 
 
 @contextmanager
-def mixed(device: torch.device) -> Generator[None]:
+def autocast_bf16(device: torch.device) -> Generator[None]:
     """Autocast to bfloat16 on `device`; on a processor the slow exceptions stay in float32."""
     with torch.autocast(device.type, torch.bfloat16):
         if device.type != "cpu":
             yield
             return
-        with _Whole():
+        with _FP32Ops():
             yield

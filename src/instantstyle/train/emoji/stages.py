@@ -15,26 +15,32 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from instantstyle.emoji.splits import CORE
+from instantstyle.emoji.splits import TRAINED_CONCEPTS
 from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
 from instantstyle.networks.unet import UNet
-from instantstyle.train.emoji import image_bank as banks
+from instantstyle.train.emoji import image_bank
 from instantstyle.train.emoji.adapter import train_adapter
-from instantstyle.train.emoji.clip import Clip, agreement, ids_of, load_tokenizer, train_image, train_text
-from instantstyle.train.emoji.controlnet import gain, train_control
-from instantstyle.train.emoji.dataset import Corpus, Words, captions, look_at, read
+from instantstyle.train.emoji.clip import Clip, agreement, load_tokenizer, tokenize, train_image, train_text
+from instantstyle.train.emoji.controlnet import control_gain, train_control
+from instantstyle.train.emoji.dataset import (
+    CaptionEmbeddings,
+    TrainingSet,
+    caption_choices,
+    embed_images,
+    encode_captions,
+)
 from instantstyle.train.emoji.export import card, export
-from instantstyle.train.emoji.image_bank import SIDE, Bank
-from instantstyle.train.emoji.joint_finetune import Together, train_joint
-from instantstyle.train.emoji.style_classifier import Looks, train_look
-from instantstyle.train.emoji.unet import new_unet, train_unet
+from instantstyle.train.emoji.image_bank import SIDE, ImageBank
+from instantstyle.train.emoji.joint_finetune import JointModel, train_joint
+from instantstyle.train.emoji.style_classifier import StyleLoss, train_style_classifier
+from instantstyle.train.emoji.unet import make_unet, train_unet
 from instantstyle.train.emoji.vae import encode_many, psnr, train_vae
-from instantstyle.train.emoji.warm_start import began
-from instantstyle.utils.atomic_files import whole
+from instantstyle.train.emoji.warm_start import provenance
+from instantstyle.utils.atomic_files import atomic_write
 from instantstyle.weights.adapter import save_adapter
 
-STEPS: Mapping[str, int] = {
+STAGE_STEPS: Mapping[str, int] = {
     "vae": 14_000,
     "text": 500,
     "clip": 3_000,
@@ -50,16 +56,16 @@ _Ran = Mapping[str, tuple[int, float]]
 """Of each stage: optimiser steps, and seconds spent on them."""
 
 
-class Recipe:
+class TrainingStages:
     """All stages over one working folder; whatever is there already is used, whatever is missing is made."""
 
     def __init__(
         self,
         folder: Path,
-        steps: Mapping[str, int] = STEPS,
+        steps: Mapping[str, int] = STAGE_STEPS,
         styles: tuple[int, int] = (1800, 500),
         *,
-        things: tuple[str, ...] = CORE,
+        things: tuple[str, ...] = TRAINED_CONCEPTS,
         side: int = SIDE,
         batches: Mapping[str, int] | None = None,
         processes: int = 1,
@@ -70,29 +76,35 @@ class Recipe:
         self.things, self.side, self.batches, self.processes = things, side, batches or {}, processes
 
     @cached_property
-    def core(self) -> Bank:
+    def core(self) -> ImageBank:
         """Pictures of what the UNet learns to draw."""
-        return banks.core(self.folder / "bank", self.styles[0], self.things, self.side, self.processes)
+        return image_bank.core_bank(self.folder / "bank", self.styles[0], self.things, self.side, self.processes)
 
     @cached_property
-    def broad(self) -> Bank:
+    def broad(self) -> ImageBank:
         """Pictures of everything else the encoders should know."""
-        return banks.broad(self.folder / "bank", self.styles[1], self.things, self.side, self.processes)
+        return image_bank.broad_bank(self.folder / "bank", self.styles[1], self.things, self.side, self.processes)
 
     @cached_property
-    def eyed(self) -> list[Bank]:
+    def encoder_banks(self) -> list[ImageBank]:
         """Both banks as the image encoder sees them."""
         if self.side == SIDE:
             return [self.core, self.broad]
         folder, more = self.folder / "bank", (self.things, SIDE, self.processes)
-        return [banks.core(folder, self.styles[0], *more), banks.broad(folder, self.styles[1], *more)]
+        return [
+            image_bank.core_bank(folder, self.styles[0], *more),
+            image_bank.broad_bank(folder, self.styles[1], *more),
+        ]
 
     def _batch(self, stage: str) -> dict[str, int]:
         return {"batch": self.batches[stage]} if stage in self.batches else {}
 
     def bank(self) -> None:
         """Draw both banks."""
-        print(f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}, {len(self.eyed)} banks seen")
+        print(
+            f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}, "
+            f"{len(self.encoder_banks)} banks seen"
+        )
 
     def vae(self) -> None:
         """Train the decoder; say how true a round trip is on pictures the UNet never draws."""
@@ -102,32 +114,32 @@ class Recipe:
 
     def text(self) -> None:
         """Train the text encoders."""
-        train_text(self.folder, self.eyed, self.steps["text"], **self._batch("text"))
+        train_text(self.folder, self.encoder_banks, self.steps["text"], **self._batch("text"))
 
     def clip(self) -> None:
         """Train the image encoder into the text encoders' space; say how often the nearest label is right."""
-        net = train_image(self.folder, self.eyed, self._text, self.steps["clip"])
-        agreed = {b.labels[0]: agreement(net, self.tokenizer, b) for b in self.eyed}
+        net = train_image(self.folder, self.encoder_banks, self._text, self.steps["clip"])
+        agreed = {b.labels[0]: agreement(net, self.tokenizer, b) for b in self.encoder_banks}
         print("nearest label right, core and broad:", list(agreed.values()))
 
     def unet(self) -> None:
         """Train the base UNet on text."""
-        train_unet(self.folder, self.corpus.near(), steps=self.steps["unet"], **self._batch("unet"))
+        train_unet(self.folder, self.corpus.to_device(), steps=self.steps["unet"], **self._batch("unet"))
 
     def look(self) -> None:
         """Train the reader of looks, which judges what `joint` draws."""
         self._looks()
 
-    def _looks(self) -> Looks:
-        return train_look(self.folder, self.core, self.latents, self.steps["look"], **self._batch("look"))
+    def _looks(self) -> StyleLoss:
+        return train_style_classifier(self.folder, self.core, self.latents, self.steps["look"], **self._batch("look"))
 
     def joint(self) -> None:
         """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks.
 
         The reader of looks is trained first, as far as it is not; where it is given no steps there is none.
         """
-        net = Together(self._unet(self.averaged("unet")), EMOJI.presets["style"])
-        corpus, looks = self.seen.near(), self._looks() if self.steps["look"] else None
+        net = JointModel(self._unet(self.averaged("unet")), EMOJI.presets["style"])
+        corpus, looks = self.seen.to_device(), self._looks() if self.steps["look"] else None
         weights = train_joint(self.folder, net, corpus, looks, steps=self.steps["joint"], **self._batch("joint"))
         net.load_state_dict({**net.state_dict(), **weights})
         net.requires_grad_(False)
@@ -135,7 +147,7 @@ class Recipe:
 
     def adapter(self) -> None:
         """Train the base IP-Adapter: the same picture, all blocks, the UNet frozen."""
-        unet, corpus = self._unet(self.drawing), self.seen.near()
+        unet, corpus = self._unet(self.unet_weights), self.seen.to_device()
         everywhere, more = EMOJI.presets["all"], self._batch("adapter")
         adapter = train_adapter(
             self.folder, "adapter", unet, everywhere, "same", corpus, steps=self.steps["adapter"], lr=1e-3, **more
@@ -144,11 +156,15 @@ class Recipe:
 
     def control(self) -> None:
         """Train the ControlNet for Canny edges, the UNet frozen; say how much edges tell it."""
-        unet = self._unet(self.drawing)
+        unet = self._unet(self.unet_weights)
         net = train_control(
             self.folder, unet, self.corpus, self._encode, steps=self.steps["control"], **self._batch("control")
         )
-        print("error of v without and with edges: {:.4f} {:.4f}".format(*gain(net, unet, self.corpus, self._encode)))
+        print(
+            "error of v without and with edges: {:.4f} {:.4f}".format(
+                *control_gain(net, unet, self.corpus, self._encode)
+            )
+        )
 
     @cached_property
     def _encode(self) -> Callable[[npt.NDArray[np.uint8]], Tensor]:
@@ -156,12 +172,12 @@ class Recipe:
         return partial(encode_many, vae)
 
     def _unet(self, weights: Mapping[str, Tensor]) -> UNet:
-        unet = new_unet()
+        unet = make_unet()
         unet.load_state_dict({**unet.state_dict(), **weights})
         return unet.eval()
 
     @property
-    def drawing(self) -> Mapping[str, Tensor]:
+    def unet_weights(self) -> Mapping[str, Tensor]:
         """The UNet's averaged weights of the last stage that trained it."""
         if not (self.folder / "joint.pt").exists():
             return self.averaged("unet")
@@ -170,28 +186,28 @@ class Recipe:
 
     def export(self) -> None:
         """Write the model in diffusers' layout to `folder/emoji`, half precision, with its card."""
-        unet = self._unet(self.drawing)
+        unet = self._unet(self.unet_weights)
         vae = train_vae(self.folder, [self.core, self.broad], steps=0)
         adapters = {"ip_adapter.safetensors": "adapter", "ip_adapter_style.safetensors": "style-adapter"}
         there = {name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()}
         control = None
         if (self.folder / "control.pt").exists():
             control = train_control(self.folder, unet, self.corpus, self._encode, steps=0)
-        what, before = began(self.folder)
+        what, before = provenance(self.folder)
         said = card(_added(before, self.ran()), self.things, self.side, what)
         parts, target = (unet.state_dict(), there, self.things, said), self.folder / "emoji"
-        export(target, vae, self.encoders, self.tokenizer, *parts, self._louder(), control, self.side)
+        export(target, vae, self.encoders, self.tokenizer, *parts, self._embedding_scale(), control, self.side)
         print(f"{sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB in {target}")
 
     @torch.no_grad()
-    def _louder(self) -> float:
+    def _embedding_scale(self) -> float:
         """The power of two that brings image embeddings nearest to the length of the labels' text embeddings."""
-        texts = self.encoders.say(ids_of(self.tokenizer, [f"a {label}" for label in self.things]))[1]
+        texts = self.encoders.encode_text(tokenize(self.tokenizer, [f"a {label}" for label in self.things]))[1]
         return 2.0 ** round(math.log2(float(texts.norm(dim=1).mean() / self.embeds.norm(dim=1).mean())))
 
     def ran(self) -> dict[str, tuple[int, float]]:
         """Of each stage begun: optimiser steps done, and seconds spent on them."""
-        done = {stage: self.folder / f"{stage}.pt" for stage in STEPS}
+        done = {stage: self.folder / f"{stage}.pt" for stage in STAGE_STEPS}
         saved = {s: torch.load(f, weights_only=True, mmap=True) for s, f in done.items() if f.exists()}
         return {stage: (int(state["step"]), float(state["seconds"])) for stage, state in saved.items()}
 
@@ -207,18 +223,18 @@ class Recipe:
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer of both text encoders."""
-        return load_tokenizer(self.folder, self.eyed)
+        return load_tokenizer(self.folder, self.encoder_banks)
 
     @cached_property
     def _text(self) -> Clip:
         self._need("text")
-        return train_text(self.folder, self.eyed, 0)
+        return train_text(self.folder, self.encoder_banks, 0)
 
     @cached_property
     def encoders(self) -> Clip:
         """All three encoders, as far as they are trained."""
         self._need("clip")
-        return train_image(self.folder, self.eyed, self._text, 0)
+        return train_image(self.folder, self.encoder_banks, self._text, 0)
 
     @cached_property
     def latents(self) -> Float[Tensor, "n c h w"]:
@@ -229,23 +245,23 @@ class Recipe:
     @cached_property
     def embeds(self) -> Float[Tensor, "n embed"]:
         """Image embeddings of the core pictures."""
-        return self._kept("embeds", "clip", lambda: look_at(self.encoders, self.eyed[0].pictures))
+        return self._kept("embeds", "clip", lambda: embed_images(self.encoders, self.encoder_banks[0].pictures))
 
     @cached_property
-    def corpus(self) -> Corpus:
+    def corpus(self) -> TrainingSet:
         """The core pictures as latents, and every caption of theirs as the UNet reads it."""
-        said = captions(self.core, seed=9)
+        said = caption_choices(self.core, seed=9)
         unique = ["", *sorted({text for several in said for text in several})]
         number = {text: i for i, text in enumerate(unique)}
-        kept = self._kept("words", "text", lambda: _pack(read(self._text, self.tokenizer, unique)))
-        width = EMOJI.unet.pooled_dim or 0
-        context = kept[:, :-width].unflatten(1, (EMOJI.text_length, -1))
+        kept = self._kept("words", "text", lambda: _pack(encode_captions(self._text, self.tokenizer, unique)))
+        width = EMOJI.unet.pooled_projection_dim or 0
+        context = kept[:, :-width].unflatten(1, (EMOJI.max_text_tokens, -1))
         choices = np.array([[number[text] for text in several] for several in said])
-        words = Words(tuple(unique), context, kept[:, -width:].float())
-        return Corpus(self.core, self.latents, words, choices)
+        words = CaptionEmbeddings(tuple(unique), context, kept[:, -width:].float())
+        return TrainingSet(self.core, self.latents, words, choices)
 
     @cached_property
-    def seen(self) -> Corpus:
+    def seen(self) -> TrainingSet:
         """The same with image embeddings."""
         return dataclasses.replace(self.corpus, embeds=self.embeds)
 
@@ -253,7 +269,7 @@ class Recipe:
         """A tensor made once; made anew when the stage it comes from has been trained on since."""
         file, stage = self.folder / f"{name}.pt", self.folder / f"{source}.pt"
         if not file.exists() or (stage.exists() and stage.stat().st_mtime > file.stat().st_mtime):
-            with whole(file) as unfinished:
+            with atomic_write(file) as unfinished:
                 torch.save(make(), unfinished)
         return torch.load(file, weights_only=True, mmap=True)
 
@@ -261,9 +277,9 @@ class Recipe:
 def _added(before: _Ran, now: _Ran) -> dict[str, tuple[int, float]]:
     """Steps and seconds of two trainings together, in the recipe's order."""
     none = (0, 0.0)
-    both = {stage: (before.get(stage, none), now.get(stage, none)) for stage in STEPS}
+    both = {stage: (before.get(stage, none), now.get(stage, none)) for stage in STAGE_STEPS}
     return {stage: (a[0] + b[0], a[1] + b[1]) for stage, (a, b) in both.items() if a[0] + b[0]}
 
 
-def _pack(words: Words) -> Tensor:
+def _pack(words: CaptionEmbeddings) -> Tensor:
     return torch.cat([words.context.flatten(1), words.pooled.half()], dim=1)

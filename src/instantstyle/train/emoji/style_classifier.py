@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from instantstyle.emoji.sources import SETS
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
 from instantstyle.families import EMOJI
-from instantstyle.train.emoji.image_bank import Bank
-from instantstyle.train.emoji.mixed_precision import mixed
+from instantstyle.train.emoji.image_bank import ImageBank
+from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.loop import device, train
 
 _WIDTH, _DEPTH = 128, 4
@@ -27,7 +27,7 @@ _NOISE = 0.8
 """Latents are dimmed and noised by up to this much, so that a reading does not hang on their finest grain."""
 
 
-class Reader(nn.Module):
+class StyleClassifier(nn.Module):
     """Logits of treatment family and of drawing set, from the mean and the spread of what convolutions see."""
 
     def __init__(self) -> None:
@@ -69,24 +69,24 @@ class _Residual(nn.Module):
         return x + self.inner(x)
 
 
-class Looks:
+class StyleLoss:
     """How wrongly latents look, to a reader that learns no more."""
 
-    def __init__(self, reader: Reader, bank: Bank) -> None:
+    def __init__(self, reader: StyleClassifier, bank: ImageBank) -> None:
         self._reader = reader.to(device()).requires_grad_(False).eval()
         self._family, self._hand = labels(bank)
 
     def loss(self, latents: Float[Tensor, "n c h w"], rows: np.ndarray) -> Tensor:
         """Mean cross-entropy of both readings of what should look like the bank's `rows`."""
-        with mixed(device()):
+        with autocast_bf16(device()):
             family, hand = self._reader(latents)
         return _wrong(family, hand, self._family[rows], self._hand[rows])
 
 
-def labels(bank: Bank) -> tuple[Tensor, Tensor]:
+def labels(bank: ImageBank) -> tuple[Tensor, Tensor]:
     """Of every picture, the numbers of its family and of its set."""
     families, sets = list(TRAINED_FAMILIES), list(SETS)
-    of_style = [(families.index(t.family), sets.index(s)) for t, s in zip(bank.treatments, bank.sets, strict=True)]
+    of_style = [(families.index(t.kind), sets.index(s)) for t, s in zip(bank.treatments, bank.sets, strict=True)]
     family, hand = torch.tensor(of_style)[torch.from_numpy(bank.style)].unbind(dim=1)
     return family, hand
 
@@ -98,11 +98,11 @@ def _wrong(family: Tensor, hand: Tensor, families: Tensor, hands: Tensor, smooth
     ) + torch.zeros((), device=device())
 
 
-def train_look(
-    folder: Path, bank: Bank, latents: Float[Tensor, "n c h w"], steps: int, batch: int = 192, lr: float = 2e-3
-) -> Looks:
+def train_style_classifier(
+    folder: Path, bank: ImageBank, latents: Float[Tensor, "n c h w"], steps: int, batch: int = 192, lr: float = 2e-3
+) -> StyleLoss:
     """Train the reader (resumable, as stage `look`)."""
-    reader, (families, hands) = Reader(), labels(bank)
+    reader, (families, hands) = StyleClassifier(), labels(bank)
 
     def loss(number: int) -> Tensor:
         rng = np.random.default_rng([37, number])
@@ -110,10 +110,10 @@ def train_look(
         spread = torch.from_numpy(_NOISE * rng.random((batch, 1, 1, 1), dtype=np.float32) ** 2)
         grain = torch.from_numpy(rng.standard_normal((batch, *latents.shape[1:]), dtype=np.float32))
         dimmed = latents[rows].cpu().float() * (1 - spread / 2) + spread * grain
-        with mixed(device()):
+        with autocast_bf16(device()):
             family, hand = reader(dimmed.to(device()))
         return _wrong(family, hand, families[rows], hands[rows], smooth=0.05)
 
     weights = train("look", reader, loss, folder=folder, steps=steps, lr=lr, batch=batch, weight_decay=0.05, decay=0.99)
     reader.load_state_dict(weights)
-    return Looks(reader, bank)
+    return StyleLoss(reader, bank)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from instantstyle.families import EMOJI
 from instantstyle.networks.unet import UNet
-from instantstyle.train.emoji.dataset import Corpus
-from instantstyle.train.emoji.mixed_precision import mixed
+from instantstyle.train.emoji.dataset import TrainingSet
+from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.loop import device, train
 
 SCHEDULE = {
@@ -36,7 +36,7 @@ SCHEDULE = {
 """The scheduler the model is trained for and shipped with (DDIM)."""
 
 
-def sizes(rows: int, side: int) -> Float[Tensor, "rows 6"]:
+def time_ids(rows: int, side: int) -> Float[Tensor, "rows 6"]:
     """SDXL's size conditioning of square pictures: original size, crop corner, target size, each (height, width)."""
     return torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32, device=device()).expand(rows, 6)
 
@@ -67,7 +67,7 @@ def diffusion_loss(
     noise = torch.randn(latents.shape, generator=generator, device=at)
     signal, spread = kept.sqrt()[:, None, None, None], (1 - kept).sqrt()[:, None, None, None]
     target = signal * noise - spread * latents
-    with mixed(at):
+    with autocast_bf16(at):
         predicted = predict(signal * latents + spread * noise, time)
     predicted = predicted.float()
     error = (predicted - target).square().mean(dim=(1, 2, 3))
@@ -83,9 +83,9 @@ def _alphas() -> Tensor:
     return cast("Any", DDIMScheduler.from_config(SCHEDULE)).alphas_cumprod
 
 
-def train_unet(folder: Path, corpus: Corpus, steps: int, batch: int = 64, lr: float = 1e-3) -> UNet:
+def train_unet(folder: Path, corpus: TrainingSet, steps: int, batch: int = 64, lr: float = 1e-3) -> UNet:
     """Train the base UNet on text (resumable): a tenth of the captions empty.  Returns it with averaged weights."""
-    net = new_unet()
+    net = make_unet()
 
     def loss(number: int) -> Tensor:
         rng = np.random.default_rng([13, number])
@@ -93,7 +93,7 @@ def train_unet(folder: Path, corpus: Corpus, steps: int, batch: int = 64, lr: fl
         context, pooled = corpus.captions(rows, styled=0.35, dropped=0.1, rng=rng)
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
-            return net(noised, time.float(), net.read(context), pooled, sizes(batch, corpus.side))
+            return net(noised, time.float(), net.precompute_kv(context), pooled, time_ids(batch, corpus.side))
 
         return diffusion_loss(predict, corpus.latents[rows], rng)
 
@@ -102,7 +102,7 @@ def train_unet(folder: Path, corpus: Corpus, steps: int, batch: int = 64, lr: fl
     return net.eval()
 
 
-def new_unet() -> UNet:
+def make_unet() -> UNet:
     """An untrained UNet of the built-in family; its last layer starts at zero."""
     torch.manual_seed(2)
     net = UNet(EMOJI.unet)

@@ -24,8 +24,8 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from instantstyle.train.emoji.image_bank import Bank
-from instantstyle.train.emoji.mixed_precision import mixed
+from instantstyle.train.emoji.image_bank import ImageBank
+from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.loop import device, train
 
 LATENT_CHANNELS = 32
@@ -38,7 +38,7 @@ _WHITENING = 0.5
 """Each component is divided by its spread to this power: 0 is plain PCA, 1 gives all components the same weight."""
 
 
-def new_vae(side: int = 64) -> AutoencoderKL:
+def make_vae(side: int = 64) -> AutoencoderKL:
     """An untrained VAE of the built-in model: 64 px pictures to 8 x 8 latents of 32 channels, 1.7 M weights.
 
     `side` is only noted down: the weights take pictures of every size.
@@ -68,7 +68,7 @@ def principal(
     return vectors.flip(1)[:, :keep].T.contiguous(), mean, values.flip(0)[:keep].clamp_min(1e-8).sqrt()
 
 
-def make_linear(vae: AutoencoderKL, pictures: Float[Tensor, "n 3 height width"]) -> None:
+def init_pca_encoder(vae: AutoencoderKL, pictures: Float[Tensor, "n 3 height width"]) -> None:
     """Set the encoder to the partly whitened principal components of the pictures' 8 x 8 patches, latents of RMS 1."""
     encoder = cast("Any", vae.encoder)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def to_tensor(pictures: npt.NDArray[np.uint8]) -> Float[Tensor, "n 3 height widt
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8]) -> Float[Tensor, "n c h w"]:
+def encode_pixels(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8]) -> Float[Tensor, "n c h w"]:
     """Latents (the posterior's mean, scaled) of pictures [n, h, w, 3] uint8."""
     latents = cast("Any", vae.encode(to_tensor(pictures))).latent_dist.mean
     return latents * float(cast("Any", vae.config).scaling_factor)
@@ -140,7 +140,7 @@ def encode_many(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8], batch: int 
     return torch.cat([(part + offset[:, None, None]).half() for part in parts])
 
 
-class Decode(nn.Module):
+class DecoderOnly(nn.Module):
     """What the stage `vae` trains, as its checkpoint holds it: the decoder alone."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -148,19 +148,19 @@ class Decode(nn.Module):
         self.decoder = vae.decoder
 
 
-def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, lr: float = 2e-3) -> AutoencoderKL:
+def train_vae(folder: Path, banks: Sequence[ImageBank], steps: int, batch: int = 32, lr: float = 2e-3) -> AutoencoderKL:
     """Fit the encoder, then train the decoder; resumes, and returns the VAE with averaged weights."""
-    vae, start = new_vae(int(banks[0].pictures.shape[1])), folder / "vae-linear.pt"
+    vae, start = make_vae(int(banks[0].pictures.shape[1])), folder / "vae-linear.pt"
     if start.exists():
         vae.load_state_dict(torch.load(start, weights_only=True))
     else:
         rows = np.random.default_rng(0).permutation(len(banks[0].pictures))[:3000]
-        make_linear(vae, to_tensor(banks[0].pictures[np.sort(rows)]))
+        init_pca_encoder(vae, to_tensor(banks[0].pictures[np.sort(rows)]))
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(vae.state_dict(), start)
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    net = Decode(vae)
+    net = DecoderOnly(vae)
     vae.encoder.to(device())
 
     def loss(step: int) -> Tensor:
@@ -172,7 +172,7 @@ def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, 
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
             spread = torch.from_numpy(_LEFT * rng.random((batch, 1, 1, 1), dtype=np.float32) ** 2).to(device())
             latents = latents + spread * noise
-        with mixed(device()):
+        with autocast_bf16(device()):
             drawn = net.decoder(latents)
         error = drawn.float() - picture
         across, down = error.diff(dim=-1), error.diff(dim=-2)
@@ -186,7 +186,7 @@ def train_vae(folder: Path, banks: Sequence[Bank], steps: int, batch: int = 32, 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of a round trip, in dB, averaged over pictures [n, h, w, 3] uint8."""
-    latents = encode(vae, pictures).float() / float(cast("Any", vae.config).scaling_factor)
+    latents = encode_pixels(vae, pictures).float() / float(cast("Any", vae.config).scaling_factor)
     drawn = cast("Any", vae.decode(latents)).sample.clamp(-1, 1)
     error = ((drawn - to_tensor(pictures)) / 2).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
     return float((-10 * error.log10()).mean())

@@ -23,15 +23,15 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
-from instantstyle.train.adapter import Trained
+from instantstyle.train.adapter import TrainableAdapter
 from instantstyle.train.emoji.clip import Clip
 from instantstyle.train.emoji.controlnet import new_control
-from instantstyle.train.emoji.joint_finetune import Together
-from instantstyle.train.emoji.unet import new_unet
-from instantstyle.train.emoji.vae import Decode, new_vae
-from instantstyle.train.loop import ENDS
+from instantstyle.train.emoji.joint_finetune import JointModel
+from instantstyle.train.emoji.unet import make_unet
+from instantstyle.train.emoji.vae import DecoderOnly, make_vae
+from instantstyle.train.loop import ADAMW_ONLY_PREFIXES
 from instantstyle.train.muon import MuonAdamW
-from instantstyle.utils.atomic_files import whole, write_whole
+from instantstyle.utils.atomic_files import atomic_write, write_atomic
 from instantstyle.weights.adapter import Adapter, load_adapter
 
 _NOTE = "began.json"
@@ -39,7 +39,7 @@ _STAGE = re.compile(r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
 """A row of the card's table of stages: its name, optimiser steps, hours."""
 
 
-def begin(folder: Path, model: Path, labels: int) -> None:
+def warm_start(folder: Path, model: Path, labels: int) -> None:
     """Write the checkpoints of every stage whose weights a model's folder holds; `labels` are known to the encoders.
 
     Raises WeightsError when the training folder has checkpoints already, or the model is of another layout, and
@@ -62,10 +62,10 @@ def begin(folder: Path, model: Path, labels: int) -> None:
         "what": f"an earlier model (UNet {weights[:16]}){counted}",
         "ran": {stage: (int(steps.replace(",", "")), 3600 * float(hours)) for stage, steps, hours in ran},
     }
-    write_whole(folder / _NOTE, json.dumps(note).encode())
+    write_atomic(folder / _NOTE, json.dumps(note).encode())
 
 
-def began(folder: Path) -> tuple[str, dict[str, tuple[int, float]]]:
+def provenance(folder: Path) -> tuple[str, dict[str, tuple[int, float]]]:
     """What a folder's training began from, for its card, and the optimiser steps and seconds of each stage before."""
     file = folder / _NOTE
     if not file.exists():
@@ -88,25 +88,25 @@ def _encoders(folder: Path, model: Path, labels: int) -> None:
         for part in learns:
             part.requires_grad_(True)
         net.temperature.requires_grad_(stage == "clip")
-        _put(folder / f"{stage}.pt", net, weight_decay=0.05)
+        _write_checkpoint(folder / f"{stage}.pt", net, weight_decay=0.05)
 
 
 def _decoder(folder: Path, model: Path) -> None:
-    vae = new_vae()
+    vae = make_vae()
     vae.load_state_dict(cast("Any", AutoencoderKL).from_pretrained(model / "vae").float().state_dict())
-    with whole(folder / "vae-linear.pt") as partial:
+    with atomic_write(folder / "vae-linear.pt") as partial:
         torch.save(vae.state_dict(), partial)
-    _put(folder / "vae.pt", Decode(vae))
+    _write_checkpoint(folder / "vae.pt", DecoderOnly(vae))
 
 
 def _drawing(folder: Path, model: Path) -> None:
-    unet = new_unet()
+    unet = make_unet()
     unet.load_state_dict(load_file(model / "unet/diffusion_pytorch_model.safetensors"))
-    _put(folder / "unet.pt", unet)
+    _write_checkpoint(folder / "unet.pt", unet)
     if (there := model / "controlnet_canny").exists():
         control = new_control(unet)
         control.load_state_dict(cast("Any", ControlNetModel).from_pretrained(there).float().state_dict())
-        _put(folder / "control.pt", control)
+        _write_checkpoint(folder / "control.pt", control)
     for name, stage, preset in (
         ("ip_adapter_style.safetensors", "joint", "style"),
         ("ip_adapter.safetensors", "adapter", "all"),
@@ -115,24 +115,24 @@ def _drawing(folder: Path, model: Path) -> None:
             continue
         spoken = load_adapter(model / name, EMOJI.unet, dtype=torch.float32)
         if stage == "adapter":
-            _put(folder / "adapter.pt", Trained(unet, EMOJI.presets[preset], begin=spoken))
+            _write_checkpoint(folder / "adapter.pt", TrainableAdapter(unet, EMOJI.presets[preset], begin=spoken))
             continue
-        both = Together(unet, EMOJI.presets[preset])
-        both.style = Trained(unet, EMOJI.presets[preset], begin=_widened(spoken, both.style.adapter))
-        _put(folder / "joint.pt", both)
+        both = JointModel(unet, EMOJI.presets[preset])
+        both.style = TrainableAdapter(unet, EMOJI.presets[preset], begin=_add_silent_sites(spoken, both.style.adapter))
+        _write_checkpoint(folder / "joint.pt", both)
 
 
-def _widened(spoken: Adapter, untrained: Adapter) -> Adapter:
+def _add_silent_sites(spoken: Adapter, untrained: Adapter) -> Adapter:
     """The adapter with sites that it was not trained for: there it has the untrained one's keys, and no voice yet."""
     silent = {site: torch.zeros_like(weight) for site, weight in untrained.values.items()}
     return replace(spoken, keys={**untrained.keys, **spoken.keys}, values={**silent, **spoken.values})
 
 
-def _put(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
+def _write_checkpoint(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
     """A checkpoint as `loop.train` writes it, at step 0, whichever of its two optimisers the stage then takes."""
     learns = {name: p for name, p in net.named_parameters() if p.requires_grad}
     adamw = torch.optim.AdamW(learns.values(), lr=1e-3, weight_decay=weight_decay, betas=(0.9, 0.99))
-    muon = MuonAdamW(net, 1e-3, 1e-3, ENDS, weight_decay)
+    muon = MuonAdamW(net, 1e-3, 1e-3, ADAMW_ONLY_PREFIXES, weight_decay)
     state = {
         "net": net.state_dict(),
         "optimiser": {**adamw.state_dict(), **muon.state_dict()},
@@ -140,5 +140,5 @@ def _put(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
         "step": 0,
         "seconds": 0.0,
     }
-    with whole(file) as partial:
+    with atomic_write(file) as partial:
         torch.save(state, partial)

@@ -1,0 +1,1 @@
+"""Text and image encoders, prompt weighting, and the vocabulary of the built-in model."""

@@ -1,0 +1,1 @@
+"""Pictures, files written whole or not at all, device and dtype policy."""

@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup referee referee-small judges floors demo test test-slow check format world styles gallery foreign bench docs serve clean
+.PHONY: help setup referee referee-small judges floors demo test test-slow check format world styles gallery foreign bench site docs serve clean
 
 help:
 	@echo "make demo       set up, then draw prompts x reference pictures with the built-in model into out/demo.png"
@@ -25,7 +25,7 @@ help:
 	@echo "make referee    every method against the truth, into benchmarks/results/referee; make referee-small: a few minutes' worth"
 	@echo "make floors     what the built-in model must reach, row by row, into its card; make judges trains the judges anew"
 	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
-	@echo "make docs       write the generated pages anew: docs/help.md and the tree in README.md"
+	@echo "make site       build the documentation into build/site; make docs serves it while you edit"
 	@echo "make format     format the code"
 	@echo "make serve      the web page and its API: not built yet"
 
@@ -76,7 +76,6 @@ COUNT ?= 36
 
 referee: setup
 	$(BIN)/instantstyle evaluate --jobs 2 --count $(COUNT) --out benchmarks/results/referee --pictures out/referee
-	$(BIN)/python docs/generate.py
 
 referee-small: setup
 	$(BIN)/instantstyle evaluate --jobs 2 --subset small --out out/referee-small
@@ -90,8 +89,11 @@ floors: setup
 bench: setup
 	$(BIN)/python benchmarks/run.py
 
+site: setup
+	$(BIN)/mkdocs build --strict
+
 docs: setup
-	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs serve
 
 serve:
 	@echo "serving is not built yet: use make demo, or instantstyle generate" >&2; exit 1

@@ -1,6 +1,6 @@
 """Files that do not go together, as data: what is given, how it ends, and what the sentence says.  No torch here.
 
-`test_wrong_pairings` makes the files and gives them; docs/generate.py writes the table in docs/own-models.md from the
+`test_wrong_pairings` makes the files and gives them; the table in docs/own-models.md is generated from the
 same data, so the page says what was tested.
 """
 

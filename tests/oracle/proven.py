@@ -1,6 +1,6 @@
 """What is compared with diffusers on one and the same files, as data; no torch here.
 
-`test_proven` draws every base x adapter x sampler both ways; docs/generate.py writes the table in docs/own-models.md
+`test_proven` draws every base x adapter x sampler both ways; docs/own-models.md has the table
 from the same data.
 """
 

@@ -1,4 +1,4 @@
-"""Every command of docs/train-your-own.md runs, in small: the built-in model, few pictures, two steps."""
+"""Every command of docs/training.md runs, in small: the built-in model, few pictures, two steps."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ import pytest
 
 from train import gallery
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs/train-your-own.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs/training.md").read_text(encoding="utf-8")
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 

@@ -2,7 +2,7 @@
 
 A comment `<!-- generated: NAME ARGUMENTS -->` in a page is replaced by what `GENERATORS[NAME]` returns, so that no page
 repeats what the code or a measurement already says.  A relative link that leaves docs/ works in the repository as it
-stands; on the site its target becomes a page under repository/ (Markdown as it is, code in a code block, pictures copied).
+stands; on the site its target becomes a page under repository/: Markdown as it is, code in a code block, pictures copied.
 """
 
 import importlib.util

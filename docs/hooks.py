@@ -2,7 +2,7 @@
 
 A comment `<!-- generated: NAME ARGUMENTS -->` in a page is replaced by what `GENERATORS[NAME]` returns, so that no page
 repeats what the code or a measurement already says.  A relative link that leaves docs/ works in the repository as it
-stands; on the site its target becomes a page under repository/: Markdown as it is, code in a code block, pictures copied.
+stands; on the site its target becomes a page under repository/.
 """
 
 import importlib.util
@@ -59,17 +59,17 @@ def method_options(method: str) -> str:
         else:
             accepted = f"{option.low:g} to {option.high:g}"
         default = str(option.default).lower() if isinstance(option.default, bool) else str(option.default)
-        rows.append([f"`{name}`", f"`{default}`" if default else "", accepted, option.what])
+        rows.append([f"`{name}`", f"`{default}`" if default else "", accepted, option.help])
     return markdown_table(["option", "default", "values", ""], rows) if rows else "This method has no options."
 
 
 def method_strength(method: str) -> str:
     """What the reference's weight means in a method."""
-    from instantstyle.methods import STRENGTHS
+    from instantstyle.methods import STRENGTH_SWEEPS
 
-    strength = STRENGTHS[method]
+    strength = STRENGTH_SWEEPS[method]
     values = ", ".join(f"{value:g}" for value in strength.values)
-    return f"The reference's weight is {strength.what}. As published: {strength.published:g}. Swept: {values}."
+    return f"The reference's weight is {strength.help}. As published: {strength.default:g}. Swept: {values}."
 
 
 def command_help(_: str) -> str:

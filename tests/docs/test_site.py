@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instantstyle.methods import METHODS
+from instantstyle.methods import METHODS, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTERNAL = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["']?(?:https?:)?//[^"'\s>]+[^>]*>""")
@@ -54,8 +54,6 @@ def test_what_is_generated_is_there(site: Path) -> None:
 
 
 def test_every_method_has_a_page_with_its_options(site: Path) -> None:
-    from instantstyle.methods import OPTIONS
-
     for name in METHODS:
         if name != "none":
             text = (site / f"methods/{name}/index.html").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from instantstyle.utils import atomic_files
 from instantstyle.utils import images as pictures
 
 SUFFIX = ".style.safetensors"
-SHIPPED = Path(__file__).resolve().parent / "assets" / "styles"
+SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "styles"
 MAX_BYTES = 32 * 2**20
 """Of a card's file; a card of sixteen pictures with a Plus adapter's hidden states has as many."""
 THUMBNAIL_SIDE = 256

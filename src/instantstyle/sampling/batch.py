@@ -62,7 +62,7 @@ class Batch:
             site: (torch.cat([told.kv[site][0] for told in tolds]), torch.cat([told.kv[site][1] for told in tolds]))
             for site in tolds[0].kv
         }
-        pooled, sizes = ([getattr(told, name) for told in tolds] for name in ("pooled", "sizes"))
+        pooled, sizes = ([getattr(told, name) for told in tolds] for name in ("pooled_prompt_embeds", "time_ids"))
         return cls(tolds, rows, text, _joined(pooled), _joined(sizes))
 
     def forward(self, turns: Sequence[UNetInputs]) -> Float[Tensor, "rows out_channels height width"]:

@@ -21,21 +21,21 @@ from gpu import kit
 from gpu.speed import files
 from instantstyle.loading import load
 from instantstyle.model import Model
-from instantstyle.train.adapter import Trained
-from instantstyle.train.data.dataset import Features, Order, Rows
-from instantstyle.train.objective import Lesson, Teaching
-from instantstyle.train.trainer import Part
+from instantstyle.train.adapter import TrainableAdapter
+from instantstyle.train.data.dataset import Batch, BatchSampler, FeatureDataset
+from instantstyle.train.objective import AdapterLoss, LossConfig
+from instantstyle.train.trainer import MicroBatch
 
 Step = Callable[[], Any]
 
 
-class AtHand(Features):
+class AtHand(FeatureDataset):
     """The same rows at every step, from memory."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Batch) -> None:
         self.rows = rows
 
-    def read(self, *_: object, **__: object) -> Rows:
+    def read(self, *_: object, **__: object) -> Batch:
         """The rows."""
         return self.rows
 
@@ -43,24 +43,24 @@ class AtHand(Features):
 def ours(model: Model, preset: str, batch: int, side: int, *, fused: bool) -> Step:
     """Our step for the blocks of a preset; latents are `side` wide."""
     config, make, pixels = model.unet.config, torch.Generator().manual_seed(0), 8.0 * side
-    wide = config.pooled_dim or 0
-    rows = Rows(
+    wide = config.pooled_projection_dim or 0
+    rows = Batch(
         torch.randn(batch, config.in_channels, side, side, generator=make),
         torch.randn(batch, wide, generator=make),
         torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]]).repeat(batch, 1),
-        torch.randn(batch, 77, config.context_dim, generator=make),
+        torch.randn(batch, 77, config.cross_attention_dim, generator=make),
         torch.randn(batch, wide, generator=make),
         ("",) * batch,
     )
-    net = Trained(model.unet, model.family.presets[preset]).to(model.device)
-    order = Order([(side, side)] * batch, np.zeros(batch, np.int64), "same", batch, 0)
-    lesson = Lesson(model, net, AtHand(rows), order, Teaching(), half=True)
+    net = TrainableAdapter(model.unet, model.family.presets[preset]).to(model.device)
+    order = BatchSampler([(side, side)] * batch, np.zeros(batch, np.int64), "same", batch, 0)
+    lesson = AdapterLoss(model, net, AtHand(rows), order, LossConfig(), half=True)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-2, fused=fused)
 
     numbers = count()
 
     def step() -> None:
-        lesson(net, Part(next(numbers), 0, batch, batch)).backward()
+        lesson(net, MicroBatch(next(numbers), 0, batch, batch)).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

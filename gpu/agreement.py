@@ -19,7 +19,7 @@ from gpu import kit
 from instantstyle.emoji.build_style_cards import pictures_of
 from instantstyle.families import EMOJI
 from instantstyle.loading import load
-from instantstyle.methods.instantstyle import image_prompt
+from instantstyle.methods.instantstyle import add_image_prompt
 from instantstyle.model import Model
 from instantstyle.networks.attention import plain
 from instantstyle.pipeline import generate
@@ -61,15 +61,15 @@ def prediction(model: Model) -> Tensor:
 
     latents, context = (
         drawn(config.in_channels, side // 8, side // 8),
-        drawn(model.family.text_length, config.context_dim),
+        drawn(model.family.max_text_tokens, config.cross_attention_dim),
     )
-    pooled, seen = drawn(config.pooled_dim or 0), drawn(config.pooled_dim or 0)
+    pooled, seen = drawn(config.pooled_projection_dim or 0), drawn(config.pooled_projection_dim or 0)
     sizes = torch.tensor([[side, side, 0.0, 0, side, side]], device=model.device).expand(rows, 6)
     plan = model.family.presets["style"]
-    adapter = model.need_adapter(plan)
-    attend = image_prompt(plain, plan, adapter.read(adapter.tokens(seen), plan, config), None)
+    adapter = model.get_adapter(plan)
+    attend = add_image_prompt(plain, plan, adapter.project_kv(adapter.image_tokens(seen), plan, config), None)
     time = torch.tensor([999.0, 700, 300, 20], device=model.device)
-    return model.unet(latents, time, model.unet.read(context), pooled, sizes, attend=attend)
+    return model.unet(latents, time, model.unet.precompute_kv(context), pooled, sizes, attend=attend)
 
 
 def _network(device: str, dtype: str) -> dict[str, Any]:

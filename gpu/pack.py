@@ -26,9 +26,9 @@ from PIL import Image
 from gpu import ROOT
 from instantstyle.emoji import sources
 from instantstyle.emoji.procedural import THINGS, thing
-from instantstyle.emoji.rasterize import MASTER, Rgba, masters, render
-from instantstyle.emoji.sources import PACKED, SETS, Concept, concepts, drawn_by, has, things
-from instantstyle.emoji.splits import CORE, group, splits
+from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray, rasters, render
+from instantstyle.emoji.sources import PACKED, SETS, EmojiConcept, concepts, in_set, sets_drawing, things
+from instantstyle.emoji.splits import TRAINED_CONCEPTS, lookalike_group, splits
 from instantstyle.errors import InstantStyleError
 
 _T = TypeVar("_T")
@@ -46,17 +46,17 @@ WHEELS = (
 """What the library needs of a machine that has torch, transformers, safetensors, NumPy, OpenCV and Pillow."""
 
 
-def chosen() -> dict[Concept, list[str]]:
+def chosen() -> dict[EmojiConcept, list[str]]:
     """What is packed: each concept, those of the splits first, with its sets."""
     known, held_out = concepts(), splits()
-    apart = {group(concept) for concept in known if concept.label in held_out.concepts}
-    more = [c for c in things() if c not in known and drawn_by(c) >= _SETS and group(c) not in apart]
+    apart = {lookalike_group(concept) for concept in known if concept.label in held_out.concepts}
+    more = [c for c in things() if c not in known and sets_drawing(c) >= _SETS and lookalike_group(c) not in apart]
 
-    def packs(concept: Concept, set_name: str) -> bool:
+    def packs(concept: EmojiConcept, set_name: str) -> bool:
         if SETS[set_name].held_out:
-            return concept.label in CORE and has(set_name, concept)
+            return concept.label in TRAINED_CONCEPTS and in_set(set_name, concept)
         unseen = concept not in known and _draw(f"{concept.label}/{set_name}") % 12 == 0
-        return has(set_name, concept) and not unseen
+        return in_set(set_name, concept) and not unseen
 
     return {concept: [name for name in SETS if packs(concept, name)] for concept in (*known, *more)}
 
@@ -68,8 +68,8 @@ def _draw(text: str) -> int:
 
 def write(
     file: Path,
-    pictures: Mapping[tuple[str, str], Rgba],
-    listed: Mapping[Concept, Sequence[str]],
+    pictures: Mapping[tuple[str, str], RgbaArray],
+    listed: Mapping[EmojiConcept, Sequence[str]],
     quality: int = QUALITY,
     effort: int = 6,
 ) -> Path:
@@ -83,7 +83,7 @@ def write(
         for name in SETS:
             rows = [concept.label for concept, sets in listed.items() if name in sets]
             for number, labels in enumerate(_by(rows, _ROW * _ROW)):
-                sheet = np.zeros((-(-len(labels) // _ROW) * MASTER, _ROW * MASTER, 4), np.uint8)
+                sheet = np.zeros((-(-len(labels) // _ROW) * RASTER_SIZE, _ROW * RASTER_SIZE, 4), np.uint8)
                 for at, label in enumerate(labels):
                     _tile(sheet, at)[:] = pictures[name, label]
                 data = io.BytesIO()
@@ -94,16 +94,16 @@ def write(
 
 
 def unpack(file: Path, cache: Path) -> None:
-    """Fill a cache folder from a pack: the list of concepts, and each set's drawings as `draw.masters` keeps them."""
+    """Fill a cache folder from a pack: the list of concepts, and the rasters of each set."""
     if (cache / PACKED).exists():
         return
-    folder = cache / f"masters-{MASTER}"
+    folder = cache / f"masters-{RASTER_SIZE}"
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(file) as pack:
         index = json.loads(pack.read(PACKED))
         for name in SETS:
             rows = [row for row, entry in enumerate(index) if name in entry["sets"]]
-            drawn = np.zeros((len(index), MASTER, MASTER, 4), np.uint8)
+            drawn = np.zeros((len(index), RASTER_SIZE, RASTER_SIZE, 4), np.uint8)
             for number, some in enumerate(_by(rows, _ROW * _ROW)):
                 sheet = np.asarray(Image.open(io.BytesIO(pack.read(f"{name}/{number:03d}.webp"))).convert("RGBA"))
                 for at, row in enumerate(some):
@@ -116,16 +116,16 @@ def _by(values: Sequence[_T], count: int) -> Iterable[Sequence[_T]]:
     return (values[i : i + count] for i in range(0, len(values), count))
 
 
-def _tile(sheet: Rgba, at: int) -> Rgba:
-    y, x = MASTER * (at // _ROW), MASTER * (at % _ROW)
-    return sheet[y : y + MASTER, x : x + MASTER]
+def _tile(sheet: RgbaArray, at: int) -> RgbaArray:
+    y, x = RASTER_SIZE * (at // _ROW), RASTER_SIZE * (at % _ROW)
+    return sheet[y : y + RASTER_SIZE, x : x + RASTER_SIZE]
 
 
 def real(file: Path = FILE, quality: int = QUALITY) -> Path:
     """The pack of all drawings; those that the cache has not are rendered, a minute's work."""
     listed, rows = chosen(), {c.label: row for row, c in enumerate(concepts())}
     pictures = {
-        (name, concept.label): np.asarray(masters(name)[rows[concept.label]])
+        (name, concept.label): np.asarray(rasters(name)[rows[concept.label]])
         if concept.label in rows
         else render(name, concept)
         for concept, sets in listed.items()
@@ -136,9 +136,9 @@ def real(file: Path = FILE, quality: int = QUALITY) -> Path:
 
 def toy(file: Path, known: int = 24, others: int = 8) -> Path:
     """A pack of our own drawings under other names, in other colours for every set: for dry runs."""
-    labels = (*CORE[:known], *(f"toy {number}" for number in range(others)))
-    listed = {Concept(label, f"{n:04X}", label[0], "toy", ()): list(SETS) for n, label in enumerate(labels)}
-    shapes, pictures = [thing(name) for name in THINGS], dict[tuple[str, str], Rgba]()
+    labels = (*TRAINED_CONCEPTS[:known], *(f"toy {number}" for number in range(others)))
+    listed = {EmojiConcept(label, f"{n:04X}", label[0], "toy", ()): list(SETS) for n, label in enumerate(labels)}
+    shapes, pictures = [thing(name) for name in THINGS], dict[tuple[str, str], RgbaArray]()
     for row, label in enumerate(labels):
         for column, name in enumerate(SETS):
             turned = np.rot90(shapes[row % len(shapes)], row // len(shapes))
@@ -148,7 +148,7 @@ def toy(file: Path, known: int = 24, others: int = 8) -> Path:
 
 def forget() -> None:
     """Drop what was remembered of another cache: the cache folder was changed."""
-    for remembered in (sources.packed, sources.concepts, masters):
+    for remembered in (sources.bundled_names, sources.concepts, rasters):
         remembered.cache_clear()
 
 

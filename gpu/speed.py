@@ -20,7 +20,7 @@ from torch import Tensor
 from gpu import kit
 from gpu.agreement import relative
 from instantstyle.loading import load
-from instantstyle.methods.instantstyle import image_prompt
+from instantstyle.methods.instantstyle import add_image_prompt
 from instantstyle.model import Model
 from instantstyle.networks.attention import plain
 
@@ -40,7 +40,7 @@ def files(*, dry: bool) -> Path:
 def inputs(model: Model, rows: int, side: int) -> dict[str, Tensor]:
     """What both are given: rows of latents `side` wide, texts, pictures, sizes."""
     config = model.unet.config
-    given = fullsize.inputs(config.context_dim, config.pooled_dim or 0, side)
+    given = fullsize.inputs(config.cross_attention_dim, config.pooled_projection_dim or 0, side)
     return {name: tensor.expand(rows, *tensor.shape[1:]).to(model.device) for name, tensor in given.items()}
 
 
@@ -48,14 +48,14 @@ def ours(model: Model, preset: str, given: dict[str, Tensor], part: str = "") ->
     """Our step: whole, or the `first part` before the style block, or the `rest`."""
     unet, plan, attend = model.unet, model.family.presets["style" if preset == "no style" else preset], plain
     if preset != "no style":
-        adapter = model.need_adapter()
-        image = adapter.read(adapter.tokens(given["image"]), plan, unet.config)
-        attend = image_prompt(plain, plan, image, None)
-    text, time = unet.read(given["context"]), torch.full((len(given["latents"]),), 500.0, device=model.device)
+        adapter = model.get_adapter()
+        image = adapter.project_kv(adapter.image_tokens(given["image"]), plan, unet.config)
+        attend = add_image_prompt(plain, plan, image, None)
+    text, time = unet.precompute_kv(given["context"]), torch.full((len(given["latents"]),), 500.0, device=model.device)
     known = (given["latents"], time, text, given["pooled"], given["sizes"])
     if not part:
         return lambda: unet(*known, attend=attend)
-    first, rest = unet.upto("up.0.1")
+    first, rest = unet.split_at("up.0.1")
     if part == "first part":
         return lambda: first(*known, attend=attend)
     state = first(*known, attend=attend)

@@ -21,9 +21,9 @@ import torch
 
 from gpu import ROOT, kit, pack
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.train.emoji.image_bank import broad_labels, things
-from instantstyle.train.emoji.stages import Recipe
-from instantstyle.train.emoji.warm_start import begin
+from instantstyle.train.emoji.image_bank import broad_labels, choose_things
+from instantstyle.train.emoji.stages import TrainingStages
+from instantstyle.train.emoji.warm_start import warm_start
 
 STAGES = ("bank", "vae", "text", "clip", "unet", "look", "joint", "adapter", "control", "floors")
 SHIPPED = ROOT / "src/instantstyle/assets/emoji"
@@ -43,7 +43,7 @@ RESERVE = 1.5
 """Minutes of a command that are kept for writing the model."""
 
 
-def prepare(given: argparse.Namespace) -> Recipe:
+def prepare(given: argparse.Namespace) -> TrainingStages:
     """Drawings unpacked, the training begun: whatever is there already is kept.  Raises InputError without a pack."""
     home = kit.work(given.dry)
     drawings = home / pack.FILE.name
@@ -57,21 +57,21 @@ def prepare(given: argparse.Namespace) -> Recipe:
     pack.unpack(drawings, home / "cache")
     pack.forget()
     taught, batches = (
-        things(given.things),
+        choose_things(given.things),
         {**BATCHES, **dict.fromkeys(BATCHES, given.batch)} if given.batch else BATCHES,
     )
     steps = {**STEPS, **dict(given.steps)}
     processes = given.processes or os.cpu_count() or 1
     more: dict[str, Any] = {"things": taught, "side": given.side, "batches": batches, "processes": processes}
-    recipe = Recipe(home / "training", steps, tuple(given.styles), **more)
+    recipe = TrainingStages(home / "training", steps, tuple(given.styles), **more)
     if given.begin and not any(recipe.folder.glob("*.pt")):
         source = Path(given.begin)
         model = kit.join(source, home / "begun") if source.suffix == ".json" else source
-        begin(recipe.folder, model, len(taught) + len(broad_labels(taught)))
+        warm_start(recipe.folder, model, len(taught) + len(broad_labels(taught)))
     return recipe
 
 
-def run(recipe: Recipe, stages: Sequence[str], clock: kit.Clock) -> bool:
+def run(recipe: TrainingStages, stages: Sequence[str], clock: kit.Clock) -> bool:
     """Run stages in order until time is up; whether all are through."""
     began = time.monotonic()
     try:
@@ -85,14 +85,14 @@ def run(recipe: Recipe, stages: Sequence[str], clock: kit.Clock) -> bool:
     return True
 
 
-def export(recipe: Recipe) -> Path | None:
+def export(recipe: TrainingStages) -> Path | None:
     """The model as it is, into the results; None before a UNet was trained."""
     done = recipe.ran()
     if "unet" not in done and "joint" not in done:
         return None
     # Stages that are not through have checkpoints: at as many steps as they have, they only write what they have.
     steps = {**recipe.steps, **{stage: count for stage, (count, _) in done.items()}}
-    now = Recipe(
+    now = TrainingStages(
         recipe.folder,
         steps,
         recipe.styles,

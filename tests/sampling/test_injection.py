@@ -88,9 +88,9 @@ def everything(**fields: Any) -> Injection:
     arguments: dict[str, Any] = {
         "attend": looking(wanted=5),
         "unet": OTHER,
-        "rows": rows(),
-        "negatives": (GuidanceTerm(0.5),),
-        "unconditional": "prompt",
+        "reference_batch": rows(),
+        "extra_guidance": (GuidanceTerm(0.5),),
+        "uncond_text": "prompt",
     }
     return Injection(**(arguments | fields))
 

@@ -152,7 +152,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(tmp_path: Path) 
     assert not (tmp_path / "state.pt").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": float("nan")}, {"average": 1.0}, {"batch": -1}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": float("nan")}, {"ema_decay": 1.0}, {"batch": -1}])
 def test_settings_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         replace(SETTINGS, **wrong)

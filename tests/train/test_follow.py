@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_from_the_first_loses_nothing_for_tensorboard(
     log.log(at(1, 2))
     log.scores(2, {"distance_reduction": 0.5})
     log.close()
-    assert set(scalars(tmp_path)) == {"loss", "norm", "lr", "samples a second", "scores/nearer"}
+    assert set(scalars(tmp_path)) == {"loss", "grad_norm", "lr", "samples a second", "scores/distance_reduction"}
 
 
 def test_tensorboard_forgets_the_steps_after_the_one_that_is_resumed(tmp_path: Path) -> None:

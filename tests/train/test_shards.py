@@ -172,7 +172,14 @@ def test_what_is_wrong_in_a_tar_is_told(tmp_path: Path) -> None:
         ".hidden": b"",
     }
     found = items(find_shards(str(gallery.tar(tmp_path / "a.tar", files))))
-    assert [type(item).__name__ for item in found] == ["Record", "Bad", "Bad", "Bad", "Bad", "Record"]
+    assert [type(item).__name__ for item in found] == [
+        "Sample",
+        "BadSample",
+        "BadSample",
+        "BadSample",
+        "BadSample",
+        "Sample",
+    ]
     whys = [item.why for item in found if isinstance(item, BadSample)]
     assert [why.split("(")[0].split(":")[0].strip() for why in whys] == [
         "it has no caption",

@@ -34,7 +34,7 @@ from instantstyle.weights.adapter import Adapter
 
 EvalFn = Callable[[Model], Mapping[str, float]]
 """What a model with the adapter in it scores, by the names of the measures."""
-_FIELDS: Sequence[str] = ("step", "loss", "norm", "lr")
+_FIELDS: Sequence[str] = ("step", "loss", "grad_norm", "lr")
 
 
 class MetricsLog:
@@ -71,7 +71,8 @@ class MetricsLog:
         )
         if self._board is not None:
             of_steps = [
-                _scalars(row.step, {name: getattr(row, name) for name in ("loss", "norm", "lr")}) for row in at.rows
+                _scalars(row.step, {name: getattr(row, name) for name in ("loss", "grad_norm", "lr")})
+                for row in at.rows
             ]
             self._append(self._board, b"".join([*of_steps, _scalars(at.step, {"samples a second": at.speed})]))
 

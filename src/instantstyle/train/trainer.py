@@ -68,14 +68,22 @@ class TrainingConfig:
     """Steps between two looks at the losses, at the clock and for signals."""
 
     def __post_init__(self) -> None:
-        at_least = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 1, "warmup": 0, "lr": 0, "clip": 0}
-        for name, least in {**at_least, "weight_decay": 0, "average": 0}.items():
+        at_least = {
+            "steps": 1,
+            "batch": 1,
+            "gradient_accumulation_steps": 1,
+            "log_every": 1,
+            "warmup": 0,
+            "lr": 0,
+            "clip": 0,
+        }
+        for name, least in {**at_least, "weight_decay": 0, "ema_decay": 0}.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 raise InputError(f"{name} is {value}: give a number of at least {least}")
         if self.ema_decay >= 1:
             raise InputError(
-                f"average is {self.ema_decay:g}, and an average that never moves learns nothing: give .999"
+                f"ema_decay is {self.ema_decay:g}, and an average that never moves learns nothing: give .999"
             )
 
     def rate(self, step: int) -> float:
@@ -342,7 +350,7 @@ class Trainer:
         return state
 
 
-_FREE = {"steps", "batch", "accumulate", "save_seconds", "log_every"}
+_FREE = {"steps", "batch", "gradient_accumulation_steps", "save_seconds", "log_every"}
 """Settings that may differ when a run is resumed: they do not change what a step computes."""
 
 

@@ -76,7 +76,11 @@ def test_a1111(tmp_path: Path) -> None:
     assert request.prompt == "a cat, (masterpiece:1.2),\nsitting in a house"
     assert (request.negative, request.steps, request.guidance) == ("blurry, text", 25, 6.5)
     assert (request.seed, request.size, request.sampler) == (1234567890, (512, 768), "dpm++")
-    assert read.unsupported == ("Denoising strength 0.7", "Lora hashes one: aa11, two: bb22")
+    assert read.unsupported == (
+        "Denoising strength 0.7",
+        "Lora hashes one: aa11, two: bb22",
+        "scheduler karras",
+    )
 
 
 def test_a1111_without_negative_or_values(tmp_path: Path) -> None:

@@ -167,19 +167,19 @@ def test_metadata_is_where_others_look_for_it(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert b"iTXtinstantstyle\0\0\0\0\0" + '{"prompt": "猫"}'.encode() in data
     assert b"tEXtparameters\0a cat\nSteps: 3" in data
-    assert images.read_metadata(path) == '{"prompt": "猫"}'
+    assert images.read_texts(path)[images.METADATA_KEY] == '{"prompt": "猫"}'
 
 
-def test_metadata_is_none_where_there_is_none(tmp_path: Path) -> None:
-    assert images.read_metadata(encoded(Image.new("RGB", (4, 4)), "JPEG")) is None
-    assert images.read_metadata(images.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")) is None
+def test_a_picture_without_texts_has_none(tmp_path: Path) -> None:
+    assert images.read_texts(encoded(Image.new("RGB", (4, 4)), "JPEG")) == {}
+    assert images.read_texts(images.write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png")) == {}
 
 
 def test_metadata_of_a_damaged_file_is_a_sentence(tmp_path: Path) -> None:
     whole = images.write_png(Image.effect_noise((64, 64), 50), tmp_path / "a.png", "{}").read_bytes()
     for length in (40, 200, len(whole) // 2, len(whole) - 30):
         with pytest.raises(PictureError):
-            images.read_metadata(whole[:length])
+            images.read_texts(whole[:length])
 
 
 def test_an_interruption_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

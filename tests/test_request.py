@@ -1,9 +1,9 @@
 """A request is a value: every field of it survives JSON and PNG, and what is wrong is a sentence."""
 
 import base64
-import inspect
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,11 @@ from instantstyle import errors, request
 from instantstyle.errors import InputError, OutputError, PictureError
 from instantstyle.request import Control, GenerationMetadata, Init, Request, Result, StoredImage, StyleReference
 from instantstyle.request.base import FrozenModel
+from instantstyle.request.style_card import read_card
 from instantstyle.utils import images as pictures
+
+VERSION_0_1_0 = Path(__file__).parent / "data" / "version_0_1_0"
+"""Files written by version 0.1.0."""
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -26,9 +30,9 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def _noun(noun: type[FrozenModel], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    assert set(fields) == set(noun.model_fields), "a field without a strategy is a field that is not tested"
-    return st.builds(noun, **fields)
+def _model(kind: type[FrozenModel], /, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    assert set(fields) == set(kind.model_fields), "a field without a strategy is a field that is not tested"
+    return st.builds(kind, **fields)
 
 
 units = st.floats(0, 1)
@@ -36,7 +40,7 @@ strengths = st.floats(0, 10)
 images = st.builds(noise, st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 windows = st.tuples(units, units).map(lambda w: (min(w), max(w)))
 words = st.text(max_size=30)
-references = _noun(
+references = _model(
     StyleReference,
     image=images,
     content=st.none() | words | st.lists(words, max_size=3),
@@ -46,10 +50,10 @@ references = _noun(
     plan=st.none() | words,
     adapter=st.none() | words,
 )
-controls = _noun(Control, kind=words, image=images, weight=strengths, window=windows)
-inits = _noun(Init, image=images, strength=units, mask=st.none() | images)
+controls = _model(Control, kind=words, image=images, weight=strengths, window=windows)
+inits = _model(Init, image=images, strength=units, mask=st.none() | images)
 sides = st.integers(8, 4096)
-requests: st.SearchStrategy[Request] = _noun(
+requests: st.SearchStrategy[Request] = _model(
     Request,
     prompt=words,
     negative=words,
@@ -84,17 +88,32 @@ def test_every_field_survives_json(asked: Request) -> None:
         reference.image.open()
 
 
+provenances = st.dictionaries(words, words, max_size=2)
+metadata = _model(
+    GenerationMetadata,
+    request=requests,
+    index=st.integers(0, 63),
+    model=words,
+    adapter=st.none() | words | provenances,
+    identity=words,
+    device=words,
+    dtype=words,
+    version=words,
+    controls=provenances,
+    depth=st.none() | words,
+    image_encoder=st.none() | words,
+    content_encoder=st.none() | words,
+    loras=st.lists(st.tuples(words, strengths), max_size=2),
+    presets=st.none() | st.dictionaries(words, st.dictionaries(words, strengths, max_size=2), max_size=2),
+)
+
+
 @settings(max_examples=40, deadline=None)
-@given(asked=requests, index=st.integers(0, 63), model=words, identity=words)
-def test_every_field_survives_a_png(
-    asked: Request, index: int, model: str, identity: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@given(held=metadata)
+def test_every_field_survives_a_png(held: GenerationMetadata, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("png") / "picture.png"
-    memory = GenerationMetadata(
-        asked, index, model=model, identity=identity, adapter=identity, device="cpu", dtype="float32"
-    )
-    pictures.write_png(noise(5, 4), path, memory.to_json(), memory.parameters())
-    assert request.recall(path) == memory
+    pictures.write_png(noise(5, 4), path, held.to_json(), held.parameters())
+    assert request.read_metadata(path) == held
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(noise(5, 4)))
 
 
@@ -139,21 +158,42 @@ def test_a_reference_is_the_same_however_it_is_given(way: Any, tmp_path: Path) -
     assert StyleReference(way(tmp_path / "a.png")).image.open().tobytes() == noise(20, 30).tobytes()
 
 
-@pytest.mark.parametrize("noun", [StyleReference, Control, Init, Request, GenerationMetadata, Result])
-def test_what_type_checkers_are_told_is_what_holds(noun: type[FrozenModel]) -> None:
-    """The signatures under TYPE_CHECKING repeat the fields' names, order and defaults; here they are compared."""
-    import ast
+@pytest.mark.parametrize(
+    ("model", "positional"),
+    [
+        (StyleReference, ("image", "content", "content_weight", "weight", "mask", "plan", "adapter")),
+        (Control, ("kind", "image", "weight", "window")),
+        (Init, ("image", "strength", "mask")),
+        (GenerationMetadata, ("request", "index")),
+        (Result, ("images", "request", "seconds", "warnings")),
+    ],
+)
+def test_fields_are_positional_in_their_order(model: type[FrozenModel], positional: tuple[str, ...]) -> None:
+    assert model.positional_fields == positional
+    assert Request.positional_fields == tuple(Request.model_fields)
+    with pytest.raises(InputError, match=f"takes at most {len(positional)} values"):
+        model(*range(len(positional) + 1))  # pyright: ignore[reportCallIssue]
 
-    tree = ast.parse(inspect.getsource(sys.modules[noun.__module__]))
-    found = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == noun.__name__)
-    told = next(n for n in ast.walk(found) if isinstance(n, ast.FunctionDef) and n.name == "__init__").args
-    names = [argument.arg for argument in told.args[1:]]
-    assert names == list(noun.model_fields)
-    required = len(names) - len(told.defaults)
-    for i, (name, field) in enumerate(noun.model_fields.items()):
-        assert field.is_required() == (i < required)
-        if i >= required and name != "version":
-            assert ast.literal_eval(told.defaults[i - required]) == field.default
+
+def test_type_checkers_know_the_parameters(tmp_path: Path) -> None:
+    """Pyright makes the signatures from the fields: inputs of converters are accepted, everything else is refused."""
+    code = """from instantstyle.request import Control, Init, Request, Result, StyleReference
+right = Request("a cat", "", [StyleReference("ref.png", ["dog"], mask=b"")], plan={"mid": 1.0}, size=(64, 64))
+right.references[0].image
+Init("a.png", 0.5, None), Control("canny", b"", 0.5), Result([], right, version="1")
+Request(3)
+Request("a cat", steps="many")
+StyleReference(3.5)
+Result([], right, "emoji", (), "a fifth")
+right.steps = 4
+"""
+    (tmp_path / "code.py").write_text(code)
+    python, root = sys.executable, Path(request.__file__).parents[2]
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(root)], "pythonVersion": "3.11"}))
+    command = [python, "-m", "pyright", "--outputjson", "--pythonpath", python, "-p", str(tmp_path)]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    lines = [each["range"]["start"]["line"] + 1 for each in report["generalDiagnostics"] if each["severity"] == "error"]
+    assert sorted(set(lines)) == [5, 6, 7, 8, 9]
 
 
 def test_positional_forms_and_frozenness() -> None:
@@ -262,14 +302,31 @@ def test_the_parameters_line_is_what_a1111_writes() -> None:
     )
     assert lines[:2] == ["a cat", "Negative prompt: blurry"]
     assert lines[2] == (
-        "Steps: 25, Sampler: DDIM, CFG scale: 3, Seed: 7, Size: 64x32, Model hash: 0123456789, Model: emoji, "
-        "Version: instantstyle 1.2"
+        "Steps: 25, Sampler: DDIM, CFG scale: 3, Seed: 7, Size: 64x32, Model: emoji, Version: instantstyle 1.2"
     )
 
 
 def test_errors_form_a_tree() -> None:
     assert issubclass(PictureError, InputError)
     assert issubclass(InputError, errors.InstantStyleError)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in VERSION_0_1_0.glob("*.png")))
+def test_pictures_of_version_0_1_0_are_read(name: str) -> None:
+    held = request.read_metadata(VERSION_0_1_0 / name)
+    assert held.version == "0.1.0"
+    assert GenerationMetadata.from_json(held.to_json()) == held
+    raw = json.loads(pictures.read_texts(VERSION_0_1_0 / name)[pictures.METADATA_KEY])
+    now = json.loads(held.to_json())
+    assert {key: now[key] for key in raw} == raw, "a field means something else today"
+
+
+def test_a_result_and_a_style_card_of_version_0_1_0_are_read() -> None:
+    result = Result.from_json((VERSION_0_1_0 / "result.json").read_text())
+    assert (result.request.prompt, result.request.steps, result.images[0].size) == ("a cat", 2, (64, 64))
+    card = read_card(VERSION_0_1_0 / "ball.style.safetensors")
+    assert (card.content, card.plan, len(card.pictures())) == ("ball", "style", 2)
+    assert StyleReference.from_json(StyleReference(card).to_json()).image == card
 
 
 def test_a_picture_from_before_guidance_was_rescaled_is_made_again_without() -> None:

@@ -84,7 +84,7 @@ imports no torch."""
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        return import_module("instantstyle.request").version()
+        return import_module("instantstyle.request").package_version()
     for module, names in _HOME.items():
         if name in names:
             return getattr(import_module(f"instantstyle.{module}"), name)

@@ -30,7 +30,7 @@ from instantstyle.evaluate.experiments import Job, resolve_experiments
 from instantstyle.evaluate.tasks import GUIDANCE, Outputs, Setting, Task, run_tasks
 from instantstyle.model import Model
 from instantstyle.utils.atomic_files import remove_stale_temp_files
-from instantstyle.utils.images import load_image, read_text_chunks
+from instantstyle.utils.images import load_image, read_texts
 from instantstyle.utils.images import write_png as write
 
 LoadModelFn = Callable[[], Model]
@@ -72,7 +72,7 @@ class ImageCache:
     @staticmethod
     def cost(path: Path) -> tuple[float, float, float]:
         """Seconds of a core, rows through the UNet, and seconds of a core for its fit, as far as there was one."""
-        seconds, rows, fit = json.loads(read_text_chunks(path)[_COST])["cost"]
+        seconds, rows, fit = json.loads(read_texts(path)[_COST])["cost"]
         return float(seconds), float(rows), float(fit)
 
     def draw(self, model: Model, job: Job) -> None:

@@ -1,8 +1,8 @@
-"""What is asked for and what comes back, as frozen values that survive JSON.  No torch here.
+"""Requests and results: frozen pydantic models, JSON both ways.  No torch here.
 
-One type is the command line's flags, the HTTP body, an evaluation case and a picture's metadata: `Request`.  A picture
-inside it is not a path but the picture itself, bounded and as PNG bytes, with the hash of the file it came from: what
-is generated from is exactly what is remembered.
+One type is the command line's flags, the HTTP body, an evaluation task and a picture's metadata: `Request`.  A picture
+inside it is not a path but the picture itself, as PNG bytes of bounded size with the hash of the file it came from:
+what is generated from is exactly what is remembered.
 """
 
 from instantstyle.request.image import MAX_IMAGE_SIZE, MAX_REFERENCE_SIZE, ImageInput, StoredImage, store_image
@@ -12,11 +12,10 @@ from instantstyle.request.request import (
     MAX_SIDE,
     Control,
     Init,
-    Reference,
     Request,
     StyleReference,
 )
-from instantstyle.request.result import GenerationMetadata, Result, output_paths, package_version, recall
+from instantstyle.request.result import GenerationMetadata, Result, output_paths, package_version, read_metadata, recall
 
 __all__ = [
     "MAX_CONTENTS",
@@ -28,13 +27,13 @@ __all__ = [
     "GenerationMetadata",
     "ImageInput",
     "Init",
-    "Reference",
     "Request",
     "Result",
     "StoredImage",
     "StyleReference",
     "output_paths",
     "package_version",
+    "read_metadata",
     "recall",
     "store_image",
 ]

@@ -1,16 +1,24 @@
-"""What is asked for: references, controls, a picture to begin from, and all else that decides a picture."""
+"""Request and its parts: references, controls and an init picture, all that decides a picture besides the model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from instantstyle.blocks import MAX_STRENGTH, plan_to_text
 from instantstyle.errors import InputError, PictureError
-from instantstyle.request.base import FrozenModel, abbreviate, json_context
-from instantstyle.request.image import MAX_IMAGE_SIZE, MAX_REFERENCE_SIZE, ImageInput, StoredImage, coerce_image
+from instantstyle.request.base import FrozenModel, abbreviate, field, json_context, to_tuple, unchanged
+from instantstyle.request.image import (
+    MAX_IMAGE_SIZE,
+    MAX_REFERENCE_SIZE,
+    ImageInput,
+    StoredImage,
+    coerce_image,
+    to_image,
+    to_mask,
+)
 from instantstyle.request.style_card import (
     SUFFIX,
     StyleCard,
@@ -22,35 +30,19 @@ from instantstyle.request.style_card import (
 from instantstyle.utils.images import ResizeMode
 
 MAX_PROMPT = 2000
+"""Characters of a prompt."""
 MAX_CONTENTS = 16
 """Phrases of one reference's content: each goes through the text encoder."""
 MAX_SIDE = 4096
+"""Pixels of a result's side."""
+PREPROCESSED_CONTROLS = ("canny", "soft-edge", "lineart", "depth")
+"""Kinds of control whose picture is made of the given one; pictures of all other kinds are used as they are."""
 
-
-def _reference(value: object) -> object:
-    """A style card by its name, its file or its JSON, or else a picture."""
-    if isinstance(value, StyleCard):
-        return value
-    if isinstance(value, dict) and "sights" in value:
-        return StyleCard.model_validate(value)
-    if isinstance(value, str | Path) and str(value).endswith(SUFFIX) and not json_context.get():
-        return read_card(value)
-    if isinstance(value, str) and is_card_name(value) and (json_context.get() or not Path(value).exists()):
-        card = find_style_card(value, own=not json_context.get())  # text from elsewhere opens no file of ours
-        if card is not None:
-            return card
-        if not json_context.get():
-            raise PictureError(f"there is no picture at {value!r}{unknown_card_hint(value)}")
-    return coerce_image(cast("object", value), MAX_REFERENCE_SIZE)
-
-
-Reference = Annotated[StoredImage | StyleCard, BeforeValidator(_reference)]
-ConditioningImage = Annotated[StoredImage, BeforeValidator(lambda value: coerce_image(value, MAX_IMAGE_SIZE))]
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
 PromptStr = Annotated[str, Field(max_length=MAX_PROMPT)]
 SideInt = Annotated[int, Field(ge=8, le=MAX_SIDE)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+OptionValue = bool | int | float | str
 
 
 def _ordered(window: tuple[float, float]) -> tuple[float, float]:
@@ -60,14 +52,31 @@ def _ordered(window: tuple[float, float]) -> tuple[float, float]:
 
 
 Window = Annotated[tuple[UnitFloat, UnitFloat], AfterValidator(_ordered)]
-"""The part of the run something holds for: 0 is its first step, 1 its end."""
+"""The part of the run in which something holds: 0 is its first step, 1 its end."""
 
 
-def _options(options: object) -> object:
-    """Names and finite numbers, texts or yes and no: what JSON gives back as it was."""
-    if not isinstance(options, Mapping):
-        raise InputError(f"options are names and their values, not {abbreviate(options)}")
-    for name, value in cast("Mapping[object, object]", options).items():
+def _coerce_reference(given: object) -> StoredImage | StyleCard:
+    """A style card by its name, its file or its JSON, or else a picture."""
+    if isinstance(given, StyleCard):
+        return given
+    if isinstance(given, dict) and "sights" in given:
+        return StyleCard.model_validate(given)
+    if isinstance(given, str | Path) and str(given).endswith(SUFFIX) and not json_context.get():
+        return read_card(given)
+    if isinstance(given, str) and is_card_name(given) and (json_context.get() or not Path(given).exists()):
+        card = find_style_card(given, own=not json_context.get())  # JSON from elsewhere opens no local file
+        if card is not None:
+            return card
+        if not json_context.get():
+            raise PictureError(f"there is no picture at {given!r}{unknown_card_hint(given)}")
+    return coerce_image(cast("object", given), MAX_REFERENCE_SIZE)
+
+
+def _check_options(given: object) -> dict[str, OptionValue]:
+    """Short names with finite numbers, texts or booleans: what JSON gives back unchanged."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"options are names and their values, not {abbreviate(given)}")
+    for name, value in cast("Mapping[object, object]", given).items():
         if not isinstance(name, str) or len(name) > 100:
             raise InputError(f"the name of an option is a short text, not {abbreviate(name)}")
         number = isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**63
@@ -75,47 +84,47 @@ def _options(options: object) -> object:
             raise InputError(f"the option {name} must be a number, a text, true or false, not {abbreviate(value)}")
         if isinstance(value, str) and len(value) > MAX_PROMPT:
             raise InputError(f"the option {name} is too long: {len(value):,} characters, and {MAX_PROMPT:,} fit")
-    return dict(cast("Mapping[str, object]", options))
+    return dict(cast("Mapping[str, OptionValue]", given))
+
+
+def _plan_text(given: object) -> Any:
+    return plan_to_text(given)
+
+
+# What each field takes, for type checkers, and the function that makes of it what the field holds.
+_to_reference = cast("Callable[[ImageInput | StyleCard], StoredImage | StyleCard]", _coerce_reference)
+_to_content = cast("Callable[[str | Sequence[str] | None], str | tuple[str, ...] | None]", unchanged)
+_to_plan = cast("Callable[[str | Mapping[str, object]], str]", _plan_text)
+_to_own_plan = cast("Callable[[str | Mapping[str, object] | None], str | None]", _plan_text)
+_to_options = cast("Callable[[Mapping[str, OptionValue]], Mapping[str, OptionValue]]", _check_options)
 
 
 class StyleReference(FrozenModel):
-    """A picture whose style is wanted, or a style card: its name, its file, or the card itself.
+    """A picture whose style is wanted, or a style card: its name, its file, or the card itself."""
 
-    `content` says what it shows, so that this can be subtracted from it; a card may say so itself.  It may be several
-    words or phrases, and "auto" picks it from the family's vocabulary.
-    """
-
-    image: Reference
-    content: PromptStr | Annotated[tuple[PromptStr, ...], Field(max_length=MAX_CONTENTS)] | None = None
+    image: StoredImage | StyleCard = field(converter=_to_reference)
+    content: PromptStr | Annotated[tuple[PromptStr, ...], Field(max_length=MAX_CONTENTS)] | None = field(
+        default=None, converter=_to_content
+    )
+    """What it shows, to be subtracted from it: a phrase, several, or "auto" to pick from the family's vocabulary.
+    None: what its style card says."""
     content_weight: Strength = 0.5
     weight: Strength = 1.0
-    mask: ConditioningImage | None = None
-    plan: Annotated[PromptStr | None, BeforeValidator(plan_to_text)] = None
-    """Where this reference speaks; None: where the request says."""
+    mask: StoredImage | None = field(default=None, converter=to_mask)
+    """Where the reference acts, white on black; transparent counts as black.  None: everywhere."""
+    plan: PromptStr | None = field(default=None, converter=_to_own_plan)
+    """The blocks where this reference acts; None: those of the request."""
     adapter: Annotated[str, Field(max_length=200)] | None = None
-    """The name of the adapter it speaks through, where the model has several; None: the first."""
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            image: ImageInput | StyleCard,
-            content: str | Sequence[str] | None = None,
-            content_weight: float = 0.5,
-            weight: float = 1.0,
-            mask: ImageInput | None = None,
-            plan: str | Mapping[str, object] | None = None,
-            adapter: str | None = None,
-        ) -> None: ...
+    """The name of its adapter, where the model has several; None: the first."""
 
     @property
     def content_phrases(self) -> tuple[str, ...]:
         """The content as a tuple of phrases, empty where nothing is to be subtracted."""
-        said = self.content
-        if said is None and isinstance(self.image, StyleCard):
-            said = self.image.content
-        given = (said,) if isinstance(said, str) else said or ()
-        return tuple(phrase for phrase in given if phrase.strip())
+        content = self.content
+        if content is None and isinstance(self.image, StyleCard):
+            content = self.image.content
+        phrases = (content,) if isinstance(content, str) else content or ()
+        return tuple(phrase for phrase in phrases if phrase.strip())
 
     @property
     def effective_plan(self) -> str | None:
@@ -127,27 +136,27 @@ class Control(FrozenModel):
     """A picture whose edges, lines or depth the result follows."""
 
     kind: str
-    image: ConditioningImage
+    """`canny`, `soft-edge`, `lineart`, `depth`, `image`, or the name of a ControlNet; see `controlnet`."""
+    image: StoredImage = field(converter=to_image)
+    """Where it is used as it is (PREPROCESSED_CONTROLS), transparent counts as black; else as white."""
     weight: Strength = 0.6
     window: Window = (0.0, 1.0)
 
-    if TYPE_CHECKING:
-
-        def __init__(
-            self, kind: str, image: ImageInput, weight: float = 0.6, window: tuple[float, float] = (0.0, 1.0)
-        ) -> None: ...
+    @field_validator("image", mode="before")
+    @classmethod
+    def _flatten(cls, value: object, info: Any) -> StoredImage:
+        """The picture without transparency, by what its kind makes of black and white."""
+        kind = str(info.data.get("kind")).partition(":")[0]
+        return coerce_image(value, MAX_IMAGE_SIZE, "contrast" if kind in PREPROCESSED_CONTROLS else "black")
 
 
 class Init(FrozenModel):
     """A picture to begin from instead of noise; `strength` 1 leaves nothing of it, and a mask bounds the change."""
 
-    image: ConditioningImage
+    image: StoredImage = field(converter=to_image)
     strength: UnitFloat
-    mask: ConditioningImage | None = None
-
-    if TYPE_CHECKING:
-
-        def __init__(self, image: ImageInput, strength: float, mask: ImageInput | None = None) -> None: ...
+    mask: StoredImage | None = field(default=None, converter=to_mask)
+    """Where it is painted anew, white on black; transparent counts as black."""
 
 
 class Request(FrozenModel):
@@ -159,65 +168,40 @@ class Request(FrozenModel):
 
     prompt: PromptStr
     negative: PromptStr = ""
-    references: tuple[StyleReference, ...] = Field((), max_length=16)
-    method: str = Field("instantstyle", max_length=100)
-    plan: Annotated[str, BeforeValidator(plan_to_text)] = Field("style", max_length=MAX_PROMPT)
+    references: tuple[StyleReference, ...] = field(default=(), converter=to_tuple, max_length=16)
+    method: Annotated[str, Field(max_length=100)] = "instantstyle"
+    plan: PromptStr = field(default="style", converter=_to_plan)
     """A preset, presets joined by `+`, terms such as `up.0.1=1.2`, or diffusers' nested dictionary, kept as its JSON
-    text; read when the model is known."""
+    text; parsed when the model is known."""
     window: Window = (0.0, 1.0)
-    controls: tuple[Control, ...] = Field((), max_length=16)
+    controls: tuple[Control, ...] = field(default=(), converter=to_tuple, max_length=16)
     init: Init | None = None
     size: tuple[SideInt, SideInt] | None = None
     """(width, height) in pixels."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
     guidance: Annotated[float, Field(ge=0, le=50)] | None = None
-    """How strongly the prompt is followed; at 1 and below no unconditional row is predicted."""
+    """Scale of classifier-free guidance; at 1 and below no unconditional row is predicted."""
     sampler: Annotated[str, Field(max_length=100)] | None = None
-    seed: Seed | None = None
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     count: Annotated[int, Field(ge=1, le=64)] = 1
     subtraction: Literal["paper", "normalised", "projected", "masked"] = "paper"
-    """How a reference's content is taken out of its embedding; see `features`."""
+    """How a reference's content is subtracted from its embedding; see `methods.content_subtraction`."""
     combine: Literal["concat", "average"] = "concat"
     """Several references: all their tokens, or the tokens of their weighted mean."""
     fit: ResizeMode = "squash"
     """How a reference that is not square meets the square image encoder.  Squashed, nothing of it is lost and no
     bars are added, which an encoder would read as part of the style; colour and stroke survive a change of shape."""
     reading: Literal["plain", "long", "weighted"] = "plain"
-    """How prompts are read: as they stand (refused where too long), in chunks, or with compel's weights."""
-    options: Annotated[Mapping[str, bool | int | float | str], BeforeValidator(_options), Field(max_length=32)] = {}
-    """Knobs of the method by name; the method knows which there are (`methods.OPTIONS`) and refuses others."""
-    guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = None
-    """How far the guided prediction is brought back to the spread of the conditional one, against glaring colours (Lin
-    et al., arXiv 2305.08891, section 3.4: 0.7 for models that begin from pure noise); 0 not at all."""
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            prompt: str,
-            negative: str = "",
-            references: Sequence[StyleReference] = (),
-            method: str = "instantstyle",
-            plan: str | Mapping[str, object] = "style",
-            window: tuple[float, float] = (0.0, 1.0),
-            controls: Sequence[Control] = (),
-            init: Init | None = None,
-            size: tuple[int, int] | None = None,
-            steps: int = 30,
-            guidance: float | None = None,
-            sampler: str | None = None,
-            seed: int | None = None,
-            count: int = 1,
-            subtraction: Literal["paper", "normalised", "projected", "masked"] = "paper",
-            combine: Literal["concat", "average"] = "concat",
-            fit: ResizeMode = "squash",
-            reading: Literal["plain", "long", "weighted"] = "plain",
-            options: Mapping[str, float | int | str | bool] = {},
-            guidance_rescale: float | None = None,
-        ) -> None: ...
+    """How prompts are encoded: as they are (refused where too long), in chunks, or in chunks with weighted words."""
+    options: Annotated[Mapping[str, OptionValue], Field(max_length=32)] = field(default={}, converter=_to_options)
+    """Options of the method by name; each method declares its own and refuses others."""
+    guidance_rescale: UnitFloat | None = None
+    """How far the guided prediction is brought back to the standard deviation of the conditional one, against
+    over-exposure (Lin et al., arXiv 2305.08891, section 3.4: 0.7 for models that begin from pure noise); 0 not at
+    all."""
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether there is an unconditional row to push away from; `guidance` is settled."""
+        """Whether there is an unconditional row; `guidance` is resolved."""
         assert self.guidance is not None
         return self.guidance > 1

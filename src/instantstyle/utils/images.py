@@ -1,23 +1,29 @@
-"""Pictures in and out: read safely, made square, written whole with their request inside, laid out as grids.
+"""Pictures in and out: read safely as sRGB, resized, written atomically with their metadata, laid out as grids.
 
-Everything a stranger's file can do is met here: limits hold before a pixel is decoded, and whatever Pillow raises
-becomes a sentence.  Nothing here knows what a request is; a request's pictures are values of this module's making.
+Files may be hostile: limits hold before a pixel is decoded, and whatever Pillow raises becomes a PictureError.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from instantstyle.errors import PictureError
+from instantstyle.utils import image_texts
 from instantstyle.utils.atomic_files import write_atomic
 
 ResizeMode = Literal["crop", "pad", "squash"]
 """How a picture that is not square becomes square: cut its ends off, add white bars, or change its proportions."""
+
+Transparency = Literal["white", "black", "contrast", "mask"]
+"""What transparent pixels become.  `white`: the ground of a picture.  `black`: that of a map in which black is
+nothing.  `contrast`: white, but black under a drawing that would vanish in white.  `mask`: black, and a drawing of one
+colour, whichever it is, counts as white: its alpha is the mask."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read.  Pillow knows more, some of which starts other programs (EPS) or carries little but trouble."""
@@ -27,8 +33,10 @@ METADATA_KEY = "instantstyle"
 """The keyword of the PNG text chunk that holds a picture's request."""
 
 
-def load_image(source: str | Path | bytes | Image.Image, name: str | None = None) -> Image.Image:
-    """Any picture as plain RGB: upright, its first frame, transparency over white, sixteen bits made eight.
+def load_image(
+    source: str | Path | bytes | Image.Image, name: str | None = None, *, transparency: Transparency = "white"
+) -> Image.Image:
+    """Any picture as RGB in sRGB: upright, its first frame, its colour profile applied, sixteen bits made eight.
 
     `name` is what messages call it, its path where it has one.
     Raises PictureError when the source is missing, too large, no picture, or damaged.
@@ -42,7 +50,8 @@ def load_image(source: str | Path | bytes | Image.Image, name: str | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd palettes and EXIF, which are put right below
             opened.load()
-            return _over_white(_eight_bits(ImageOps.exif_transpose(opened)))
+            upright = ImageOps.exif_transpose(opened)
+            return _flatten(_to_srgb(_eight_bits(upright), upright.info.get("icc_profile")), transparency)
     except Exception as broken:  # Pillow raises OSError, SyntaxError, ValueError, struct.error... for a damaged file
         raise PictureError(f"{name} is damaged or cut short: {_reason(broken)}") from broken
 
@@ -73,9 +82,8 @@ def resize_to(picture: Image.Image, how: ResizeMode, size: tuple[int, int]) -> I
 
 
 def write_png(picture: Image.Image, path: str | Path, request_json: str | None = None, line: str | None = None) -> Path:
-    """Write a PNG whole or not at all: `request_json` as an iTXt chunk, `line` as A1111's `parameters`.
+    """Write a PNG atomically: `request_json` as an iTXt chunk, `line` as A1111's `parameters`.
 
-    The file appears under its name only once it is complete, so an interruption leaves nothing.
     Raises OutputError when it cannot be written.
     """
     info = PngImagePlugin.PngInfo()
@@ -89,24 +97,23 @@ def write_png(picture: Image.Image, path: str | Path, request_json: str | None =
     return write_atomic(path, buffer.getvalue())
 
 
-def read_metadata(path: str | Path | bytes) -> str | None:
-    """The request JSON that `write_png` put into a picture, None when there is none.  Raises PictureError as `read`."""
-    return read_text_chunks(path).get(METADATA_KEY)
+def read_texts(path: str | Path | bytes) -> dict[str, str]:
+    """Every text a picture file carries, by where it stands.
 
-
-def read_text_chunks(path: str | Path | bytes) -> dict[str, str]:
-    """Every text chunk of a PNG by its name; nothing of another format.
-
-    The pixels are decoded on the way, since text may stand behind them too.  Raises PictureError as `read` does.
+    PNG text chunks by their keyword; EXIF tags as `exif:UserComment`; XMP properties as `xmp:description`; JPEG and
+    GIF comments as `comment`.  The pixels are decoded on the way, since PNG text may stand behind them.
+    Raises PictureError.
     """
     name, opened = _open(path)
-    with opened:
+    with opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd EXIF
         _check_size(opened, name)
         try:
-            texts = dict(getattr(opened, "text", {}))
-        except Exception as broken:  # as many kinds as in `read`
+            opened.load()
+            texts = {str(keyword): str(text) for keyword, text in dict(getattr(opened, "text", {})).items()}
+        except Exception as broken:  # as many kinds as in `load_image`
             raise PictureError(f"{name} is damaged or cut short: {_reason(broken)}") from broken
-    return {str(name): str(text) for name, text in texts.items()}
+        return texts | image_texts.embedded_texts(opened)
 
 
 def image_grid(
@@ -122,34 +129,34 @@ def image_grid(
     None leaves a cell white.  Small pictures are enlarged without smoothing, so that what is seen was made.  A column's
     label that is wider than its cell goes on in another line; a row's has the lines that it is given.
     """
-    high = max(10, cell // 9)
-    font = ImageFont.load_default(high)
-    across = max((len(row) for row in pictures), default=0)
+    font_size = max(10, cell // 9)
+    font = ImageFont.load_default(font_size)
+    num_columns = max((len(row) for row in pictures), default=0)
     left = max((int(font.getlength(line)) + 2 * gap for label in rows for line in label.splitlines()), default=0)
-    columns = [_folded(label, font, cell + gap) for label in columns]
-    deepest = max((label.count("\n") + 1 for label in columns), default=0)
-    top = max(cell // 5, round(deepest * 1.4 * high)) + gap if columns else 0
-    width, height = left + across * (cell + gap) + gap, top + len(pictures) * (cell + gap) + gap
+    columns = [_wrap(label, font, cell + gap) for label in columns]
+    num_lines = max((label.count("\n") + 1 for label in columns), default=0)
+    top = max(cell // 5, round(num_lines * 1.4 * font_size)) + gap if columns else 0
+    width, height = left + num_columns * (cell + gap) + gap, top + len(pictures) * (cell + gap) + gap
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for i, label in enumerate(columns):
-        middle = (left + gap + i * (cell + gap) + cell // 2, top // 2 + gap // 2)
-        draw.text(middle, label, "black", font, anchor="mm", align="center")
+        center = (left + gap + i * (cell + gap) + cell // 2, top // 2 + gap // 2)
+        draw.text(center, label, "black", font, anchor="mm", align="center")
     for j, label in enumerate(rows):
         draw.text((gap, top + gap + j * (cell + gap) + cell // 2), label, "black", font, anchor="lm")
     for j, row in enumerate(pictures):
         for i, picture in enumerate(row):
             if picture is not None:
                 small = max(picture.size) <= cell
-                way = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-                shown = ImageOps.contain(picture.convert("RGB"), (cell, cell), way)
+                filtering = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+                fitted = ImageOps.contain(picture.convert("RGB"), (cell, cell), filtering)
                 x, y = left + gap + i * (cell + gap), top + gap + j * (cell + gap)
-                sheet.paste(shown, (x + (cell - shown.width) // 2, y + (cell - shown.height) // 2))
+                sheet.paste(fitted, (x + (cell - fitted.width) // 2, y + (cell - fitted.height) // 2))
     return sheet
 
 
-def _folded(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The label's words in as many lines as it takes; a word that is too wide alone stays whole."""
+def _wrap(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The label wrapped between words at a width in pixels; a word that is too wide alone stays whole."""
     lines: list[str] = []
     for word in label.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -160,7 +167,7 @@ def _folded(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def _open(source: str | Path | bytes, name: str | None = None) -> tuple[str, Image.Image]:
-    """A name for messages, and the opened picture of which only the header has been read."""
+    """A name for messages, and the opened picture of which only the header has been read.  Raises PictureError."""
     name = name or ("the given picture" if isinstance(source, bytes) else repr(str(source)))
     content = source if isinstance(source, bytes) else read_bytes(source)
     if not content:
@@ -179,7 +186,9 @@ def _open(source: str | Path | bytes, name: str | None = None) -> tuple[str, Ima
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The file's content; at most one byte more than the limit, whatever a device or a pipe would give."""
+    """The file's content, at most MAX_BYTES + 1 bytes.  Raises PictureError."""
+    if url := url_of(path):
+        raise PictureError(url_refusal(url))
     try:
         path = Path(path)
         if path.is_dir():
@@ -192,6 +201,22 @@ def read_bytes(path: str | Path) -> bytes:
         raise PictureError(f"there is no picture at {str(path)!r}") from missing
     except (OSError, ValueError) as refused:
         raise PictureError(f"cannot read {str(path)!r}: {_reason(refused)}") from refused
+
+
+def url_of(path: str | Path) -> str | None:
+    """The URL that was given in place of a path, also where `Path` made one slash of two; None for a path."""
+    text = str(path)
+    match = re.match(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>//?.*)", text, re.DOTALL)
+    if text[:5].lower() == "data:":
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    if match is None or Path(text).exists():
+        return None
+    return f"{match['scheme']}://{match['rest'].lstrip('/')}"
+
+
+def url_refusal(url: str, what: str = "picture") -> str:
+    """The error sentence for a URL given as a file."""
+    return f"{url!r} is a URL, and nothing is fetched: download the {what} and give its file"
 
 
 def _check_size(picture: Image.Image, name: str) -> None:
@@ -207,29 +232,83 @@ def _check_size(picture: Image.Image, name: str) -> None:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Sixteen-bit, integer and float grey as eight-bit grey; Pillow's own conversion would clip them at 255.
 
-    The one grey that a PNG may call transparent is told apart before it is rounded to its neighbours.
+    The one grey that a PNG may call transparent is found before it is rounded to its neighbours.
     """
     if not picture.mode.startswith(("I", "F")):
         return picture
     values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
-    top = values.max(initial=0)
     # Integers count to 65535 whatever their width (Pillow's "I" is a 16-bit PNG); floats to 1, or else to 255.
-    full = 65535 if picture.mode.startswith("I") else 1 if top <= 1 else 255
-    grey = Image.fromarray(np.clip(np.rint(values / full * 255), 0, 255).astype(np.uint8))
-    clear: object = picture.info.get("transparency")
-    if not isinstance(clear, int):
+    white = 65535 if picture.mode.startswith("I") else 1 if values.max(initial=0) <= 1 else 255
+    grey = Image.fromarray(np.clip(np.rint(values / white * 255), 0, 255).astype(np.uint8))
+    transparent: object = picture.info.get("transparency")
+    if not isinstance(transparent, int):
         return grey
-    return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
-def _over_white(picture: Image.Image) -> Image.Image:
-    transparent = "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa")
-    if not transparent:
-        # A copy through bytes drops what the file said about itself (profiles, EXIF, text).
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture converted by its embedded ICC profile; alpha stays.
+
+    A profile that cannot be read or is for another kind of picture is taken for sRGB, as browsers take it.  So is one
+    that differs from sRGB by rounding alone, so that such pixels stay as they are.
+    """
+    if not profile:
+        return picture
+    alpha = picture.convert("RGBA").getchannel("A") if _has_alpha(picture) else None
+    try:
+        source: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[str(source.profile.xcolor_space).strip()]
+        grey, cmyk = picture.mode in ("1", "L", "LA", "La"), picture.mode == "CMYK"
+        if (mode == "L" and not grey) or cmyk != (mode == "CMYK"):
+            return picture
+        srgb = cast("Any", ImageCms.createProfile("sRGB"))  # pyright: ignore[reportUnknownMemberType]
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
+    except (ImageCms.PyCMSError, KeyError, OSError, ValueError, TypeError):
+        return picture
+    if mode == "RGB" and _changes_nothing(transform):
+        return picture
+    opaque = picture.convert("RGBA").convert("RGB") if alpha and mode == "RGB" else picture.convert(mode)
+    converted = ImageCms.applyTransform(opaque, transform)
+    assert converted is not None
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether no colour moves by more than one step of 255."""
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
+    converted = ImageCms.applyTransform(Image.fromarray(colours), transform)
+    return int(np.abs(np.asarray(converted, np.int16) - colours).max()) <= 1
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    return "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+
+
+def _flatten(picture: Image.Image, transparency: Transparency) -> Image.Image:
+    """The picture in RGB without alpha and without what the file said about itself (profiles, EXIF, text)."""
+    if not _has_alpha(picture):
         return Image.frombytes("RGB", picture.size, picture.convert("RGB").tobytes())
     rgba = picture.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    ground = "black" if transparency in ("black", "mask") else "white"
+    if transparency != "white":
+        pixels = np.asarray(rgba)
+        alpha = pixels[..., 3]
+        drawn = pixels[alpha >= min(128, max(1, int(alpha.max())))][:, :3]  # edges' colours are rounded
+        if drawn.size and int(alpha.min()) < 255:
+            lowest, highest = int(drawn.min()), int(drawn.max())
+            if transparency == "contrast" and lowest >= 255 - _SAME_COLOUR:
+                ground = "black"
+            one_colour = int(np.ptp(drawn, axis=0).max()) <= _SAME_COLOUR
+            if (transparency == "mask" and one_colour) or (transparency == "black" and highest <= _SAME_COLOUR):
+                return Image.merge("RGB", [rgba.getchannel("A")] * 3)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB")
+
+
+_SAME_COLOUR = 32
+"""Steps of 255 by which pixels of one colour may differ after lossy compression."""
 
 
 def _reason(error: BaseException) -> str:

@@ -301,14 +301,16 @@ def _flatten(picture: Image.Image, transparency: Transparency) -> Image.Image:
             lowest, highest = int(drawn.min()), int(drawn.max())
             if transparency == "contrast" and lowest >= 255 - _SAME_COLOUR:
                 ground = "black"
-            one_colour = int(np.ptp(drawn, axis=0).max()) <= _SAME_COLOUR
+            one_colour = int(np.ptp(drawn, axis=0).max()) <= _ONE_COLOUR
             if (transparency == "mask" and one_colour) or (transparency == "black" and highest <= _SAME_COLOUR):
                 return Image.merge("RGB", [rgba.getchannel("A")] * 3)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB")
 
 
 _SAME_COLOUR = 32
-"""Steps of 255 by which pixels of one colour may differ after lossy compression."""
+"""Steps of 255 within which a colour counts as black or as white."""
+_ONE_COLOUR = 96
+"""Steps of 255 by which pixels drawn in one colour may differ: WebP of quality 30 spreads them over 91."""
 
 
 def _reason(error: BaseException) -> str:

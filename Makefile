@@ -42,18 +42,24 @@ setup: $(STAMP)
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# Two processes, a module's tests in one of them; each computes with one thread, as tests/conftest.py wants it.
+WORKERS ?= 2
+PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
+test test-slow check: export OMP_NUM_THREADS := 1
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(FLOOR)
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=$(FLOOR)
 
 format: setup
 	$(BIN)/ruff format .

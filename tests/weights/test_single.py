@@ -88,8 +88,10 @@ def test_shapes_of_the_full_size_are_the_family(family: str, ours: Any, inputs: 
     with torch.device("meta"):
         unet = checkpoints.networks(family, checkpoints.FULL[family], inputs=inputs)["unet"]
     levels = len(unet.down_blocks)
-    names = {f"model.diffusion_model.{checkpoints.unet_name(n, levels)}": n for n in unet.state_dict()}
-    shapes = {original: tuple(unet.state_dict()[n].shape) for original, n in names.items()}
+    shapes = {
+        f"model.diffusion_model.{checkpoints.unet_name(name, levels)}": tuple(tensor.shape)
+        for name, tensor in unet.state_dict().items()
+    }
     layout = unet_layout(shapes, single_file.UNET)
     config = unet_config(layout)
     assert config.in_channels == inputs

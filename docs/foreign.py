@@ -35,7 +35,7 @@ Make = Callable[[], Image.Image]
 PHOTOGRAPHS: dict[Make, str] = {}
 
 
-def photographs(name: str) -> bool:
+def is_photograph(name: str) -> bool:
     """Whether a reference is one of scikit-image's pictures."""
     return REFERENCES[name] in PHOTOGRAPHS
 
@@ -132,16 +132,16 @@ def lab(colours: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2Lab)[0], np.float64)
 
 
-def ground(picture: Image.Image) -> npt.NDArray[np.float64]:
+def background_colour(picture: Image.Image) -> npt.NDArray[np.float64]:
     """The median colour of a picture's border, eight-bit RGB [3]."""
     x = np.asarray(picture.convert("RGB").resize((64, 64), Image.Resampling.BOX))
     sides = (x[:3], x[-3:], x[:, :3], x[:, -3:])
     return np.median(np.concatenate([side.reshape(-1, 3) for side in sides]), axis=0)
 
 
-def correlations(wanted: Sequence[Any], got: Sequence[Any]) -> tuple[float, float, float]:
+def correlations(expected: Sequence[Any], actual: Sequence[Any]) -> tuple[float, float, float]:
     """Pearson's r of lightness, a and b between colours and colours."""
-    one, other = lab(np.stack(wanted)), lab(np.stack(got))
+    one, other = lab(np.stack(expected)), lab(np.stack(actual))
     lightness, a, b = (float(np.corrcoef(one[:, i], other[:, i])[0, 1]) for i in range(3))
     return lightness, a, b
 
@@ -168,22 +168,22 @@ def grid(sheet: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
         part = names[start : start + ACROSS]
         rows = [[sheet[name][i] for name in part] for i in range(1 + len(PROMPTS))]
         bands.append(images.image_grid(rows, rows=["reference", *PROMPTS], columns=part, cell=96))
-    whole = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), "white")
-    at = 0
+    sheet_image = Image.new("RGB", (max(band.width for band in bands), sum(band.height for band in bands)), "white")
+    top = 0
     for band in bands:
-        whole.paste(band, (0, at))
-        at += band.height
-    return whole
+        sheet_image.paste(band, (0, top))
+        top += band.height
+    return sheet_image
 
 
 def page(sheet: Mapping[str, Sequence[Image.Image]], model: ist.Model) -> str:
-    """The page: what was drawn with what, and what was measured.  What is seen is for people to say."""
-    made = [drawn for _, *drawn in sheet.values()]
-    wanted = [ground(shown) for shown, *_ in sheet.values() for _ in PROMPTS]
-    r = correlations(wanted, [ground(picture) for several in made for picture in several])
+    """The page: what was drawn with what, and what was measured.  Judging the pictures is left to people."""
+    results = [drawn for _, *drawn in sheet.values()]
+    expected = [background_colour(shown) for shown, *_ in sheet.values() for _ in PROMPTS]
+    r = correlations(expected, [background_colour(picture) for several in results for picture in several])
     rows = "\n".join(
-        f"| {name} | {ground(shown).astype(int).tolist()} | "
-        + " | ".join(str(ground(picture).astype(int).tolist()) for picture in drawn)
+        f"| {name} | {background_colour(shown).astype(int).tolist()} | "
+        + " | ".join(str(background_colour(picture).astype(int).tolist()) for picture in drawn)
         + " |"
         for name, (shown, *drawn) in sheet.items()
     )
@@ -195,7 +195,7 @@ Written by `python docs/foreign.py` (or `make foreign`); do not edit.  Model {mo
 
 ![Twenty references unlike the training data, and what two prompts become with each](foreign.png)
 
-Correlation of the ground's colour with the reference's border over these {len(wanted)} pictures: lightness
+Correlation of the ground's colour with the reference's border over these {len(expected)} pictures: lightness
 r = {r[0]:.2f}, Lab a {r[1]:.2f}, Lab b {r[2]:.2f}.  Ground is the median colour of the border, eight-bit RGB.
 
 | reference | its border | {heads} |

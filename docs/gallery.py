@@ -1,9 +1,9 @@
-"""The gallery: prompts by style cards, blocks, subtraction, strength and control, with what was measured of each.
+"""The gallery: prompts by style cards, blocks, subtraction, strength and control, with measurements of each.
 
     python docs/gallery.py     # writes docs/gallery.md and docs/gallery/*.png
 
-Captions state what was done and measured, and no more; what is to be seen is for people to say, in `docs/seen.json`
-(section name to a sentence), which is put below each picture.
+Captions state what was done and measured, and no more; what people see in a picture comes from
+`docs/observations.json` (section name to a sentence) and is put below it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from instantstyle.utils.atomic_files import write_atomic
 
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "gallery"
-SEEN = DOCS / "seen.json"
+OBSERVATIONS = DOCS / "observations.json"
 SEED, STEPS = 7, 25
 
 References = Sequence[ist.StyleReference]
@@ -33,9 +33,9 @@ References = Sequence[ist.StyleReference]
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a section: what is asked for, and which thing it is to show."""
+    """One picture of a section: its request, and the concept it is to show."""
 
-    thing: str
+    concept: str
     request: ist.Request
 
 
@@ -45,27 +45,27 @@ class Section:
 
     name: str
     title: str
-    said: str
+    caption: str
     columns: Sequence[str]
     rows: Sequence[str]
     cells: Sequence[Sequence[Cell]]
     top: Sequence[Image.Image | None] = ()
     aside: Sequence[Image.Image] = ()
-    """What each row was drawn after, shown left of it."""
+    """A picture left of each row: the control picture it follows."""
 
 
-def _ask(thing: str, references: References = (), **fields: object) -> Cell:
-    article = "an" if thing[0] in "aeiou" else "a"
+def _cell(concept: str, references: References = (), **fields: object) -> Cell:
+    article = "an" if concept[0] in "aeiou" else "a"
     request = ist.Request.model_validate(
         {
-            "prompt": f"{article} {thing}",
+            "prompt": f"{article} {concept}",
             "references": tuple(references),
             "seed": SEED,
             "steps": STEPS,
         }
         | fields
     )
-    return Cell(thing, request)
+    return Cell(concept, request)
 
 
 def _picture(name: str) -> ist.StyleReference:
@@ -77,10 +77,12 @@ def cards_section(model: ist.Model) -> Section:
     """Prompts by the cards that come with the package."""
     names = list(list_style_cards(own=False))
     things = ("cat", "house", "rocket", "guitar", "umbrella")
-    cells = [[_ask(each), *(_ask(each, [ist.StyleReference(name)]) for name in names)] for each in things]
+    cells = [[_cell(each), *(_cell(each, [ist.StyleReference(name)]) for name in names)] for each in things]
     top = [None, *(ist.StyleReference(name).image.open() for name in names)]
-    said = "The shipped style cards (`--style neon`), each at the model's style blocks; above them their first picture."
-    return Section("cards", "Prompts by style cards", said, ["no style", *names], ["", *things], cells, top)
+    caption = (
+        "The shipped style cards (`--style neon`), each at the model's style blocks; above them their first picture."
+    )
+    return Section("cards", "Prompts by style cards", caption, ["no style", *names], ["", *things], cells, top)
 
 
 def blocks_section(model: ist.Model) -> Section:
@@ -89,33 +91,37 @@ def blocks_section(model: ist.Model) -> Section:
     names = ("dog-neon.png", "castle-hatching.png", "leaf-duotone.png", "fire-pixel.png")
     things = ("cat", "rose")
     cells = [
-        [_ask(each), *(_ask(each, [_picture(name)], plan=plan) for plan in plans)] for name in names for each in things
+        [_cell(each), *(_cell(each, [_picture(name)], plan=plan) for plan in plans)]
+        for name in names
+        for each in things
     ]
     rows = [f"{name.removesuffix('.png')}, {each}" for name in names for each in things]
-    said = "One reference a row, speaking at the style blocks, the layout block, both, and all (plain IP-Adapter)."
-    return Section("blocks", "Style, layout, everywhere", said, ["no style", *plans], rows, cells)
+    caption = "One reference a row, entering at the style blocks, the layout block, both, and all (plain IP-Adapter)."
+    return Section("blocks", "Style, layout, everywhere", caption, ["no style", *plans], rows, cells)
 
 
 def subtraction_section(model: ist.Model) -> Section:
     """What the reference shows, taken out of it by weights."""
     weights = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
-    shown = {"dog-neon.png": "dog", "castle-hatching.png": "castle", "whale-plain.png": "whale"}
+    contents = {"dog-neon.png": "dog", "castle-hatching.png": "castle", "whale-plain.png": "whale"}
     cells = [
-        [_ask("cat", [ist.StyleReference(_picture(name).image, word, weight)], plan="all") for weight in weights]
-        for name, word in shown.items()
+        [_cell("cat", [ist.StyleReference(_picture(name).image, word, weight)], plan="all") for weight in weights]
+        for name, word in contents.items()
     ]
-    said = "A cat with the reference at all blocks, where its content leaks most, `content` subtracted by weights."
+    caption = "A cat with the reference at all blocks, where its content leaks most, `content` subtracted by weights."
     columns = [f"{weight:g}" for weight in weights]
-    return Section("subtraction", "Subtraction", said, columns, [f"minus {word}" for word in shown.values()], cells)
+    return Section(
+        "subtraction", "Subtraction", caption, columns, [f"minus {word}" for word in contents.values()], cells
+    )
 
 
 def strength_section(model: ist.Model) -> Section:
-    """How loudly the style speaks."""
+    """Weights of the reference."""
     weights = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     names = ("neon", "watercolour", "pixel", "papercut")
-    cells = [[_ask("house", [ist.StyleReference(name, weight=weight)]) for weight in weights] for name in names]
-    said = "A house in four styles at the style blocks, by the reference's weight."
-    return Section("strength", "Strength", said, [f"{weight:g}" for weight in weights], names, cells)
+    cells = [[_cell("house", [ist.StyleReference(name, weight=weight)]) for weight in weights] for name in names]
+    caption = "A house in four styles at the style blocks, by the reference's weight."
+    return Section("strength", "Strength", caption, [f"{weight:g}" for weight in weights], names, cells)
 
 
 def control_section(model: ist.Model) -> Section | None:
@@ -130,12 +136,12 @@ def control_section(model: ist.Model) -> Section | None:
         control = ist.Control("canny", drawing, 1.0)
         cells.append(
             [
-                _ask(each, controls=(control,)),
-                *(_ask(each, [ist.StyleReference(s)], controls=(control,)) for s in names),
+                _cell(each, controls=(control,)),
+                *(_cell(each, [ist.StyleReference(s)], controls=(control,)) for s in names),
             ]
         )
-    said = "Canny edges (50/200, weight 1) of three drawings of our own, followed, in four styles."
-    return Section("control", "Control", said, ["no style", *names], list(shapes), cells, aside=aside)
+    caption = "Canny edges (50/200, weight 1) of three drawings of our own, followed, in four styles."
+    return Section("control", "Control", caption, ["no style", *names], list(shapes), cells, aside=aside)
 
 
 SECTIONS: Sequence[Callable[[ist.Model], Section | None]] = (
@@ -147,7 +153,7 @@ SECTIONS: Sequence[Callable[[ist.Model], Section | None]] = (
 )
 
 
-def drawn(model: ist.Model, section: Section) -> list[list[Image.Image]]:
+def draw_section(model: ist.Model, section: Section) -> list[list[Image.Image]]:
     """The pictures of a section, a row in one batch."""
     rows: list[list[Image.Image]] = []
     for row in section.cells:
@@ -159,12 +165,12 @@ def drawn(model: ist.Model, section: Section) -> list[list[Image.Image]]:
     return rows
 
 
-def recognised(model: ist.Model, section: Section, rows: Sequence[Sequence[Image.Image]]) -> str:
+def recognition(model: ist.Model, section: Section, rows: Sequence[Sequence[Image.Image]]) -> str:
     """How many pictures of each column show what was asked for, by the model's own CLIP."""
     flat = [picture for row in rows for picture in row]
-    seen = model.encode_image(flat)
-    words = [model.vocabulary[i] for i in nearest_text(seen, model.vocabulary_embeds(seen.shape[-1]))]
-    right = [word == cell.thing for word, cell in zip(words, (c for row in section.cells for c in row), strict=True)]
+    embeds = model.encode_image(flat)
+    words = [model.vocabulary[i] for i in nearest_text(embeds, model.vocabulary_embeds(embeds.shape[-1]))]
+    right = [word == cell.concept for word, cell in zip(words, (c for row in section.cells for c in row), strict=True)]
     across = len(section.columns)
     counts = [sum(right[i::across]) for i in range(across)]
     columns = ", ".join(f"{name} {count}/{len(rows)}" for name, count in zip(section.columns, counts, strict=True))
@@ -172,22 +178,22 @@ def recognised(model: ist.Model, section: Section, rows: Sequence[Sequence[Image
 
 
 def _sheet(section: Section, rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    shown: list[Sequence[Image.Image | None]] = [*([section.top] if section.top else []), *rows]
+    grid: list[Sequence[Image.Image | None]] = [*([section.top] if section.top else []), *rows]
     columns = section.columns
     if section.aside:
-        shown = [[a, *row] for a, row in zip(section.aside, rows, strict=True)]
+        grid = [[a, *row] for a, row in zip(section.aside, rows, strict=True)]
         columns = ["drawing", *columns]
-    return images.image_grid(shown, rows=section.rows, columns=columns, cell=80)
+    return images.image_grid(grid, rows=section.rows, columns=columns, cell=80)
 
 
 def main() -> None:
     """Write all pictures and the page."""
     model = ist.load()
     FOLDER.mkdir(exist_ok=True)
-    seen: dict[str, str] = json.loads(SEEN.read_text(encoding="utf-8")) if SEEN.exists() else {}
+    observations: dict[str, str] = json.loads(OBSERVATIONS.read_text(encoding="utf-8")) if OBSERVATIONS.exists() else {}
     parts = [
         "# Gallery\n\nWritten by `python docs/gallery.py` (or `make gallery`); do not edit.  What is said to be seen "
-        f"comes from docs/seen.json.\n\nModel {model.source.spec}, weights "
+        f"comes from docs/observations.json.\n\nModel {model.source.spec}, weights "
         f"{model.weights_fingerprint[:12]}, {STEPS} steps, seed {SEED}, guidance {EMOJI.guidance:g}.  "
         "Nothing was picked: one seed for all, fixed beforehand.\n"
     ]
@@ -195,10 +201,10 @@ def main() -> None:
         section = make(model)
         if section is None:
             continue
-        rows = drawn(model, section)
+        rows = draw_section(model, section)
         images.write_png(_sheet(section, rows), FOLDER / f"{section.name}.png")
-        lines = [f"## {section.title}", section.said, f"![{section.title}](gallery/{section.name}.png)"]
-        lines += [recognised(model, section, rows), *filter(None, [seen.get(section.name)])]
+        lines = [f"## {section.title}", section.caption, f"![{section.title}](gallery/{section.name}.png)"]
+        lines += [recognition(model, section, rows), *filter(None, [observations.get(section.name)])]
         parts.append("\n\n".join(lines) + "\n")
         print(FOLDER / f"{section.name}.png")
     if (DOCS / "foreign.md").exists():

@@ -1,6 +1,6 @@
 """Draws the demo's reference pictures anew: drawings and looks that the built-in model was not trained on together.
 
-Every (concept, set) cell here is held out in `world/splits.json`; whose drawings they are is in NOTICE.
+Every (concept, set) cell here is held out in `emoji/splits.json`; whose drawings they are is in NOTICE.
 """
 
 from pathlib import Path

@@ -29,7 +29,7 @@ def gallery(script: Callable[[str], ModuleType]) -> ModuleType:
 def test_twenty_foreign_references_break_nothing(foreign: ModuleType) -> None:
     """Whatever a picture is, it is read, seen and drawn by; what comes out is finite, and follows what went in."""
     carried = importlib.util.find_spec("skimage") is not None
-    names = [name for name in foreign.REFERENCES if carried or not foreign.photographs(name)]
+    names = [name for name in foreign.REFERENCES if carried or not foreign.is_photograph(name)]
     assert len(foreign.REFERENCES) == 20
     model = tiny_models.model("emoji")
     given = [foreign.reference(name) for name in names]
@@ -54,10 +54,10 @@ def test_a_transparent_reference_lies_on_white_and_sixteen_bits_become_eight(for
     assert (deep.min() < 20, deep.max() > 230) == (True, True)
 
 
-def test_ground_and_its_correlation_are_what_they_say(foreign: ModuleType) -> None:
+def test_the_background_colour_and_its_correlation(foreign: ModuleType) -> None:
     blue = Image.new("RGB", (40, 40), (10, 20, 200))
     blue.paste((255, 0, 0), (10, 10, 30, 30))
-    assert foreign.ground(blue).tolist() == [10, 20, 200]
+    assert foreign.background_colour(blue).tolist() == [10, 20, 200]
     assert np.allclose(foreign.lab([[255, 255, 255], [0, 0, 0]])[:, 0], [100, 0], atol=0.1)
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (240, 240, 240)]
     assert foreign.correlations(colours, colours) == pytest.approx((1, 1, 1))
@@ -72,8 +72,10 @@ def test_every_section_of_the_gallery_fits_its_labels(gallery: ModuleType) -> No
         assert len(section.cells) == labelled
         assert {len(row) for row in section.cells} == {len(section.columns)}
     small = next(section for section in sections if section.name == "subtraction")
-    cells = [[gallery.Cell(c.thing, c.request.model_copy(update={"steps": 1})) for c in row] for row in small.cells[:1]]
-    short = gallery.Section(small.name, small.title, small.said, small.columns, small.rows[:1], cells)
-    rows = gallery.drawn(model, short)
-    assert "Recognised" in gallery.recognised(model, short, rows)
+    cells = [
+        [gallery.Cell(c.concept, c.request.model_copy(update={"steps": 1})) for c in row] for row in small.cells[:1]
+    ]
+    short = gallery.Section(small.name, small.title, small.caption, small.columns, small.rows[:1], cells)
+    rows = gallery.draw_section(model, short)
+    assert "Recognised" in gallery.recognition(model, short, rows)
     assert images.encode_png(rows[0][0]) != images.encode_png(rows[0][-1]), "a content weight must do something"

@@ -40,7 +40,7 @@ def latents(request: Request, name: str = "emoji") -> torch.Tensor:
 def test_the_noise_is_diffusers() -> None:
     randn: Any = importlib.import_module("diffusers.utils.torch_utils").randn_tensor
     for count in (1, 3):
-        run = Engine(tiny_models.model("sdxl")).submit(Request("a cat", seed=123, count=count))
+        run = Engine(tiny_models.model("sdxl")).submit(Request("a cat", seed=123, count=count)).prepare()
         noise = randn((count, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(123), dtype=torch.float32)
         assert torch.equal(run.latents, noise * run.scheduler.init_noise_sigma)
 
@@ -212,14 +212,14 @@ class TestReferences:
 
     def test_auto_picks_the_nearest_word_and_remembers_it(self) -> None:
         model = tiny_models.model("emoji")
-        run = Engine(model).submit(Request("a cat", references=[reference(content="auto")], seed=1, steps=2))
+        run = Engine(model).submit(Request("a cat", references=[reference(content="auto")], seed=1, steps=2)).prepare()
         image = np.asarray(model.encode_image([tiny_models.picture(1)]))[0]
         words = [np.asarray(model.encode_prompt([word]).text_embeds)[0] for word in ("cat", "dog", "house")]
         cosines = [float(image @ word / np.linalg.norm(word)) for word in words]
         word = ("cat", "dog", "house")[int(np.argmax(cosines))]
         assert run.request.references[0].content == word
         both = Request("a cat", references=[reference(content=("house", " Auto"))], seed=1)
-        assert Engine(model).submit(both).request.references[0].content == ("house", word)
+        assert Engine(model).submit(both).prepare().request.references[0].content == ("house", word)
 
     def test_several_contents(self) -> None:
         one = Request("a cat", references=[reference(content="dog")], seed=1, steps=2)
@@ -237,7 +237,7 @@ class TestPrecise:
 
     def test_the_layout_block_pushes_the_unconditional_row_alone(self) -> None:
         model = tiny_models.model("emoji")
-        run = Engine(model).submit(self.REQUEST)
+        run = Engine(model).submit(self.REQUEST).prepare()
         site = next(s for s in model.unet.config.sites if s.module == "down.2.1" and s.kind == "cross")
         k, v = run.kv[site]
         q = torch.randn(2, k.shape[1], 5, k.shape[3], generator=torch.Generator().manual_seed(0))
@@ -248,8 +248,8 @@ class TestPrecise:
     def test_and_there_it_is_the_reference_not_the_empty_picture(self) -> None:
         """What the unconditional row sees at the layout block is what the conditional one sees under plan layout."""
         model = tiny_models.model("emoji")
-        precise = Engine(model).submit(self.REQUEST)
-        layout = Engine(model).submit(self.REQUEST.model_copy(update={"plan": "layout"}))
+        precise = Engine(model).submit(self.REQUEST).prepare()
+        layout = Engine(model).submit(self.REQUEST.model_copy(update={"plan": "layout"})).prepare()
         site = next(s for s in model.unet.config.sites if s.module == "down.2.1" and s.kind == "cross")
         k, v = precise.kv[site]
         q = torch.randn(1, k.shape[1], 5, k.shape[3], generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
@@ -288,7 +288,7 @@ class TestPlus:
 
     def test_content_cannot_be_subtracted_from_patches(self) -> None:
         with pytest.raises(InputError, match="Plus adapter"):
-            Engine(plus("emoji")).submit(Request("a cat", references=[reference(content="dog")]))
+            Engine(plus("emoji")).submit(Request("a cat", references=[reference(content="dog")])).prepare()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -303,6 +303,7 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
     run = Engine(tiny_models.model("emoji")).submit(
         Request("a cat", references=[reference()], window=(0.25, 0.75), steps=8, seed=1)
     )
+    run.prepare()
     styled: list[bool] = []
     while not run.done:
         styled.append(run.attend is not plain)
@@ -316,7 +317,6 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
         ("emoji", {"method": "instantstile"}, "no method 'instantstile'.*did you mean 'instantstyle'"),
         ("emoji", {"plan": "up.0.9=1"}, "no block 'up.0.9'"),
         ("emoji", {"plan": "stile"}, "did you mean 'style'"),
-        ("emoji", {"method": "ip-adapter", "plan": "layout"}, "all blocks"),
         ("emoji", {"method": "ip-adapter", "references": [reference(content="dog")]}, "use method 'instantstyle'"),
         ("emoji", {"references": [], "plan": "stile"}, "did you mean 'style'"),
         ("emoji", {"method": "none", "plan": "up.0.9=1"}, "no block 'up.0.9'"),
@@ -337,7 +337,6 @@ def test_a_window_holds_for_its_part_of_the_run() -> None:
             "in its proportions",
         ),
         ("emoji", {"references": [reference(mask=BLACK)]}, "black everywhere"),
-        ("sd15", {"references": [reference(content="dog")]}, "not one shared space"),
         ("sd15", {"references": [reference(content="auto")]}, "no vocabulary"),
     ],
 )
@@ -348,6 +347,13 @@ def test_what_cannot_be_done_is_a_sentence(name: str, fields: dict[str, Any], se
     with pytest.raises(InputError, match=sentence):
         engine.submit(request)
     assert engine.runs == []
+
+
+def test_what_is_found_on_the_way_is_the_runs_failure_and_a_sentence() -> None:
+    run = Engine(tiny_models.model("sd15")).submit(Request("a cat", references=[reference(content="dog")], steps=2))
+    with pytest.raises(InputError, match="not one shared space"):
+        run.prepare()
+    assert run.state == "failed"
 
 
 def test_a_typo_in_a_plan_is_a_plan_error() -> None:

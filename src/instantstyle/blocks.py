@@ -119,11 +119,11 @@ class BlockPlan:
 
     def scale(self, site: Site) -> float:
         """The strength at a site, 0 where the plan is silent."""
-        return _max_depth(self.weights, site)
+        return _longest_prefix(self.weights, site)
 
     def negative_scale(self, site: Site) -> float:
         """The strength at which the reference enters the unconditional row at a site."""
-        return _max_depth(self.negative, site)
+        return _longest_prefix(self.negative, site)
 
     def scaled(self, by: float) -> "BlockPlan":
         """The same plan, all strengths multiplied."""
@@ -133,7 +133,13 @@ class BlockPlan:
         return any(self.weights.values()) or any(self.negative.values())
 
 
-def _max_depth(weights: Mapping[str, float], site: Site) -> float:
+def late_up_blocks(config: UNetConfig) -> str:
+    """The plan of all up blocks after the first that has attention, `up.1=1` in SDXL: swapped attention's place."""
+    blocks = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in config.modules if name.startswith("up.")))
+    return ",".join(f"{block}=1" for block in blocks[1:] or blocks)
+
+
+def _longest_prefix(weights: Mapping[str, float], site: Site) -> float:
     address = f"{site.module}."
     fitting = [prefix for prefix in weights if prefix == "all" or address.startswith(f"{prefix}.")]
     return weights[max(fitting, key=lambda prefix: -1 if prefix == "all" else len(prefix))] if fitting else 0.0

@@ -64,6 +64,11 @@ class Family:
     force_zeros_for_empty_prompt: bool = False
     """Whether an empty negative prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`)."""
 
+    @property
+    def b_lora_blocks(self) -> BlockPlan:
+        """The blocks that a B-LoRA trains together: content's and style's."""
+        return BlockPlan({**self.content_blocks.weights, **self.presets["style"].weights})
+
 
 SDXL = Family(
     name="sdxl",

@@ -22,14 +22,14 @@ from PIL import Image
 import tiny_models
 from instantstyle.errors import InputError, InstantStyleError
 from instantstyle.evaluate import generation_cache, results, tables
-from instantstyle.evaluate.experiments import FIT_COST, Job, Kind, Subset, experiments, make_jobs, select_tasks
+from instantstyle.evaluate.experiments import Job, Kind, Subset, experiments, make_jobs, select_tasks
 from instantstyle.evaluate.generation_cache import CacheProgress, ImageCache
 from instantstyle.evaluate.metrics import leakage_nats
 from instantstyle.evaluate.report import evaluate
 from instantstyle.evaluate.results import difference, write_scores
 from instantstyle.evaluate.suite import BLOCK, CELLS, evaluation_suite, factorial_block, subsample
 from instantstyle.evaluate.tasks import Outputs, Setting, Task, run_tasks
-from instantstyle.methods import METHODS, STRENGTH_SWEEPS
+from instantstyle.methods import METHODS
 from instantstyle.model import Model
 
 pytestmark = [
@@ -205,7 +205,9 @@ def test_the_whole_comparison_fits_its_time() -> None:
         assert len(asked) == sum(len(job.tasks) for job in todo), "nothing is drawn twice"
         assert {row.name for row in rows if row.kind == "method"} == {name for name in METHODS if name != "none"}
     swept = [row for row in experiments(select_tasks("all")) if row.kind == "strength"]
-    tries = {name: sum(row.name == name for row in swept) for name in STRENGTH_SWEEPS}
+    tries = {
+        name: sum(row.name == name for row in swept) for name, spec in METHODS.items() if spec.strength is not None
+    }
     assert len(set(tries.values())) == 1, "every method has as many tries"
 
 
@@ -218,7 +220,7 @@ def test_what_shares_a_fit_comes_after_it_and_what_is_there_is_left_out() -> Non
     fitted = [job for job in todo if job.setting.method == "b-lora" and job.setting.reference == "true"]
     for question in {q for job in fitted for q in job.tasks if q.cell == CELLS[0]}:
         first = next(job for job in fitted if question in job.tasks)
-        assert first.cost >= FIT_COST, "the fit is counted where it is made"
+        assert first.cost >= METHODS["b-lora"].fit_cost, "the fit is counted where it is made"
     with pytest.raises(InputError, match=r"'ip-adaptor'.*ip-adapter"):
         experiments(asked, "all", ["ip-adaptor"])
 

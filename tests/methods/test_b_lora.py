@@ -13,10 +13,11 @@ from instantstyle.blocks import BlockPlan
 from instantstyle.errors import InputError
 from instantstyle.families import LoRATraining
 from instantstyle.methods import lora_training
-from instantstyle.methods.b_lora import attention_weight_sites, b_lora, b_lora_blocks, cached_or_train
+from instantstyle.methods.b_lora import attention_weight_sites, b_lora, cached_or_train
+from instantstyle.methods.injection import Injection, run_to_end
 from instantstyle.methods.lora_training import TrainProgress, attach_lora, on_progress, train_lora
 from instantstyle.request import Request, StyleReference
-from instantstyle.sampling import Engine
+from instantstyle.sampling import Engine, resolve
 from instantstyle.train.b_lora import train_b_lora
 from instantstyle.weights.lora import LoRADeltas, LoRAFactors
 
@@ -38,6 +39,11 @@ def request(weight: float = 1.0, **fields: Any) -> Request:
     return Request("a cat", **(given | fields))
 
 
+def injected(name: str, asked: Request) -> Injection:
+    model = tiny_models.model(name)
+    return run_to_end(b_lora(model, resolve(model, asked)))
+
+
 def pixels(name: str, asked: Request) -> Any:
     run = Engine(tiny_models.model(name)).submit(asked)
     for _ in run:
@@ -50,7 +56,7 @@ def test_every_family_fits_two_blocks_and_speaks_at_the_style_blocks(name: str) 
     model = tiny_models.model(name)
     before, seen = model.weights_hash(), list[TrainProgress]()
     with on_progress(seen.append):
-        injection = b_lora(model, request())
+        injection = injected(name, request())
     assert [each.step for each in seen] == [1, 2, 3]
     assert injection.unet is not None
     site = attention_weight_sites(model)
@@ -62,7 +68,7 @@ def test_every_family_fits_two_blocks_and_speaks_at_the_style_blocks(name: str) 
 
 def test_steps_lower_the_loss_of_what_they_see() -> None:
     model = tiny_models.model("sdxl")
-    plan, fitting_ = b_lora_blocks(model.family), LoRATraining(rank=4, steps=4, learning_rate=1e-2, batch=2)
+    plan, fitting_ = model.family.b_lora_blocks, LoRATraining(rank=4, steps=4, learning_rate=1e-2, batch=2)
     net, layers = attach_lora(model.unet, plan, 4, 0)
     optimiser = torch.optim.AdamW([p for layer in layers.values() for p in (layer.down, layer.up)], lr=1e-2)
     loss = lora_training._loss(model, net, [tiny_models.picture(1)], plan, fitting_, 0)  # pyright: ignore[reportPrivateUsage]
@@ -80,7 +86,7 @@ def test_steps_lower_the_loss_of_what_they_see() -> None:
 def test_weight_0_is_the_bare_model_and_the_strength_acts_once() -> None:
     model = tiny_models.model("sdxl")
     assert np.array_equal(pixels("sdxl", request(0.0)), pixels("sdxl", Request("a cat", steps=2, seed=1)))
-    one, half = (b_lora(model, request(weight)).unet for weight in (1.0, 0.5))
+    one, half = (injected("sdxl", request(weight)).unet for weight in (1.0, 0.5))
     assert one is not None
     assert half is not None
     name = next(n for n, site in attention_weight_sites(model).items() if site.module == "up.0.1")
@@ -93,17 +99,17 @@ def test_a_fit_is_kept_by_pictures_and_settings(cache: Path) -> None:
     model, seen = tiny_models.model("emoji"), list[TrainProgress]()
     with on_progress(seen.append):
         for _ in range(2):
-            cached_or_train(model, [tiny_models.picture(1)], FIT)
+            run_to_end(cached_or_train(model, [tiny_models.picture(1)], FIT))
         assert len(seen) == 3
-        cached_or_train(model, [tiny_models.picture(2)], FIT)
-        cached_or_train(model, [tiny_models.picture(1), tiny_models.picture(2)], FIT)
+        run_to_end(cached_or_train(model, [tiny_models.picture(2)], FIT))
+        run_to_end(cached_or_train(model, [tiny_models.picture(1), tiny_models.picture(2)], FIT))
     assert len(seen) == 9
     assert sorted(path.suffix for path in cache.iterdir()) == [".safetensors"] * 3
 
 
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
-    model, plan = tiny_models.model("emoji"), b_lora_blocks(tiny_models.model("emoji").family)
-    whole = train_lora(model, [tiny_models.picture(1)], plan, FIT)
+    model, plan = tiny_models.model("emoji"), tiny_models.model("emoji").family.b_lora_blocks
+    whole = run_to_end(train_lora(model, [tiny_models.picture(1)], plan, FIT))
 
     def stop(at: TrainProgress) -> None:
         if at.step == 2:
@@ -111,11 +117,11 @@ def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(cache: Path) -> None:
 
     keep = cache / "one.state"
     with pytest.raises(KeyboardInterrupt), on_progress(stop):
-        train_lora(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
+        run_to_end(train_lora(model, [tiny_models.picture(1)], plan, FIT, keep=keep))
     assert keep.is_file()
     seen: list[TrainProgress] = []
     with on_progress(seen.append):
-        resumed = train_lora(model, [tiny_models.picture(1)], plan, FIT, keep=keep)
+        resumed = run_to_end(train_lora(model, [tiny_models.picture(1)], plan, FIT, keep=keep))
     assert [each.step for each in seen] == [3]
     assert not list(cache.iterdir())
     assert all(torch.equal(one.up, resumed[name].up) for name, one in whole.items())
@@ -136,10 +142,10 @@ def test_thin_matrices_beside_a_weight_are_its_change() -> None:
 
 
 def test_plans_name_the_fitted_blocks() -> None:
-    with pytest.raises(InputError, match=r"fitted at .*up\.0\.0.*speaks at mid"):
-        b_lora(tiny_models.model("sdxl"), request(plan="mid=1"))
-    with pytest.raises(InputError, match="push away"):
-        b_lora(tiny_models.model("sdxl"), request(plan="precise"))
+    with pytest.raises(InputError, match=r"trained at .*up\.0\.0.*names mid"):
+        injected("sdxl", request(plan="mid=1"))
+    with pytest.raises(InputError, match="pushes away"):
+        injected("sdxl", request(plan="precise"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -152,7 +158,7 @@ def test_diffusers_reads_what_is_exported(part: Any, tmp_path: Path) -> None:
     theirs.load_lora_adapter(str(file.parent), weight_name=file.name, prefix="unet")
     theirs.fuse_lora(lora_scale=1.0)
     theirs.unload_lora()
-    factors, site = cached_or_train(model, [tiny_models.picture(1)], FIT), attention_weight_sites(model)
+    factors, site = run_to_end(cached_or_train(model, [tiny_models.picture(1)], FIT)), attention_weight_sites(model)
     for name, weight in theirs.named_parameters():
         expected = model.unet.get_parameter(name)
         if name in factors and (part == "both" or model.family.presets["style"].scale(site[name])):

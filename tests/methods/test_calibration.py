@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from instantstyle.methods import StepContext
+from instantstyle.methods.injection import StepContext
 from instantstyle.methods.shared_attention import adain_x0
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
@@ -30,7 +30,8 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def submitted(**fields: Any) -> Run:
     options = {"calibrate": True, **fields.pop("options", {})}
     given: dict[str, Any] = {"references": [StyleReference(tiny_models.picture(1))], "seed": 5, "steps": 8} | fields
-    return Engine(tiny_models.model("emoji")).submit(Request("a cat", method="swapped", options=options, **given))
+    run = Engine(tiny_models.model("emoji")).submit(Request("a cat", method="swapped", options=options, **given))
+    return run.prepare()
 
 
 def test_channels_take_on_the_references_mean_and_spread() -> None:
@@ -75,7 +76,7 @@ def test_a_calibrated_step_is_the_published_one(sampler: str) -> None:
     assert shown is not None
     assert bare.injection.x0_hook is None
     parted = 0
-    for _ in range(own.num_unet_calls):
+    for _ in range(own.num_denoiser_calls):
         moment, before = own.step_context, own.latents
         assert torch.equal(before, bare.latents)
         for run in (own, bare):
@@ -99,7 +100,7 @@ def test_a_calibrated_step_is_the_published_one(sampler: str) -> None:
 
 def test_a_drawing_alongside_is_what_it_is_calibrated_to() -> None:
     run = submitted(references=(), options={"rows": "alongside", "caption": "a dog"}, steps=4)
-    alone = Engine(tiny_models.model("emoji")).submit(Request("a dog", seed=5, steps=4))
+    alone = Engine(tiny_models.model("emoji")).submit(Request("a dog", seed=5, steps=4)).prepare()
     rows = run.injection.reference_batch
     assert rows is not None
     assert rows.clean_latents is not None

@@ -16,14 +16,15 @@ from torch import Tensor
 
 import tiny_models
 from instantstyle.families import FAMILIES
-from instantstyle.methods import METHODS, StepContext, make_injection
-from instantstyle.methods.b_lora import b_lora_blocks
+from instantstyle.methods import METHODS
+from instantstyle.methods.injection import Preparation, StepContext, make_injection, run_to_end
 from instantstyle.methods.lora_training import attach_lora
 from instantstyle.model import Model, TextEmbeddings
+from instantstyle.networks.denoiser import UNetDenoiser
 from instantstyle.networks.image_projection import ImageProjection
 from instantstyle.networks.unet import UNet
 from instantstyle.request import Request, StyleReference
-from instantstyle.sampling import Engine, Run
+from instantstyle.sampling import Engine, Run, resolve
 from instantstyle.sampling.conditioning import encode_conditioning
 from instantstyle.weights.adapter import Adapter
 from instantstyle.weights.lora import LoRAFactors
@@ -86,7 +87,7 @@ def test_any_number_of_steps(method: str, name: str, steps: int) -> None:
 class Shapes(Model):
     """A model at full size without numbers, its encoders the shapes of what they say."""
 
-    def say(self, texts: Any, reading: Any = "plain") -> TextEmbeddings:
+    def encode_prompt(self, texts: Any, reading: Any = "plain") -> TextEmbeddings:
         c = self.family.unet
         pooled = (
             None if c.pooled_projection_dim is None else torch.empty(len(texts), c.pooled_projection_dim, device="meta")
@@ -95,10 +96,10 @@ class Shapes(Model):
             torch.empty(len(texts), self.family.max_text_tokens, c.cross_attention_dim, device="meta"), pooled, pooled
         )
 
-    def see(self, pictures: Any, fit: Any = "squash", adapter: Any = None) -> Tensor:
+    def encode_image(self, pictures: Any, fit: Any = "squash", adapter: Any = None) -> Tensor:
         return torch.empty(len(pictures), 1280, device="meta")
 
-    def encode(self, picture: Any) -> Tensor:
+    def encode_latents(self, picture: Any) -> Tensor:
         width, height = picture.size
         return torch.empty(
             1,
@@ -120,31 +121,34 @@ def full_size(name: str) -> Model:
         keys, values = ({site: torch.empty(widths[site], context) for site in crossed} for _ in range(2))
     given: dict[str, Any] = {field.name: getattr(small, field.name) for field in dataclasses.fields(Model)}
     given |= {"family": family, "unet": unet, "adapter": Adapter(projection, keys, values, 1280, 4)}
-    given |= {"style_adapter": None, "speakers": {}, "device": torch.device("meta")}
+    given |= {"style_adapter": None, "adapters": {}, "device": torch.device("meta")}
     return Shapes(**given)
 
 
-def thin(model: Model, pictures: Any, fitting: Any) -> dict[str, LoRAFactors]:
+def thin(model: Model, pictures: Any, fitting: Any) -> Preparation[dict[str, LoRAFactors]]:
     """What a fit gives, as it is before its first step."""
-    _, layers = attach_lora(model.unet, b_lora_blocks(model.family), fitting.rank, 0)
+    _, layers = attach_lora(model.unet, model.family.b_lora_blocks, fitting.rank, 0)
+    yield from ()
     return {name: LoRAFactors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", STYLED)
 def test_full_size_networks_take_every_method(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["instantstyle.methods.b_lora"], "fitted", thin)
+    monkeypatch.setattr(sys.modules["instantstyle.methods.b_lora"], "cached_or_train", thin)
     model, moment = full_size(name), StepContext(0, 2, 999.0, 0.1, 0.99)
     width, height = model.family.size
     request = styled(method, size=model.family.size, guidance=5.0)
-    asked = make_injection(model, request)
-    told = encode_conditioning(model, request, asked)
+    resolved = resolve(model, request)
+    asked = run_to_end(make_injection(model, resolved))
+    denoiser = UNetDenoiser(asked.unet or model.unet)
+    told = encode_conditioning(model, resolved, asked, denoiser)
     own = 2 + len(asked.extra_guidance)
     seen = torch.empty(own, model.family.unet.in_channels, height // 8, width // 8, device="meta")
     if asked.reference_batch is not None:
         seen = torch.cat([seen, asked.reference_batch.latents(moment)])
-    time, net = torch.empty(len(seen), device="meta"), asked.unet or model.unet
-    out = net(seen, time, told.kv, told.pooled_prompt_embeds, told.time_ids, attend=asked.attend)
+    time = torch.empty(len(seen), device="meta")
+    out = denoiser(seen, time, told, attend=asked.attend_for(moment))
     assert out.shape == (len(seen), model.family.unet.out_channels, height // 8, width // 8)
     assert len(seen) == {"style-aligned": 4, "swapped": 4, "stylekeeper": 5}.get(method, 2)
     if asked.x0_hook is not None:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from instantstyle.blocks import BlockPlan, Site
+from instantstyle.blocks import Site
 from instantstyle.errors import InputError
-from instantstyle.methods.stylestudio import cross_adain, damp_tail, damping_schedule, svd_factors
+from instantstyle.methods.cleanstyle import damp_tail, damping_schedule, svd_factors
+from instantstyle.methods.image_prompts import ImagePrompt
+from instantstyle.methods.stylestudio import cross_adain
 from instantstyle.networks.attention import join_heads, plain
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
@@ -26,7 +28,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def submitted(method: str, **fields: Any) -> Run:
     given: dict[str, Any] = {"references": [StyleReference(tiny_models.picture(1))], "seed": 5, "steps": 4} | fields
-    return Engine(tiny_models.model("emoji")).submit(Request("a cat", method=method, **given))
+    return Engine(tiny_models.model("emoji")).submit(Request("a cat", method=method, **given)).prepare()
 
 
 def test_the_tail_is_damped_as_published() -> None:
@@ -60,8 +62,9 @@ def test_cleaned_rows_are_heard_and_change_with_the_step() -> None:
     run = submitted("cleanstyle", options={"damping": 1.0, "against": 0.0})
     apart: list[float] = []
     for step in range(4):
-        out = run.injection.at(step, 4).attend(site, q, k, v)
-        assert torch.equal(out, run.injection.at(step, 4).attend(site, q, k, v))
+        run.step = step
+        out = run.attend(site, q, k, v)
+        assert torch.equal(out, run.attend(site, q, k, v))
         torch.testing.assert_close(out[0], bare[0], atol=1e-4, rtol=1e-4)
         apart.append(float((out[1] - bare[1]).abs().mean()))
     assert apart == sorted(apart, reverse=True)
@@ -74,7 +77,7 @@ def test_cleaned_rows_are_heard_and_change_with_the_step() -> None:
 @pytest.mark.parametrize("weight", [1.0, 0.4])
 def test_cross_adain_is_published_at_weight_1(weight: float) -> None:
     q, k, v, ik, iv = (random(2, 3, tokens, 4, seed=i) for i, tokens in enumerate((9, 5, 5, 4, 4)))
-    attend = cross_adain(plain, BlockPlan({"up.1": 1.0}), {SITE: (ik, weight * iv)}, None, weight)
+    attend = cross_adain(plain, ImagePrompt({SITE: (ik, weight * iv)}, {SITE: 1.0}), weight)
     text, image = (join_heads(plain(SITE, q, *pair)) for pair in ((k, v), (ik, iv)))
     expected = (text - text.mean(1, keepdim=True)) / text.std(1, keepdim=True) * image.std(1, keepdim=True)
     expected = text + weight * (expected + image.mean(1, keepdim=True) - text)

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from instantstyle.methods import METHODS, OPTIONS, STRENGTH_SWEEPS, StepContext
+from instantstyle.methods import METHODS
 from instantstyle.methods.ddim_inversion import (
     NoiseLevel,
     cfg_denoiser,
     ddim_invert,
     ddim_sample,
-    encode_captions,
     noise_levels,
-    predict_x0_eps,
 )
+from instantstyle.methods.injection import StepContext
+from instantstyle.methods.prompts import encode_prompts
 from instantstyle.methods.reference_latents import follow_trajectory, renoise
+from instantstyle.networks.prediction import predict_x0_eps, prediction_target
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
 
@@ -64,7 +65,7 @@ def test_1_a_style_is_not_plain_and_steps_are_any_number(name: str, method: str)
                 pass
             assert (run.latents - bare.latents).abs().max() > 0.01
     branches, negative = 1, int(method == "stylekeeper")
-    assert run.request.options.keys() == OPTIONS[method].keys()
+    assert run.request.options.keys() == METHODS[method].options.keys()
     assert len(run.injection.reference_batch or ()) == branches
     assert len(run.injection.extra_guidance) == negative
 
@@ -98,7 +99,7 @@ def test_11_a_result_remembers_every_knob(method: str) -> None:
 def test_targets_do_not_see_each_other(method: str) -> None:
     """Two pictures of one run: the first is what it is alone, from the same noise."""
     model = tiny_models.model("emoji")
-    both, one = (Engine(model).submit(styled(method, count=count)) for count in (2, 1))
+    both, one = (Engine(model).submit(styled(method, count=count)).prepare() for count in (2, 1))
     one.latents = both.latents[:1].clone()
     for run in (both, one):
         for _ in run:
@@ -107,10 +108,11 @@ def test_targets_do_not_see_each_other(method: str) -> None:
 
 
 def test_strengths_are_known_of_every_method_that_has_one() -> None:
-    assert {*STRENGTH_SWEEPS, "none"} == set(METHODS) == set(OPTIONS)
+    sweeps = {name: spec.strength for name, spec in METHODS.items() if spec.strength is not None}
+    assert {*sweeps, "none"} == set(METHODS)
     request = styled("swapped", references=[reference(weight=0.5), reference(2)])
-    assert [each.weight for each in STRENGTH_SWEEPS["swapped"].apply(request, 0.5).references] == [0.25, 0.5]
-    for strength in STRENGTH_SWEEPS.values():
+    assert [each.weight for each in sweeps["swapped"].apply(request, 0.5).references] == [0.25, 0.5]
+    for strength in sweeps.values():
         assert strength.default in strength.values
         assert list(strength.values) == sorted(strength.values)
 
@@ -120,14 +122,14 @@ def test_a_reference_drawn_alongside_is_the_picture_it_would_be_alone() -> None:
     request = styled(
         "style-aligned", references=(), options={"rows": "alongside", "caption": "a dog"}, negative="blue", steps=4
     )
-    run = Engine(tiny_models.model("emoji")).submit(request)
+    run = Engine(tiny_models.model("emoji")).submit(request).prepare()
     rows = run.injection.reference_batch
     assert rows is not None
     assert len(rows) == 2
-    alone = Engine(tiny_models.model("emoji")).submit(Request("a dog", "blue", seed=5, steps=4))
+    alone = Engine(tiny_models.model("emoji")).submit(Request("a dog", "blue", seed=5, steps=4)).prepare()
     alone.latents = rows.latents(run.step_context)[1:]
     for _ in alone:
-        torch.testing.assert_close(rows.latents(run.step_context), run.unet_inputs().latents[-2:])
+        torch.testing.assert_close(rows.latents(run.step_context), run.denoiser_inputs().latents[-2:])
         Engine.step(run.engine)  # pyright: ignore[reportArgumentType]
         if not run.done:
             torch.testing.assert_close(alone.latents, rows.latents(run.step_context)[1:], atol=TOGETHER, rtol=0)
@@ -154,7 +156,7 @@ def test_inversion_is_diffusers_inverse_scheduler(name: str) -> None:
     """`DDIMInverseScheduler`, its config the model's, asked about the level that is being moved to."""
     model, diffusers = tiny_models.model(name), importlib.import_module("diffusers")
     z = random(1, 4, 8, 8)
-    predict = cfg_denoiser(model, encode_captions(model, ["", "a cat"]), SIZE, 2.0)
+    predict = cfg_denoiser(model, encode_prompts(model, ["", "a cat"]), SIZE, 2.0)
     ours = ddim_invert(predict, z, noise_levels(model, 5), "epsilon")
     # Leading timesteps without an offset, as StyleAligned's inversion has them; the inverse scheduler has no other.
     forward = diffusers.DDIMScheduler.from_config(dict(model.scheduler_config), steps_offset=0, set_alpha_to_one=False)
@@ -187,7 +189,8 @@ def test_a_prediction_splits_into_picture_and_noise(kind: str) -> None:
     picture, noise, level = random(2, 4, 3, 3), random(2, 4, 3, 3, seed=1), NoiseLevel(500, 0.6, 0.8)
     x = level.alpha * picture + level.sigma * noise
     said = {"epsilon": noise, "v_prediction": 0.6 * noise - 0.8 * picture, "sample": picture}[kind]
-    for ours, expected in zip(predict_x0_eps(said, x, level, kind), (picture, noise), strict=True):
+    torch.testing.assert_close(prediction_target(picture, noise, 0.6, 0.8, kind), said)
+    for ours, expected in zip(predict_x0_eps(said, x, 0.6, 0.8, kind), (picture, noise), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -236,10 +239,10 @@ def test_refined_inversion_is_the_inverse_of_the_step_down() -> None:
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_generation_is_diffusers_ddim(rescale: float) -> None:
     model = tiny_models.model("emoji")
-    run = Engine(model).submit(Request("a cat", seed=5, steps=4, guidance=3.0, guidance_rescale=rescale))
+    run = Engine(model).submit(Request("a cat", seed=5, steps=4, guidance=3.0, guidance_rescale=rescale)).prepare()
     marks, noise = noise_levels(model, 4), run.latents.clone()
     way = ddim_sample(
-        cfg_denoiser(model, encode_captions(model, ["", "a cat"]), SIZE, 3.0, rescale), noise, marks, "v_prediction"
+        cfg_denoiser(model, encode_prompts(model, ["", "a cat"]), SIZE, 3.0, rescale), noise, marks, "v_prediction"
     )
     for step, _ in enumerate(run):
         level = marks[3 - step]

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from instantstyle.blocks import BlockPlan, Site
+from instantstyle.blocks import BlockPlan, Site, late_up_blocks
 from instantstyle.errors import InputError
 from instantstyle.families import EMOJI, SD15, SDXL
 from instantstyle.methods.reference_latents import reference_index
-from instantstyle.methods.shared_attention import late_up_blocks, shared_attention, swapped_attention
+from instantstyle.methods.shared_attention import shared_attention, swapped_attention
 from instantstyle.networks.attention import plain
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine, Run
@@ -134,7 +134,7 @@ def test_the_leaking_row_asks_with_the_references_queries() -> None:
     request = Request(
         "a cat", references=[StyleReference(tiny_models.picture(1))], method="stylekeeper", seed=1, size=(64, 64)
     )
-    run: Run = Engine(tiny_models.model("emoji")).submit(request)
+    run: Run = Engine(tiny_models.model("emoji")).submit(request).prepare()
     assert run.batch_size == 3 + 2
     q, k, v = (random(5, 4, 16, 8, seed=i) for i in range(3))
     site = next(site for site in EMOJI.unet.sites if site.module == "up.1.1" and site.kind == "self")
@@ -215,8 +215,8 @@ def test_the_late_blocks_are_those_published_for_sdxl() -> None:
     ("fields", "sentence"),
     [
         ({"plan": "precise"}, "which method 'swapped' does not do"),
-        ({"options": {"row": "inverted"}}, "did you mean 'rows'?"),
-        ({"options": {"rows": "inverse"}}, "is one of renoised, inverted, alongside, not 'inverse'"),
+        ({"options": {"ofset": 0.2}}, "did you mean 'offset'?"),
+        ({"options": {"rows": "inverse"}}, "is one of noised, inverted, generated, not 'inverse'"),
         ({"options": {"offset": 2}}, "the option offset is a number from 0 to 0.9, not 2"),
         ({"options": {"offset": "much"}}, "the option offset is a number"),
         ({"options": {"rows": "alongside", "caption": "a dog"}}, "so a picture does not go with it"),

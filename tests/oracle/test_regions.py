@@ -102,6 +102,6 @@ def test_a_white_mask_is_none_and_a_black_one_a_sentence() -> None:
     with pytest.raises(InputError, match="black everywhere"):
         submit(black)
     with pytest.raises(InputError, match="combine='average'"):
-        submit(white, combine="average", more=[StyleReference(tiny_models.picture(2))])
-    with pytest.raises(InputError, match=r"'swapped'.*mask does not go with it"):
+        submit(white, combine="average", more=[StyleReference(tiny_models.picture(2))]).prepare()
+    with pytest.raises(InputError, match="'swapped' does not use mask of a reference"):
         submit(white, method="swapped")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from instantstyle import methods
 from instantstyle.blocks import Site
 from instantstyle.errors import InputError
-from instantstyle.methods import GuidanceTerm, Injection, ReferenceBatch, StepContext
+from instantstyle.methods import METHODS, MethodSpec, injection, specs
+from instantstyle.methods.injection import GuidanceTerm, Injection, ReferenceBatch, StepContext
 from instantstyle.networks.attention import plain
 from instantstyle.networks.weight_deltas import with_weight_deltas
 from instantstyle.request import Request, StyleReference
@@ -63,10 +63,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Injection]:
 
         return method
 
+    def spec(name: str) -> MethodSpec:
+        return MethodSpec(name=name, help="", function=f"injection:{name}", request_fields=frozenset({"plan"}))
+
     names = ("one", "two", "three")
-    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, **{name: ask(name) for name in names}})
-    options: dict[str, dict[str, Any]] = {name: {} for name in names}
-    monkeypatch.setattr(methods, "OPTIONS", {**methods.OPTIONS, **options})
+    monkeypatch.setattr(specs, "METHODS", {**METHODS, **{name: spec(name) for name in names}})
+    for name in names:
+        monkeypatch.setattr(injection, name, ask(name), raising=False)
     return known
 
 
@@ -99,7 +102,7 @@ def test_1_nothing_holds_outside_of_the_window(asked: dict[str, Injection]) -> N
     asked["one"] = everything(window=(0.0, 0.0))
     assert torch.equal(latents("one"), latents("none"))
     asked["two"] = everything(window=(0.5, 1.0))
-    run, bare = (Engine(MODEL).submit(request(method)) for method in ("two", "none"))
+    run, bare = (Engine(MODEL).submit(request(method)).prepare() for method in ("two", "none"))
     assert (run.batch_size, bare.batch_size) == (2, 2)
     for each in (run, bare):
         each.engine.step()
@@ -167,7 +170,7 @@ def test_runs_of_one_unet_go_together(asked: dict[str, Injection]) -> None:
 def test_a_step_is_the_unet_of_all_rows_and_the_scheduler(asked: dict[str, Injection]) -> None:
     """By hand: own rows twice, references behind; their predictions dropped; guidance; one step of DDIM."""
     asked["one"] = Injection(looking(), reference_batch=rows(), unet=OTHER)
-    run = Engine(MODEL).submit(request("one", guidance=3.5, guidance_rescale=0.0))
+    run = Engine(MODEL).submit(request("one", guidance=3.5, guidance_rescale=0.0)).prepare()
     noise, time = run.latents, run.timesteps[0]
     said = MODEL.encode_prompt(["", "a cat", "a dog", "a red house"])
     sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(4, 1)
@@ -211,7 +214,7 @@ def test_the_unconditional_row_may_read_the_prompt(asked: dict[str, Injection]) 
 def test_a_moment_is_how_the_scheduler_noises(name: str, sampler: str) -> None:
     """Whatever the sampler's own coordinates: its add_noise, scaled as the UNet sees it."""
     z, fresh = (torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    run = Engine(tiny_models.model(name)).submit(Request("a cat", steps=5, sampler=sampler))
+    run = Engine(tiny_models.model(name)).submit(Request("a cat", steps=5, sampler=sampler)).prepare()
     for step, time in enumerate(run.timesteps):
         run.step = step
         theirs = run.scheduler.from_config(run.scheduler.config)

@@ -14,7 +14,7 @@ import numpy as np
 from instantstyle.errors import InputError, did_you_mean
 from instantstyle.evaluate.suite import CELLS, evaluation_suite, factorial_block, subsample
 from instantstyle.evaluate.tasks import FITTED, Setting, Task
-from instantstyle.methods import METHODS, STRENGTH_SWEEPS
+from instantstyle.methods import METHODS
 
 NO_REFERENCE, WRONG_STYLE, GREY_REFERENCE, STYLE_IN_PROMPT = (
     "no reference",
@@ -27,17 +27,6 @@ Subset = Literal["all", "small"]
 KNOWN = tuple(name for name in METHODS if name != "none")
 """Methods that can be compared."""
 
-COSTS: Mapping[str, float] = {
-    "style-aligned": 3.2,
-    "swapped": 2.0,
-    "stylekeeper": 2.5,
-    "cleanstyle": 1.1,
-    "stylestudio": 1.1,
-    "b-lora": 1.5,
-}
-"""About how many plain pictures' time a picture takes, by its rows: reference rows, negatives, the inversion."""
-FIT_COST = 30.0
-"""The same of a fit to one reference."""
 CHUNK = 18
 """Pictures a job draws together: half a cell."""
 
@@ -111,7 +100,7 @@ def experiments(
         given = everything if name not in FITTED else _part(asked, *budget.fitted)
         rows.append(Experiment(name, "method", Setting(name), given, tuple(q for q in given if q.cell == CELLS[0])))
     for name in chosen:
-        knob, given = STRENGTH_SWEEPS.get(name), first if name not in FITTED else _part(first, *budget.fitted)
+        knob, given = METHODS[name].strength, first if name not in FITTED else _part(first, *budget.fitted)
         if knob is None or (budget.swept is not None and name not in budget.swept):
             continue
         others = [value for value in knob.values if value != knob.default]
@@ -163,13 +152,13 @@ def make_jobs(rows: Sequence[Experiment], there: Callable[[Task, Setting], bool]
         parts = math.ceil(len(left) / size)
         for part in range(parts):
             chunk = tuple(left[part * len(left) // parts : (part + 1) * len(left) // parts])
-            cost = COSTS.get(way.method, 1.0) * len(chunk)
+            cost = METHODS[way.method].cost * len(chunk)
             if way.method in FITTED:
                 fits = {
                     (way.method, q.style, q.swap_content if way.reference == "other" else q.reference_content)
                     for q in chunk
                 }
-                cost += FIT_COST * len(fits - fitted)
+                cost += METHODS[way.method].fit_cost * len(fits - fitted)
                 fitted |= fits
             made.append(Job(way, chunk, cost))
     return sorted(made, key=lambda job: -job.cost)

@@ -18,7 +18,7 @@ from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, StyleTransform
 from instantstyle.errors import InputError
 from instantstyle.evaluate.classifiers import pixels_of
 from instantstyle.evaluate.ground_truth import SIDE, TRAINED_SETS, Pixels, Style, render
-from instantstyle.methods import OPTIONS, STRENGTH_SWEEPS
+from instantstyle.methods import METHODS
 from instantstyle.methods.lora_training import TrainProgress, on_progress
 from instantstyle.model import Model
 from instantstyle.networks.unet import UNet
@@ -34,7 +34,7 @@ GUIDANCE = 2.0
 """Chosen among 2, 3 and 5 on trained cells (benchmarks/LOG.md): 5, the usual default, paints looks too loudly."""
 STEPS, SEED = 25, 2026
 """Steps of every evaluation, and the seed of its first question; both fixed before anything was measured."""
-FITTED = tuple(name for name, options in OPTIONS.items() if "fit-steps" in options)
+FITTED = tuple(name for name, spec in METHODS.items() if spec.fit_cost)
 """Methods that are fitted to a reference before they draw: they cost many pictures' time a reference."""
 
 
@@ -108,7 +108,7 @@ class Setting:
     @property
     def sweep_value(self) -> float | None:
         """The strength it speaks at: the published one where none is given; None for a method without a knob."""
-        knob = STRENGTH_SWEEPS.get(self.method)
+        knob = METHODS[self.method].strength
         return None if knob is None else knob.default if self.strength is None else self.strength
 
 
@@ -142,14 +142,14 @@ def to_request(question: Task, way: Setting, model: Model, steps: int = STEPS) -
         prompt=words,
         references=references,
         method=way.method,
-        plan=way.plan if way.method == "instantstyle" else "style",
+        plan=way.plan if way.method == "instantstyle" else None,
         seed=question.seed,
         steps=steps,
         guidance=GUIDANCE,
         options=way.options,
         **more,
     )
-    knob = STRENGTH_SWEEPS.get(way.method)
+    knob = METHODS[way.method].strength
     return asked if knob is None else knob.apply(asked, 1.0 if way.sweep_value is None else way.sweep_value)
 
 
@@ -217,7 +217,7 @@ def run_tasks(
                 steps_of_fit: list[TrainProgress] = []
                 before = time.process_time()
                 with on_progress(steps_of_fit.append):
-                    runs.append(engine.submit(to_request(each, way, model, steps)))
+                    runs.append(engine.submit(to_request(each, way, model, steps)).prepare())
                 if steps_of_fit:
                     fits.append(time.process_time() - before)
                     began += fits[-1]

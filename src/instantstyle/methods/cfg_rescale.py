@@ -1,7 +1,26 @@
-"""What guidance overdoes: predictions pushed away from others spread wider than any that the model was trained on."""
+"""Classifier-free guidance (arXiv 2207.12598), further terms of it, and its rescaling (arXiv 2305.08891)."""
+
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
+
+
+def classifier_free_guidance(
+    unconditional: Float[Tensor, "rows channels height width"] | None,
+    conditional: Float[Tensor, "rows channels height width"],
+    guidance: float,
+    rescale: float = 0.0,
+    extra: Sequence[tuple[float, Tensor]] = (),
+) -> Float[Tensor, "rows channels height width"]:
+    """u + g (c - u) + sum of w (c - e) over the further terms (w, e), its spread brought back to c's by `rescale`.
+
+    Without an unconditional prediction it is c + sum of w (c - e); and c itself where there is no term either.
+    """
+    guided = conditional if unconditional is None else unconditional + guidance * (conditional - unconditional)
+    for weight, other in extra:
+        guided = guided + weight * (conditional - other)
+    return guided if guided is conditional else rescale_noise_cfg(guided, conditional, rescale)
 
 
 def rescale_noise_cfg(
@@ -9,9 +28,9 @@ def rescale_noise_cfg(
     conditional: Float[Tensor, "rows channels height width"],
     share: float,
 ) -> Float[Tensor, "rows channels height width"]:
-    """x = g * (s * std(c) / std(g) + 1 - s): guidance's direction, the conditional prediction's spread, row by row.
+    """g * (share * std(c) / std(g) + 1 - share), row by row: guidance's direction, the conditional prediction's spread.
 
-    Lin et al., arXiv 2305.08891, section 3.4, with `share` their phi; 0 changes nothing, to the bit.
+    Lin et al., section 3.4, with `share` their phi, 0 to 1; 0 changes nothing, to the bit.
     """
     if not share:
         return guided

@@ -1,12 +1,12 @@
 """DDIM inversion: the sampler walked with its noise levels reversed, from a picture to the noise that would make it.
 
-Going down the levels, a network's prediction splits what it sees into a picture and noise, and the two are mixed anew
-in the next level's parts.  Going up, the same, with the prediction made as if one were at the next level already: the
-approximation that DDIM inversion is, and the reason that it drifts.
+Going down the levels, a prediction splits the latents into x0 and eps, and the two are mixed anew at the next level.
+Going up, the same, with the prediction made as if the latents were at the next level already: the approximation that
+DDIM inversion is, and the reason that it drifts (arXiv 2010.02502, section 4.3).
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,35 +15,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.errors import InstantStyleError
-from instantstyle.methods.cfg_rescale import rescale_noise_cfg
-from instantstyle.model import Model, TextEmbeddings
+from instantstyle.methods.cfg_rescale import classifier_free_guidance
+from instantstyle.methods.injection import run_to_end
+from instantstyle.methods.prompts import encode_prompts
+from instantstyle.model import Model
+from instantstyle.networks.denoiser import Conditioning, UNetDenoiser, make_time_ids
+from instantstyle.networks.prediction import predict_x0_eps, prediction_type
 
 Latents = Float[Tensor, "n channels height width"]
 
 
 class NoiseLevel(NamedTuple):
-    """How much picture and how much noise there is at a time; the squares of the two sum to 1."""
+    """How much picture and how much noise there is at a timestep; alpha^2 + sigma^2 = 1."""
 
     timestep: float
-    """In training steps, 0 to 999; -1 where the walk ends, which no network is asked about."""
+    """In training steps, 0 to 999; -1 where the walk ends, at which no network is called."""
     alpha: float
     sigma: float
 
 
-Denoise = Callable[[Latents, NoiseLevel], Latents]
-"""What the network says of latents at a level: noise or velocity, as it was trained."""
+Predict = Callable[[Latents, NoiseLevel], Latents]
+"""The network's prediction for latents at a level, guided: epsilon, v or x0, as it was trained."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A way between picture and noise; between two levels it is a straight mix of one picture and one noise."""
+    """The latents between a picture and noise; between two levels they are a mix of one x0 and one eps."""
 
     noise_levels: Sequence[NoiseLevel]
     """From the clean one to the noisiest."""
     latents: Sequence[Latents]
-    """The picture that is mixed between each two neighbouring levels."""
+    """The x0 between each two neighbouring levels."""
     noises: Sequence[Latents]
+    """The eps likewise."""
 
     def at(self, level: NoiseLevel) -> Latents:
         """The latents at a level; at one of its own exactly those that the walk went through."""
@@ -57,126 +63,107 @@ class Trajectory:
         return self.at(self.noise_levels[-1])
 
 
+Walk = Generator[int, None, Trajectory]
+"""A trajectory computed level by level; yields the levels done."""
+
+
 def noise_levels(model: Model, steps: int) -> tuple[NoiseLevel, ...]:
     """The levels of the model's own DDIM schedule in so many steps, from the clean one to the noisiest.
 
-    Where the steps do not divide 1000, diffusers' scheduler goes to a level a training step beside the one it asks the
-    network about next; here the two are one.
+    Where the steps do not divide 1000, diffusers' scheduler goes to a level a training step beside the one at which it
+    calls the network next; here the two are one.
     """
     diffusers: Any = importlib.import_module("diffusers")
     schedule = diffusers.DDIMScheduler.from_config(dict(model.scheduler_config))
     schedule.set_timesteps(steps)
     times = sorted({int(time) for time in schedule.timesteps})
-    kept = [float(schedule.final_alpha_cumprod), *(float(schedule.alphas_cumprod[time]) for time in times)]
-    return tuple(NoiseLevel(float(t), k**0.5, (1 - k) ** 0.5) for t, k in zip([-1, *times], kept, strict=True))
+    alphas = [float(schedule.final_alpha_cumprod), *(float(schedule.alphas_cumprod[time]) for time in times)]
+    return tuple(NoiseLevel(float(t), a**0.5, (1 - a) ** 0.5) for t, a in zip([-1, *times], alphas, strict=True))
 
 
-def predict_x0_eps(prediction: Latents, x: Latents, level: NoiseLevel, kind: str) -> tuple[Latents, Latents]:
-    """The picture and the noise that `x` is a mix of at a level, by what the network said of it.
+def walk_up(predict: Predict, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0) -> Walk:
+    """DDIM inversion, level by level; see `ddim_invert`."""
+    x, pictures, noises = picture, list[Latents](), list[Latents]()
+    for number, (here, there) in enumerate(pairwise(levels)):
+        guess = clean = noise = x
+        for _ in range(1 + refine):
+            noise = predict_x0_eps(predict(guess, there), guess, there.alpha, there.sigma, kind)[1]
+            clean = (x - here.sigma * noise) / here.alpha
+            guess = there.alpha * clean + there.sigma * noise
+        x, pictures, noises = guess, [*pictures, clean], [*noises, noise]
+        yield number + 1
+    return _require_finite(Trajectory(levels, pictures, noises))
 
-    `kind` is diffusers' `prediction_type`.
-    """
-    match kind:
-        case "v_prediction":
-            return level.alpha * x - level.sigma * prediction, level.alpha * prediction + level.sigma * x
-        case "sample":
-            return prediction, (x - level.alpha * prediction) / level.sigma
-        case _:
-            return (x - level.sigma * prediction) / level.alpha, prediction
+
+def walk_down(predict: Predict, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Walk:
+    """DDIM sampling, level by level; see `ddim_sample`."""
+    x, pictures, noises = noise, list[Latents](), list[Latents]()
+    for number, (here, there) in enumerate(pairwise(reversed(levels))):
+        clean, left = predict_x0_eps(predict(x, here), x, here.alpha, here.sigma, kind)
+        x = there.alpha * clean + there.sigma * left
+        pictures, noises = [clean, *pictures], [left, *noises]
+        yield number + 1
+    return _require_finite(Trajectory(levels, pictures, noises))
 
 
-@torch.no_grad()
 def ddim_invert(
-    predict: Denoise, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0
+    predict: Predict, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0
 ) -> Trajectory:
     """From a picture up to noise.
 
     `refine` repeats each step so many times from where it led, which makes it nearer to the true inverse of the step
-    down (the fixed-point iteration of ReNoise, arXiv 2403.14602) for as many more calls.
+    down (the fixed-point iteration of ReNoise, arXiv 2403.14602) for as many more calls.  `kind` is the prediction
+    type.  Raises InstantStyleError when the numbers run away.
     """
-    x, pictures, noises = picture, list[Latents](), list[Latents]()
-    for here, there in pairwise(levels):
-        guess = clean = noise = x
-        for _ in range(1 + refine):
-            noise = predict_x0_eps(predict(guess, there), guess, there, kind)[1]
-            clean = (x - here.sigma * noise) / here.alpha
-            guess = there.alpha * clean + there.sigma * noise
-        x, pictures, noises = guess, [*pictures, clean], [*noises, noise]
-    return _finite(Trajectory(levels, pictures, noises))
+    return run_to_end(walk_up(predict, picture, levels, kind, refine=refine))
 
 
-@torch.no_grad()
-def ddim_sample(predict: Denoise, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Trajectory:
+def ddim_sample(predict: Predict, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Trajectory:
     """From noise down to a picture, by DDIM without fresh noise; the picture is `at(levels[0])` of what comes back."""
-    x, pictures, noises = noise, list[Latents](), list[Latents]()
-    for here, there in pairwise(reversed(levels)):
-        clean, left = predict_x0_eps(predict(x, here), x, here, kind)
-        x = there.alpha * clean + there.sigma * left
-        pictures, noises = [clean, *pictures], [left, *noises]
-    return _finite(Trajectory(levels, pictures, noises))
+    return run_to_end(walk_down(predict, noise, levels, kind))
 
 
 def cfg_denoiser(
     model: Model, text: TextEmbeddings, size: tuple[int, int], guidance: float, rescale: float = 0.0
-) -> Denoise:
-    """The model's prediction with guidance for pictures that are each described by a text.
+) -> Predict:
+    """The model's guided prediction for pictures that are each described by the same text.
 
     `text` has two rows where guidance is above 1, the unconditional and the conditional one, else the latter alone;
-    `size` is (width, height) in pixels; `rescale` is how far guidance is brought back, as in requests.
+    `size` is (width, height) in pixels; `rescale` as in requests.
     """
-    read, rows = model.unet.precompute_kv(text.prompt_embeds), len(text.prompt_embeds)
-    sizes = torch.tensor([[size[1], size[0], 0, 0, size[1], size[0]]], device=model.device, dtype=torch.float32)
+    denoiser, branches = UNetDenoiser(model.unet), len(text.prompt_embeds)
+    time_ids = make_time_ids(size, branches, model.device)
+    once = denoiser.precompute_kv(Conditioning(text.prompt_embeds, text.pooled_prompt_embeds, time_ids))
 
+    @torch.no_grad()
     def predict(x: Latents, level: NoiseLevel) -> Latents:
-        pictures, batch = len(x), len(x) * rows
-        said = {
-            site: (k.repeat_interleave(pictures, 0), v.repeat_interleave(pictures, 0)) for site, (k, v) in read.items()
-        }
-        pooled = None if text.pooled_prompt_embeds is None else text.pooled_prompt_embeds.repeat_interleave(pictures, 0)
-        time = torch.full((batch,), level.timestep, device=x.device)
-        out = model.unet(torch.cat([x] * rows), time, said, pooled, sizes.repeat(batch, 1))
-        if rows == 1:
-            return out
-        without, given = out.chunk(2)
-        return rescale_noise_cfg(without + guidance * (given - without), given, rescale)
+        timesteps = torch.full((len(x) * branches,), level.timestep, device=x.device)
+        out = denoiser(torch.cat([x] * branches), timesteps, once.repeat_interleave(len(x)))
+        unconditional, conditional = (None, out) if branches == 1 else out.chunk(2)
+        return classifier_free_guidance(unconditional, conditional, guidance, rescale)
 
     return predict
 
 
-def _finite(found: Trajectory) -> Trajectory:
-    if not all(part.isfinite().all() for part in (*found.latents, *found.noises)):
+def ddim_round_trip(
+    model: Model, latents: Latents, caption: str, steps: int, guidance: float, *, refine: int = 0
+) -> Latents:
+    """The latents of a picture inverted and sampled again, with the same caption and guidance both ways.
+
+    Raises InstantStyleError when the numbers run away.
+    """
+    text = encode_prompts(model, ["", caption] if guidance > 1 else [caption])
+    size = (latents.shape[-1] * model.vae_scale_factor, latents.shape[-2] * model.vae_scale_factor)
+    predict, levels = cfg_denoiser(model, text, size, guidance), noise_levels(model, steps)
+    kind = prediction_type(model.scheduler_config)
+    inverted = ddim_invert(predict, latents, levels, kind, refine=refine)
+    return ddim_sample(predict, inverted.terminal, levels, kind).at(levels[0])
+
+
+def _require_finite(trajectory: Trajectory) -> Trajectory:
+    if not all(part.isfinite().all() for part in (*trajectory.latents, *trajectory.noises)):
         raise InstantStyleError(
             "the way between picture and noise ran away to NaN or infinity: lower its guidance, or load the model with "
             "dtype float32"
         )
-    return found
-
-
-@torch.no_grad()
-def ddim_round_trip(
-    model: Model, latents: Latents, caption: str, steps: int, guidance: float, *, refine: int = 0
-) -> Latents:
-    """The latents of a picture inverted and generated again, with the same caption and guidance both ways.
-
-    Raises InstantStyleError when the numbers run away.
-    """
-    text = encode_captions(model, ["", caption] if guidance > 1 else [caption])
-    size = (latents.shape[-1] * model.vae_scale_factor, latents.shape[-2] * model.vae_scale_factor)
-    predict, marks, kind = cfg_denoiser(model, text, size, guidance), noise_levels(model, steps), prediction_type(model)
-    way = ddim_invert(predict, latents, marks, kind, refine=refine)
-    return ddim_sample(predict, way.terminal, marks, kind).at(marks[0])
-
-
-def encode_captions(model: Model, texts: Sequence[str]) -> TextEmbeddings:
-    """Texts as the encoders read them, an empty one as the family was trained to take none."""
-    text = model.encode_prompt(texts)
-    if not model.family.force_zeros_for_empty_prompt:
-        return text
-    mask = torch.tensor([float(bool(each)) for each in texts]).to(text.prompt_embeds)
-    pooled = None if text.pooled_prompt_embeds is None else text.pooled_prompt_embeds * mask[:, None]
-    return TextEmbeddings(text.prompt_embeds * mask[:, None, None], pooled, text.text_embeds)
-
-
-def prediction_type(model: Model) -> str:
-    """What the model's network predicts, as diffusers names it."""
-    return str(model.scheduler_config.get("prediction_type", "epsilon"))
+    return trajectory

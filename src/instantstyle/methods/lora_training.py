@@ -106,41 +106,44 @@ def train_lora(
     *,
     keep: Path | None = None,
     seed: int = 0,
-) -> dict[str, LoRAFactors]:
+) -> Generator[TrainProgress, None, dict[str, LoRAFactors]]:
     """The change, at the plan's modules, that makes the model draw these pictures when told `fitting.prompt`.
 
-    Pictures are cut to the family's size.  With `keep`, a fit that is interrupted (also by SIGINT, which waits for the
-    end of a step) leaves its state there, and the next one goes on from it.  Raises InstantStyleError when it diverges.
+    A generator of its steps.  Pictures are cut to the family's size.  With `keep`, a fit that is interrupted (also by
+    SIGINT, which waits for the end of a step) leaves its state there, and the next one goes on from it.  Raises
+    InstantStyleError when it diverges.
     """
-    with torch.enable_grad():  # an engine submits without
-        net, layers = attach_lora(model.unet, plan, fitting.rank, seed)
-        parameters = [p for layer in layers.values() for p in (layer.down, layer.up)]
-        optimiser = torch.optim.AdamW(parameters, lr=fitting.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
-        loss, watch = _loss(model, net, pictures, plan, fitting, seed), _watch.get()
-        step, saved_at = _resume(keep, parameters, optimiser), time.monotonic()
-        with _defer_sigint() as asked:
-            try:
-                while step < fitting.steps:
+    net, layers = attach_lora(model.unet, plan, fitting.rank, seed)
+    parameters = [p for layer in layers.values() for p in (layer.down, layer.up)]
+    optimiser = torch.optim.AdamW(parameters, lr=fitting.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
+    loss, watch = _loss(model, net, pictures, plan, fitting, seed), _watch.get()
+    step, saved_at = _resume(keep, parameters, optimiser), time.monotonic()
+    with _defer_sigint() as asked:
+        try:
+            while step < fitting.steps:
+                with torch.enable_grad():  # an engine steps without
                     value = loss(step)
-                    if not value.isfinite():
-                        raise InstantStyleError(f"the fit diverged at step {step + 1}: give a lower rate")
-                    value.backward()
-                    nn.utils.clip_grad_norm_(parameters, 1.0)
-                    optimiser.step()
-                    optimiser.zero_grad(set_to_none=True)
-                    step += 1
-                    if watch is not None:
-                        watch(TrainProgress(step, fitting.steps, float(value.detach())))
-                    if asked():
-                        raise KeyboardInterrupt
-                    if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                        _save(keep, step, parameters, optimiser)
-                        saved_at = time.monotonic()
-            except InstantStyleError:
-                raise
-            except BaseException:  # between two steps, where the state is whole
-                _save(keep, step, parameters, optimiser)
-                raise
+                if not value.isfinite():
+                    raise InstantStyleError(f"the fit diverged at step {step + 1}: give a lower rate")
+                value.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                step += 1
+                progress = TrainProgress(step, fitting.steps, float(value.detach()))
+                if watch is not None:
+                    watch(progress)
+                yield progress
+                if asked():
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    _save(keep, step, parameters, optimiser)
+                    saved_at = time.monotonic()
+        except InstantStyleError:
+            raise
+        except BaseException:  # between two steps, where the state is whole
+            _save(keep, step, parameters, optimiser)
+            raise
     factors = {name: LoRAFactors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
     if keep is not None:
         keep.unlink(missing_ok=True)

@@ -1,17 +1,19 @@
-"""Knobs of methods: what each is called, what it may be, and reading a request's options by them."""
+"""Options of methods: the name, range and meaning of each, and reading `Request.options` by them.  No torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from instantstyle.errors import InputError, did_you_mean
-from instantstyle.request import Request
 
 Value = bool | int | float | str
 
 
 @dataclass(frozen=True)
 class Option:
-    """One knob.  Its default says what it is: yes or no, a number between two others, one of some words, any text."""
+    """One option; the type of its default is its type: true or false, a number in a range, one of some words, a text.
+
+    Raises InputError from `parse` for a value of another type or outside of the range.
+    """
 
     default: Value
     help: str
@@ -19,10 +21,15 @@ class Option:
     low: float = 0.0
     high: float = 1.0
     choices: tuple[str, ...] = ()
+    former_name: str | None = None
+    """The name it had in version 0.1.0, which is still read."""
+    former_choices: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Choices of version 0.1.0, by their present names."""
 
     def parse(self, name: str, value: Value) -> Value:
-        """The value as the method takes it.  Raises InputError, a sentence, when it is none."""
+        """The value as the method takes it.  Raises InputError, a sentence."""
         if isinstance(self.default, str):
+            value = self.former_choices.get(str(value), value)
             if self.choices and value not in self.choices:
                 near = did_you_mean(str(value), self.choices)
                 raise InputError(f"the option {name} is one of {', '.join(self.choices)}, not {value!r}{near}")
@@ -39,14 +46,19 @@ class Option:
 Options = Mapping[str, Option]
 
 
-def resolve_options(request: Request, known: Options) -> Mapping[str, Value]:
-    """All knobs of the request's method, those that are not given at their defaults.
+def resolve_options(method: str, given: Mapping[str, Value], known: Options) -> Mapping[str, Value]:
+    """Every option of a method: as given, else its default.
 
-    Raises InputError when the request turns a knob that the method does not have, or to where it does not go.
+    Raises InputError for an option that the method does not have, that is given under two names, or out of range.
     """
-    for name in request.options:
+    present = {option.former_name: name for name, option in known.items() if option.former_name is not None}
+    named: dict[str, Value] = {}
+    for typed, value in given.items():
+        name = present.get(typed, typed)
         if name not in known:
             has = f"it has {', '.join(known)}{did_you_mean(name, known)}" if known else "it has none"
-            raise InputError(f"method {request.method!r} has no option {name!r}: {has}")
-    given = {name: request.options.get(name, option.default) for name, option in known.items()}
-    return {name: known[name].parse(name, value) for name, value in given.items()}
+            raise InputError(f"method {method!r} has no option {name!r}: {has}")
+        if name in named:
+            raise InputError(f"the option {name} is given twice, once as {typed!r}: give it once")
+        named[name] = value
+    return {name: option.parse(name, named.get(name, option.default)) for name, option in known.items()}

@@ -1,4 +1,4 @@
-"""What a model sees and reads of what is given: pictures or style cards of its encoder, prompts as it was taught."""
+"""Image features of references: of pictures by the encoder of an adapter, of style cards from their file."""
 
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.encoders.prompt_vocabulary import VOCABULARY_FILE, NormalizedPrompt, PromptVocabulary
 from instantstyle.errors import InputError
 from instantstyle.model import Model
 from instantstyle.request import ImageInput, Request, StoredImage, store_image
@@ -17,24 +16,7 @@ from instantstyle.utils.images import ResizeMode
 from instantstyle.weights.adapter import Adapter
 from instantstyle.weights.style_card import make_embeddings, matching_embeddings
 
-_VOCABULARIES: WeakKeyDictionary[Model, PromptVocabulary | None] = WeakKeyDictionary()
 _FINGERPRINTS: WeakKeyDictionary[Model, dict[int, Tensor]] = WeakKeyDictionary()
-
-
-def vocabulary_of(model: Model) -> PromptVocabulary | None:
-    """The names of things that a model was taught, None for one that reads whatever is typed."""
-    if model not in _VOCABULARIES:
-        path = model.source.folder / VOCABULARY_FILE
-        _VOCABULARIES[model] = (
-            PromptVocabulary.read(path, model.vocabulary) if path.is_file() and model.vocabulary else None
-        )
-    return _VOCABULARIES[model]
-
-
-def normalize_prompt(model: Model, typed: str) -> NormalizedPrompt:
-    """What a model is to read for what was typed: for all but models taught a few things by name, the same."""
-    known = vocabulary_of(model)
-    return NormalizedPrompt(typed) if known is None else known.normalize(typed)
 
 
 def embed_references(
@@ -114,15 +96,3 @@ def _encoder_fingerprint(model: Model, adapter: Adapter | None) -> Tensor:
     if id(adapter) not in kept:
         kept[id(adapter)] = model.encode_image([encoder_fingerprint_image()], "squash", adapter)[0]
     return kept[id(adapter)]
-
-
-def prompt_warnings(model: Model, request: Request) -> tuple[str, ...]:
-    """What of a request's words the model was not taught, a sentence each."""
-    typed = [
-        each.content_phrases for each in request.references if each.content is not None
-    ]  # not what a card says itself
-    phrases = [phrase for several in typed for phrase in several if phrase.strip().lower() != "auto"]
-    contents = [(phrase, "content of a reference: ") for phrase in phrases]
-    said = [(request.prompt, ""), (request.negative, "negative prompt: "), *contents]
-    found = [f"{where}{warning}" for text, where in said for warning in normalize_prompt(model, text).warnings]
-    return tuple(dict.fromkeys(found))

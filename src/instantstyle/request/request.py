@@ -94,8 +94,7 @@ def _plan_text(given: object) -> Any:
 # What each field takes, for type checkers, and the function that makes of it what the field holds.
 _to_reference = cast("Callable[[ImageInput | StyleCard], StoredImage | StyleCard]", _coerce_reference)
 _to_content = cast("Callable[[str | Sequence[str] | None], str | tuple[str, ...] | None]", unchanged)
-_to_plan = cast("Callable[[str | Mapping[str, object]], str]", _plan_text)
-_to_own_plan = cast("Callable[[str | Mapping[str, object] | None], str | None]", _plan_text)
+_to_plan = cast("Callable[[str | Mapping[str, object] | None], str | None]", _plan_text)
 _to_options = cast("Callable[[Mapping[str, OptionValue]], Mapping[str, OptionValue]]", _check_options)
 
 
@@ -112,7 +111,7 @@ class StyleReference(FrozenModel):
     weight: Strength = 1.0
     mask: StoredImage | None = field(default=None, converter=to_mask)
     """Where the reference acts, white on black; transparent counts as black.  None: everywhere."""
-    plan: PromptStr | None = field(default=None, converter=_to_own_plan)
+    plan: PromptStr | None = field(default=None, converter=_to_plan)
     """The blocks where this reference acts; None: those of the request."""
     adapter: Annotated[str, Field(max_length=200)] | None = None
     """The name of its adapter, where the model has several; None: the first."""
@@ -170,9 +169,9 @@ class Request(FrozenModel):
     negative: PromptStr = ""
     references: tuple[StyleReference, ...] = field(default=(), converter=to_tuple, max_length=16)
     method: Annotated[str, Field(max_length=100)] = "instantstyle"
-    plan: PromptStr = field(default="style", converter=_to_plan)
+    plan: PromptStr | None = field(default=None, converter=_to_plan)
     """A preset, presets joined by `+`, terms such as `up.0.1=1.2`, or diffusers' nested dictionary, kept as its JSON
-    text; parsed when the model is known."""
+    text; parsed when the model is known.  None: the method's own place."""
     window: Window = (0.0, 1.0)
     controls: tuple[Control, ...] = field(default=(), converter=to_tuple, max_length=16)
     init: Init | None = None

@@ -1,4 +1,4 @@
-"""One UNet call for several runs: their rows stacked, and each handed its own at every attention layer."""
+"""One call of the denoiser for several runs: their rows stacked, and each handed its own at every attention layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,29 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.blocks import Site
-from instantstyle.networks.attention import Attend, CrossAttentionKV, HeadsTensor, plain
-from instantstyle.networks.unet import Residuals, UNet
+from instantstyle.networks.attention import Attend, HeadsTensor, plain
+from instantstyle.networks.denoiser import Conditioning, Denoiser
+from instantstyle.networks.unet import Residuals
 
 
 @dataclass(frozen=True, eq=False)
-class Conditioning:
-    """What a run's rows read besides their latents, a row for each; it is the same at every step."""
+class DenoiserInputs:
+    """What a run brings to the coming call."""
 
-    prompt_embeds: Float[Tensor, "rows tokens context_dim"]
-    """The text itself, for networks beside the UNet."""
-    kv: CrossAttentionKV
-    """Its keys and values in the UNet."""
-    pooled_prompt_embeds: Float[Tensor, "rows pooled_dim"] | None
-    time_ids: Float[Tensor, "rows 6"] | None
-
-
-@dataclass(frozen=True, eq=False)
-class UNetInputs:
-    """What a run brings to the coming UNet call."""
-
-    unet: UNet
+    denoiser: Denoiser
     latents: Float[Tensor, "rows channels height width"]
-    """As the UNet is to see them."""
+    """Scaled as the denoiser is to see them."""
     timestep: Tensor
     """In training steps, one number for all rows."""
     conditioning: Conditioning
@@ -41,44 +30,27 @@ class UNetInputs:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The arguments of a UNet call that do not change from step to step, for runs that go together."""
+    """What does not change from step to step for runs that are stacked."""
 
-    conditionings: Sequence[Conditioning]
-    """Whose they are; held so that none is forgotten, and its id given to another, while the stack lives."""
+    parts: Sequence[Conditioning]
+    """The runs' own; held so that none is freed, and its id given to another, while the batch is remembered by ids."""
     row_slices: Sequence[slice]
-    kv: CrossAttentionKV
-    pooled_prompt_embeds: Tensor | None
-    time_ids: Tensor | None
+    conditioning: Conditioning
 
     @classmethod
-    def collate(cls, tolds: Sequence[Conditioning]) -> "Batch":
-        """What these runs read, one below the other."""
-        counts = [len(told.prompt_embeds) for told in tolds]
-        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-        rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        if len(tolds) == 1:
-            return cls(tolds, rows, tolds[0].kv, tolds[0].pooled_prompt_embeds, tolds[0].time_ids)
-        text = {
-            site: (torch.cat([told.kv[site][0] for told in tolds]), torch.cat([told.kv[site][1] for told in tolds]))
-            for site in tolds[0].kv
-        }
-        pooled, sizes = ([getattr(told, name) for told in tolds] for name in ("pooled_prompt_embeds", "time_ids"))
-        return cls(tolds, rows, text, _joined(pooled), _joined(sizes))
+    def collate(cls, parts: list[Conditioning]) -> "Batch":
+        """The rows of these runs, one below the other."""
+        ends = [sum(len(part) for part in parts[: i + 1]) for i in range(len(parts))]
+        slices = [slice(end - len(part), end) for end, part in zip(ends, parts, strict=True)]
+        return cls(parts, slices, Conditioning.collate(parts))
 
-    def forward(self, turns: Sequence[UNetInputs]) -> Float[Tensor, "rows out_channels height width"]:
-        """One UNet call for the coming step of every run."""
-        latents = torch.cat([turn.latents for turn in turns])
-        times = torch.cat([turn.timestep.float().expand(len(turn.latents)) for turn in turns])
-        attend = route_attention([(rows, turn.attend) for rows, turn in zip(self.row_slices, turns, strict=True)])
-        residuals = collate_residuals([(turn.residuals, len(turn.latents)) for turn in turns])
-        return turns[0].unet(
-            latents, times, self.kv, self.pooled_prompt_embeds, self.time_ids, attend=attend, residuals=residuals
-        )
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
+    def forward(self, inputs: Sequence[DenoiserInputs]) -> Float[Tensor, "rows out_channels height width"]:
+        """One call for the coming step of every run."""
+        latents = torch.cat([each.latents for each in inputs])
+        timesteps = torch.cat([each.timestep.float().expand(len(each.latents)) for each in inputs])
+        attend = route_attention([(rows, each.attend) for rows, each in zip(self.row_slices, inputs, strict=True)])
+        residuals = collate_residuals([(each.residuals, len(each.latents)) for each in inputs])
+        return inputs[0].denoiser(latents, timesteps, self.conditioning, attend=attend, residuals=residuals)
 
 
 def collate_residuals(parts: Sequence[tuple[Residuals | None, int]]) -> Residuals | None:
@@ -86,8 +58,7 @@ def collate_residuals(parts: Sequence[tuple[Residuals | None, int]]) -> Residual
 
     A number plus zero is the number, so that a run is not changed by a neighbour that has controls.
     """
-    there = [residuals for residuals, _ in parts if residuals is not None]
-    if not there:
+    if all(residuals is None for residuals, _ in parts):
         return None
     flat = [None if residuals is None else [*residuals[0], residuals[1]] for residuals, _ in parts]
     joined: list[Tensor] = []

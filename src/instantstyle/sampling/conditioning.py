@@ -1,66 +1,59 @@
-"""What a run's rows are told: the request's texts and those of its reference rows, read once."""
+"""What a run's rows are conditioned on: the request's texts and those of its reference rows, encoded once."""
 
 import torch
-from torch import Tensor
 
 from instantstyle.encoders.prompt_weighting import pad_context
 from instantstyle.errors import InputError
-from instantstyle.methods import Injection
-from instantstyle.methods.reference_embedding import normalize_prompt
+from instantstyle.methods.injection import Injection
+from instantstyle.methods.prompts import zero_empty
+from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.model import Model
-from instantstyle.request import Request
-from instantstyle.sampling.batch import Conditioning
+from instantstyle.networks.denoiser import Conditioning, Denoiser, make_time_ids
 
 
-def encode_conditioning(model: Model, request: Request, injection: Injection) -> Conditioning:
-    """A row for each of the run's while the injection holds; `request.size` and its guidance are settled.
+def encode_conditioning(
+    model: Model, request: ResolvedRequest, injection: Injection, denoiser: Denoiser
+) -> Conditioning:
+    """A row for each of the run's while the injection holds, its text projected for a denoiser.
 
-    Raises InputError when a text is too long for the encoders or reference rows do not fit the model.
+    Raises InputError when reference rows do not fit the model.
     """
-    said = ["prompt", *(negative.text for negative in injection.extra_guidance)]
+    roles = ["prompt", *(term.text for term in injection.extra_guidance)]
     if request.do_classifier_free_guidance:
-        said.insert(0, injection.uncond_text)
-    typed = [request.prompt if each == "prompt" else request.negative for each in said]
-    if request.reading == "plain":
-        typed = [normalize_prompt(model, each).text for each in typed]
-    texts = model.encode_prompt(typed, request.reading)
-    context, pooled = texts.prompt_embeds, texts.pooled_prompt_embeds
-    if not request.negative and model.family.force_zeros_for_empty_prompt and "negative" in said:
-        # What SDXL was trained to take for no text at all; an encoded empty string is something else.
-        mask = torch.tensor([float(each == "prompt") for each in said], device=context.device, dtype=context.dtype)
-        context, pooled = context * mask[:, None, None], None if pooled is None else pooled * mask[:, None]
-
-    def repeated(x: Tensor) -> Tensor:
-        return x if request.count == 1 else x.repeat_interleave(request.count, dim=0)
-
-    context, pooled = repeated(context), None if pooled is None else repeated(pooled)
-    unet, rows = injection.unet or model.unet, injection.reference_batch
+        roles.insert(0, injection.uncond_text)
+    texts = [request.prompt if role == "prompt" else request.negative for role in roles]
+    text = model.encode_prompt(texts, request.request.reading)
+    # An empty prompt is read as an empty string, as in diffusers; an empty negative prompt may be zeros.
+    text = zero_empty(model, text, [role == "negative" and not request.negative for role in roles])
+    embeds, pooled = text.prompt_embeds, text.pooled_prompt_embeds
+    if request.count > 1:
+        embeds = embeds.repeat_interleave(request.count, dim=0)
+        pooled = None if pooled is None else pooled.repeat_interleave(request.count, dim=0)
+    rows = injection.reference_batch
     if rows is not None:
-        read = rows.text.prompt_embeds
-        if request.reading != "plain" and read.shape[1] < context.shape[1]:
-            read = pad_context(read, model.encode_prompt([""]).prompt_embeds, context.shape[1])
-        _check(read, context)
-        context = torch.cat([context, read.to(context)])
+        embeds, reference_embeds = _same_length(model, embeds, rows.text.prompt_embeds)
+        embeds = torch.cat([embeds, reference_embeds.to(embeds)])
         if pooled is not None:
             if rows.text.pooled_prompt_embeds is None:
-                raise InputError("reference rows of this model need pooled text, as `Model.say` gives it")
+                raise InputError("reference rows of this model need pooled text, as `Model.encode_prompt` gives it")
             pooled = torch.cat([pooled, rows.text.pooled_prompt_embeds.to(pooled)])
-    text = unet.precompute_kv(context)
     if pooled is None or model.family.unet.pooled_projection_dim is None:
-        return Conditioning(context, text, None, None)
-    assert request.size is not None
-    width, height = request.size
-    # In float32 whatever the model's dtype: bfloat16 would make 1000 pixels of 1003.
-    sizes = torch.tensor([[height, width, 0, 0, height, width]], device=model.device, dtype=torch.float32)
-    sizes = sizes.repeat(len(context), 1)
+        return denoiser.precompute_kv(Conditioning(embeds))
+    time_ids = make_time_ids(request.size, len(embeds), model.device)
     if rows is not None and rows.time_ids is not None:
-        sizes[-len(rows) :] = rows.time_ids
-    return Conditioning(context, text, pooled, sizes)
+        time_ids[-len(rows) :] = rows.time_ids
+    return denoiser.precompute_kv(Conditioning(embeds, pooled, time_ids))
 
 
-def _check(context: Tensor, own: Tensor) -> None:
-    if context.shape[1:] != own.shape[1:]:
+def _same_length(model: Model, own: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The texts of a run and of its reference rows, the shorter filled up by what the encoders make of no text."""
+    length = max(own.shape[1], reference.shape[1])
+    if own.shape[2] != reference.shape[2] or any(length % each.shape[1] for each in (own, reference)):
         raise InputError(
-            f"the texts of reference rows are {context.shape[1]} tokens of {context.shape[2]} numbers, and the run's "
-            f"own {own.shape[1]} of {own.shape[2]}: rows that go together read texts of one length"
+            f"the texts of reference rows are {reference.shape[1]} tokens of {reference.shape[2]} numbers, and the "
+            f"run's own {own.shape[1]} of {own.shape[2]}: rows that go together read texts of one length"
         )
+    if own.shape[1] == reference.shape[1]:
+        return own, reference
+    empty = model.encode_prompt([""]).prompt_embeds
+    return pad_context(own, empty, length), pad_context(reference, empty, length)

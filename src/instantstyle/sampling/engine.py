@@ -1,21 +1,21 @@
-"""Engine: steps the runs of one model, as many in one UNet call as go together."""
+"""Engine: steps the runs of one model, stacking in one call of the denoiser those that can be."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from instantstyle.model import Model
 from instantstyle.request import Request, Result
-from instantstyle.sampling.batch import Batch
+from instantstyle.sampling.batch import Batch, DenoiserInputs
 from instantstyle.sampling.run import Run
 
 MAX_BATCH_ROWS = 64
-"""Rows in one UNet call, unless an engine is told otherwise."""
+"""Rows in one call, unless an engine is made with another number."""
 
 
 class Engine:
-    """Steps the runs of one model, as many at a time as there are."""
+    """The runs of one model.  Not for several threads at once."""
 
     def __init__(self, model: Model, *, max_rows: int = MAX_BATCH_ROWS) -> None:
         self.model, self.max_rows = model, max_rows
@@ -23,31 +23,24 @@ class Engine:
         self._batches: dict[tuple[int, ...], Batch] = {}
 
     def submit(self, request: Request) -> Run:
-        """Begin a request; it takes part from the next step on.  Raises InputError when it does not fit the model."""
-        with torch.no_grad():
-            run = Run(self, request)
+        """Begin a request; no network is called here.  Raises InputError when it does not fit the model or method."""
+        run = Run(self, request)
         self.runs.append(run)
         return run
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take every run one step further; those that are done are decoded and leave."""
+        """Take every run one step further: a piece of its preparation, or a step of the denoiser.
+
+        A run whose preparation ends takes its first step at once.  Runs that are done are decoded and leave.
+        """
         self._remove_done()
-        kept: dict[tuple[int, ...], Batch] = {}
-        for runs in self._groups():
-            turns = [run.unet_inputs() for run in runs]
-            key = tuple(id(turn.conditioning) for turn in turns)
-            stack = kept[key] = self._batches.get(key) or Batch.collate([turn.conditioning for turn in turns])
-            try:
-                prediction = stack.forward(turns)
-            except Exception as failure:
-                # One call for all: whose fault it was cannot be told, and none of them got a prediction.
-                for run in runs:
-                    run.fail(failure)
-                continue
-            for run, rows in zip(runs, stack.row_slices, strict=True):
-                self._advance(run, prediction[rows])
-        self._batches = kept
+        self._prepare()
+        used: dict[tuple[int, ...], Batch] = {}
+        for group in self._groups():
+            for run, prediction in self._predict(group, used):
+                self._advance(run, prediction)
+        self._batches = used
         self._remove_done()
 
     def run(self) -> list[Result]:
@@ -60,35 +53,74 @@ class Engine:
             self.step()
         return [run.result() for run in runs if run.state != "cancelled"]
 
+    def _prepare(self) -> None:
+        """A piece of every run that is preparing; of those that train first, one at a time.
+
+        A training that is done is kept on disk, and the next run of the same reference finds it there.
+        """
+        training = False
+        for run in self.runs:
+            trains = run.state == "preparing" and run.resolved.method.fit_cost > 0
+            if run.state == "preparing" and not (trains and training):
+                run.prepare_step()
+                training = training or (trains and run.state == "preparing")
+
+    def _predict(
+        self, group: Sequence[tuple[Run, DenoiserInputs]], used: dict[tuple[int, ...], Batch]
+    ) -> Iterator[tuple[Run, Tensor]]:
+        """The prediction for every run of a group, of one call; where that fails, of a call for each.
+
+        A run whose own call fails has failed.
+        """
+        inputs = [each for _, each in group]
+        key = tuple(id(each.conditioning) for each in inputs)
+        try:
+            batch = used[key] = self._batches.get(key) or Batch.collate([each.conditioning for each in inputs])
+            prediction = batch.forward(inputs)
+        except Exception as failure:
+            if len(group) == 1:
+                group[0][0].fail(failure)
+                return
+            for each in group:
+                yield from self._predict([each], used)
+            return
+        for (run, _), rows in zip(group, batch.row_slices, strict=True):
+            yield run, prediction[rows]
+
     def _advance(self, run: Run, prediction: Tensor) -> None:
         try:
             run.scheduler_step(prediction)
-            if run.step == run.num_unet_calls:
+            if run.step == run.num_denoiser_calls:
                 run.decode()
         except Exception as failure:  # its own scheduler or its own picture: the others go on
             run.fail(failure)
 
     def _remove_done(self) -> None:
+        for run in self.runs:
+            if run.done:
+                run.close()
         self.runs = [run for run in self.runs if not run.done]
         if not self.runs:
             self._batches = {}
 
-    def _groups(self) -> Iterator[list[Run]]:
-        """Runs that go through the UNet together: of one network and shape, and no more rows than allowed."""
-        kinds: dict[tuple[int, ...], list[Run]] = {}
+    def _groups(self) -> Iterator[list[tuple[Run, DenoiserInputs]]]:
+        """Runs that can be stacked: of one denoiser, latent size and text length, and no more rows than allowed."""
+        alike: dict[tuple[object, ...], list[tuple[Run, DenoiserInputs]]] = {}
         for run in self.runs:
+            if run.state != "running":
+                continue
             try:
-                turn = run.unet_inputs()
+                inputs = run.denoiser_inputs()
             except Exception as failure:  # its own reference rows: the others go on
                 run.fail(failure)
                 continue
-            shape = (*turn.latents.shape[1:], turn.conditioning.prompt_embeds.shape[1])
-            kinds.setdefault((id(turn.unet), *shape), []).append(run)
-        for alike in kinds.values():
-            group: list[Run] = []
-            for run in alike:
-                if group and sum(each.batch_size for each in group) + run.batch_size > self.max_rows:
+            shape = (*inputs.latents.shape[1:], inputs.conditioning.prompt_embeds.shape[1])
+            alike.setdefault((inputs.denoiser, *shape), []).append((run, inputs))
+        for runs in alike.values():
+            group: list[tuple[Run, DenoiserInputs]] = []
+            for run, inputs in runs:
+                if group and sum(len(each.latents) for _, each in group) + len(inputs.latents) > self.max_rows:
                     yield group
                     group = []
-                group.append(run)
+                group.append((run, inputs))
             yield group

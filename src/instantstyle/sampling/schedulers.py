@@ -1,4 +1,4 @@
-"""Samplers by name, as diffusers' schedulers with a checkpoint's own numbers, and what a scheduler knows of a step."""
+"""Samplers by name: diffusers' schedulers with a checkpoint's own numbers; alpha, sigma and x0 at their steps."""
 
 import importlib
 import math
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from instantstyle.errors import InputError, WeightsError, did_you_mean
 from instantstyle.model import Model
+from instantstyle.networks.prediction import predict_x0_eps
 
 SAMPLERS: Mapping[str, str] = {
     "ddim": "DDIMScheduler",
@@ -31,24 +32,39 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """What a sampler sets besides: few-step models begin at the noisiest time, and were distilled at times of their own."""
 
 
+def find_sampler(name: str) -> str:
+    """The name, if there is such a sampler.  Raises InputError, naming those that exist."""
+    if name not in SAMPLERS:
+        raise InputError(
+            f"there is no sampler {name!r}: give one of {', '.join(SAMPLERS)}{did_you_mean(name, SAMPLERS)}"
+        )
+    return name
+
+
+def default_sampler(model: Model) -> str | None:
+    """What the checkpoint's own scheduler is called here; None for those that only a checkpoint can name."""
+    own = _scheduler_class_name(model)
+    return next((name for name, class_name in SAMPLERS.items() if class_name == own), None)
+
+
 def make_scheduler(model: Model, sampler: str | None) -> Any:
     """A fresh diffusers scheduler with the checkpoint's own numbers; of the checkpoint's own class unless named.
 
     Raises InputError for an unknown sampler, WeightsError when the checkpoint names a scheduler diffusers lacks.
     """
-    if sampler is not None and sampler not in SAMPLERS:
-        raise InputError(
-            f"there is no sampler {sampler!r}: give one of {', '.join(SAMPLERS)}{did_you_mean(sampler, SAMPLERS)}"
-        )
-    name = SAMPLERS[sampler] if sampler is not None else str(model.scheduler_config.get("_class_name", "DDIMScheduler"))
-    kind: Any = getattr(importlib.import_module("diffusers"), name, None)
-    if kind is None:
+    name = _scheduler_class_name(model) if sampler is None else SAMPLERS[find_sampler(sampler)]
+    scheduler: Any = getattr(importlib.import_module("diffusers"), name, None)
+    if scheduler is None:
         raise WeightsError(f"the model asks for the scheduler {name}, which this version of diffusers does not have")
-    return kind.from_config({**model.scheduler_config, **SETTINGS.get(sampler or "", {})})
+    return scheduler.from_config({**model.scheduler_config, **SETTINGS.get(sampler or "", {})})
+
+
+def _scheduler_class_name(model: Model) -> str:
+    return str(model.scheduler_config.get("_class_name", "DDIMScheduler"))
 
 
 def set_timesteps(scheduler: Any, sampler: str | None, steps: int, device: torch.device) -> None:
-    """Lay out the times of a run.  Raises InputError for more steps than the sampler has.
+    """Lay out the timesteps of a run.  Raises InputError for more steps than the sampler has.
 
     DMD2 (arXiv 2405.14867) takes equal steps from 999, in four 999, 749, 499 and 249.
     """
@@ -61,38 +77,27 @@ def set_timesteps(scheduler: Any, sampler: str | None, steps: int, device: torch
         raise InputError(f"the sampler {sampler!r} cannot take {steps} steps: {' '.join(str(e).split())[:200]}") from e
 
 
-def scheduler_name(scheduler: Any) -> str | None:
-    """What a scheduler is called here; None for those that only a checkpoint can name."""
-    return next((name for name, kind in SAMPLERS.items() if kind == type(scheduler).__name__), None)
-
-
 def alpha_sigma(scheduler: Any, index: int) -> tuple[float, float]:
-    """How much picture and how much noise the UNet sees at a position of the schedule; their squares sum to 1."""
+    """Alpha and sigma of the denoiser's input at a position of the schedule, alpha^2 + sigma^2 = 1."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None:
         sigma = float(sigmas[index])
-        signal = 1 / math.sqrt(1 + sigma * sigma)
-        return signal, signal * sigma
+        alpha = 1 / math.sqrt(1 + sigma * sigma)
+        return alpha, alpha * sigma
     kept = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
     return math.sqrt(kept), math.sqrt(1 - kept)
 
 
 def x0_coefficient(scheduler: Any, index: int) -> float:
-    """How much of the expected picture a scheduler's latents hold at a position of its schedule; 1 behind the last."""
+    """The factor of x0 in a scheduler's latents at a position of its schedule; 1 behind the last."""
     if index >= len(scheduler.timesteps):
         return 1.0
     scaled = scheduler.scale_model_input(torch.ones(()), scheduler.timesteps[index])  # Euler's hold all of it
     return alpha_sigma(scheduler, index)[0] / float(scaled)
 
 
-def pred_original_sample(scheduler: Any, prediction: Tensor, when: Tensor, noisy: Tensor) -> Tensor:
-    """The expected picture, for schedulers that keep it to themselves; all of those preserve variance."""
-    signal = scheduler.alphas_cumprod.to(noisy.device)[int(when)].clamp(min=1e-4)
-    mean, spread = signal.sqrt().to(noisy.dtype), (1 - signal).sqrt().to(noisy.dtype)
-    match scheduler.config.prediction_type:
-        case "v_prediction":
-            return mean * noisy - spread * prediction
-        case "sample":
-            return prediction
-        case _:
-            return (noisy - spread * prediction) / mean
+def pred_original_sample(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+    """The predicted x0, for schedulers that keep it to themselves; all of those preserve variance."""
+    kept = scheduler.alphas_cumprod.to(latents.device)[int(timestep)].clamp(min=1e-4)
+    alpha, sigma = kept.sqrt().to(latents.dtype), (1 - kept).sqrt().to(latents.dtype)
+    return predict_x0_eps(prediction, latents, alpha, sigma, scheduler.config.prediction_type)[0]

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.errors import InputError
+from instantstyle.methods.image_prompts import ImagePrompt
 from instantstyle.methods.instantstyle import add_image_prompt
 from instantstyle.networks.attention import Attend, KeyValue, plain
 from instantstyle.networks.image_projection import ImageProjection
 from instantstyle.networks.unet import UNet
 from instantstyle.weights.adapter import Adapter
-
-UNIT_SCALE = BlockPlan({"all": 1.0})
-"""An adapter is trained at full strength wherever it speaks."""
 
 
 class TrainableAdapter(nn.Module):
@@ -101,4 +99,9 @@ class TrainableAdapter(nn.Module):
         image = self(embeds)
         if heard is not None:
             image = {site: (keys, values * heard[:, None, None, None]) for site, (keys, values) in image.items()}
-        return add_image_prompt(plain, UNIT_SCALE, image, None)
+        return add_image_prompt(plain, unit_prompt(image))
+
+
+def unit_prompt(image: Mapping[Site, KeyValue]) -> ImagePrompt:
+    """Image tokens at scale 1 everywhere: an adapter is trained at full strength."""
+    return ImagePrompt(image, dict.fromkeys(image, 1.0))

@@ -8,7 +8,8 @@ from typing import Literal
 
 from instantstyle.blocks import BlockPlan
 from instantstyle.families import LoRATraining
-from instantstyle.methods.b_lora import attention_weight_sites, b_lora_blocks, cached_or_train
+from instantstyle.methods.b_lora import attention_weight_sites, cached_or_train
+from instantstyle.methods.injection import run_to_end
 from instantstyle.model import Model
 from instantstyle.request import ImageInput
 from instantstyle.weights.lora import save_lora
@@ -35,9 +36,9 @@ def train_b_lora(
     plans = {
         "style": family.presets["style"],
         "content": BlockPlan(family.content_blocks.weights),
-        "both": b_lora_blocks(family),
+        "both": family.b_lora_blocks,
     }
-    factors, site = cached_or_train(model, pictures, fitting), attention_weight_sites(model)
+    factors, site = run_to_end(cached_or_train(model, pictures, fitting)), attention_weight_sites(model)
     written = {name: one for name, one in factors.items() if plans[part].scale(site[name])}
     said = {"part": part, "family": family.name, "pictures": len(pictures), **asdict(fitting)}
     save_lora(out, written, {"b-lora": json.dumps(said)})

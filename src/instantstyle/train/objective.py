@@ -22,7 +22,7 @@ from instantstyle.errors import InputError
 from instantstyle.methods.instantstyle import add_image_prompt
 from instantstyle.model import Model
 from instantstyle.networks.attention import KeyValue, plain
-from instantstyle.train.adapter import UNIT_SCALE, TrainableAdapter
+from instantstyle.train.adapter import TrainableAdapter, unit_prompt
 from instantstyle.train.data.dataset import Batch, BatchSampler, FeatureDataset, Prefetcher
 from instantstyle.train.trainer import MicroBatch
 
@@ -140,7 +140,7 @@ class AdapterLoss:
         seen = rows.image_embeds.to(at) * ~no_image.to(at)[:, None]
         with torch.autocast(at.type, torch.bfloat16, enabled=self.half):
             image: dict[Site, KeyValue] = net(seen)
-        prediction = self._rest(state, text, attend=add_image_prompt(plain, UNIT_SCALE, image, None))
+        prediction = self._rest(state, text, attend=add_image_prompt(plain, unit_prompt(image)))
         error = (prediction.float() - target).square().mean(dim=(1, 2, 3))
         return (error * self.schedule.min_snr_weight(time, self.config.min_snr)).mean()
 

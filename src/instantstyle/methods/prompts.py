@@ -1,0 +1,75 @@
+"""Texts of a request, all read by one rule: prompt, negative prompt, captions of references, contents.
+
+`Request.reading` is the rule.  "plain": in the words that the model was taught, refused where it is longer than the
+encoders read; "long" and "weighted": as they stand, by `encoders.prompt_weighting`.
+"""
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+
+from instantstyle.encoders.clip import TextEmbeddings
+from instantstyle.encoders.prompt_vocabulary import VOCABULARY_FILE, NormalizedPrompt, PromptVocabulary
+from instantstyle.encoders.prompt_weighting import PromptMode
+from instantstyle.errors import InputError
+from instantstyle.model import Model
+from instantstyle.request import Request
+
+_VOCABULARIES: WeakKeyDictionary[Model, PromptVocabulary | None] = WeakKeyDictionary()
+
+
+def vocabulary_of(model: Model) -> PromptVocabulary | None:
+    """The names of things that a model was taught, None for one that reads whatever is typed."""
+    if model not in _VOCABULARIES:
+        path = model.source.folder / VOCABULARY_FILE
+        _VOCABULARIES[model] = (
+            PromptVocabulary.read(path, model.vocabulary) if path.is_file() and model.vocabulary else None
+        )
+    return _VOCABULARIES[model]
+
+
+def normalize_prompt(model: Model, typed: str) -> NormalizedPrompt:
+    """What a model is to read for what was typed: for all but models taught a few things by name, the same."""
+    vocabulary = vocabulary_of(model)
+    return NormalizedPrompt(typed) if vocabulary is None else vocabulary.normalize(typed)
+
+
+def prompt_text(model: Model, typed: str, reading: PromptMode) -> str:
+    """A text as the encoders are to read it.  Raises InputError for a plain one that is longer than they read."""
+    if reading != "plain":
+        return typed
+    text = normalize_prompt(model, typed).text
+    for encoder in model.text_encoders:
+        try:
+            encoder.tokenize([text])
+        except InputError as long:
+            raise InputError(f"{long}, or give reading='long' (--reading long)") from None
+    return text
+
+
+def encode_prompts(model: Model, texts: Sequence[str], reading: PromptMode = "plain") -> TextEmbeddings:
+    """Texts that went through `prompt_text`; an empty one as the family was trained to take none.
+
+    For a family with `force_zeros_for_empty_prompt` (SDXL) that is zeros; an encoded empty string is something else.
+    """
+    return zero_empty(model, model.encode_prompt(texts, reading), [not text for text in texts])
+
+
+def zero_empty(model: Model, text: TextEmbeddings, empty: Sequence[bool]) -> TextEmbeddings:
+    """The embeddings with zeros in these rows, where the model's family takes no text so."""
+    if not model.family.force_zeros_for_empty_prompt or not any(empty):
+        return text
+    kept = torch.tensor([float(not each) for each in empty]).to(text.prompt_embeds)
+    pooled = None if text.pooled_prompt_embeds is None else text.pooled_prompt_embeds * kept[:, None]
+    return TextEmbeddings(text.prompt_embeds * kept[:, None, None], pooled, text.text_embeds)
+
+
+def prompt_warnings(model: Model, request: Request) -> tuple[str, ...]:
+    """What of a request's words the model was not taught, a sentence each."""
+    typed = [each.content_phrases for each in request.references if each.content is not None]  # not a card's own
+    contents = [phrase for several in typed for phrase in several if phrase.strip().lower() != "auto"]
+    texts = [(request.prompt, ""), (request.negative, "negative prompt: ")]
+    texts += [(phrase, "content of a reference: ") for phrase in contents]
+    warnings = [f"{where}{each}" for text, where in texts for each in normalize_prompt(model, text).warnings]
+    return tuple(dict.fromkeys(warnings))

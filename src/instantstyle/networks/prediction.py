@@ -1,0 +1,41 @@
+"""What a denoiser predicts: epsilon, v or x0, and the way from one to the other.
+
+Of noisy latents x = alpha x0 + sigma eps a network says eps ("epsilon"), v = alpha eps - sigma x0 ("v_prediction",
+arXiv 2202.00512) or x0 ("sample"); the names are diffusers'.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def prediction_type(scheduler_config: Mapping[str, Any]) -> str:
+    """What the network of a checkpoint predicts, by its scheduler_config.json; epsilon where that does not say."""
+    return str(scheduler_config.get("prediction_type", "epsilon"))
+
+
+def predict_x0_eps(
+    prediction: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
+    """x0 and eps of noisy latents, by what the network predicts of them."""
+    match kind:
+        case "v_prediction":
+            return alpha * x - sigma * prediction, alpha * prediction + sigma * x
+        case "sample":
+            return prediction, (x - alpha * prediction) / sigma
+        case _:
+            return (x - sigma * prediction) / alpha, prediction
+
+
+def prediction_target(x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor, kind: str) -> Tensor:
+    """What the network is to predict of alpha x0 + sigma eps."""
+    match kind:
+        case "v_prediction":
+            return alpha * eps - sigma * x0
+        case "sample":
+            return x0
+        case _:
+            return eps

@@ -126,6 +126,7 @@ def measure(side: str, folder: Path, latent: int) -> dict[str, float]:
         sys.path[:0] = [str(ROOT / "src")]
         from instantstyle.blocks import BlockPlan
         from instantstyle.loading import load
+        from instantstyle.methods.image_prompts import ImagePrompt
         from instantstyle.methods.instantstyle import add_image_prompt
         from instantstyle.networks.attention import plain
 
@@ -137,7 +138,8 @@ def measure(side: str, folder: Path, latent: int) -> dict[str, float]:
         def step() -> Tensor:
             adapter, plan = model.get_adapter(), BlockPlan({"up.0.1": 1.0})
             image = adapter.project_kv(adapter.image_tokens(given["image"]), plan, config)
-            attend, text = add_image_prompt(plain, plan, image, None), model.unet.precompute_kv(given["context"])
+            prompt = ImagePrompt(image, {site: plan.scale(site) for site in image})
+            attend, text = add_image_prompt(plain, prompt), model.unet.precompute_kv(given["context"])
             time_now = torch.tensor([500.0])
             return model.unet(given["latents"], time_now, text, given["pooled"], given["sizes"], attend=attend)
     else:

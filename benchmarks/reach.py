@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.blocks import Site
+from instantstyle.blocks import Site, late_up_blocks
 from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample_transform
 from instantstyle.evaluate.block_probe import clip_labels
@@ -26,10 +26,11 @@ from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels
 from instantstyle.evaluate.metrics import background_correlation
 from instantstyle.evaluate.tasks import Setting, Task, make_task, run_tasks
 from instantstyle.loading import load
-from instantstyle.methods.ddim_inversion import NoiseLevel, encode_captions, predict_x0_eps, prediction_type
-from instantstyle.methods.shared_attention import late_up_blocks
+from instantstyle.methods.ddim_inversion import NoiseLevel
+from instantstyle.methods.prompts import encode_prompts
 from instantstyle.model import Model
 from instantstyle.networks.attention import Attend, CrossAttentionKV, HeadsTensor, plain
+from instantstyle.networks.prediction import predict_x0_eps, prediction_type
 from instantstyle.sampling.schedulers import make_scheduler
 
 TIMES = (999, 900, 700, 400)
@@ -95,8 +96,8 @@ def reaches(model: Model, asked: Sequence[Task]) -> dict[str, list[Reach]]:
         torch.cat([model.encode_latents(Image.fromarray(each).resize(model.family.size)) for each in pictures])
         for pictures in ([q.truth for q in asked], [asked[i - 1].reference for i in range(len(asked))])
     )
-    texts = encode_captions(model, [q.words for q in asked] + [""] * n)
-    silent = encode_captions(model, [""] * 2 * n)
+    texts = encode_prompts(model, [q.words for q in asked] + [""] * n)
+    silent = encode_prompts(model, [""] * 2 * n)
     said, unsaid = model.unet.precompute_kv(texts.prompt_embeds), model.unet.precompute_kv(silent.prompt_embeds)
     width, height = model.family.size
     sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32).expand(2 * n, 6)
@@ -151,8 +152,9 @@ def reaches(model: Model, asked: Sequence[Task]) -> dict[str, list[Reach]]:
             return predict_x0_eps(
                 model.unet(x, when, text, texts.pooled_prompt_embeds, sizes, attend=attend),
                 x,
-                level,
-                prediction_type(model),
+                level.alpha,
+                level.sigma,
+                prediction_type(model.scheduler_config),
             )[0]
 
         bare = expected(said, plain)

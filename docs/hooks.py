@@ -46,10 +46,10 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 def method_options(method: str) -> str:
     """The options of one method as a table, or a sentence where it has none."""
-    from instantstyle.methods import OPTIONS
+    from instantstyle.methods import METHODS
 
     rows: list[list[str]] = []
-    for name, option in OPTIONS[method].items():
+    for name, option in METHODS[method].options.items():
         if option.choices:
             accepted = ", ".join(f"`{choice}`" for choice in option.choices)
         elif isinstance(option.default, bool):
@@ -65,9 +65,11 @@ def method_options(method: str) -> str:
 
 def method_strength(method: str) -> str:
     """What the reference's weight means in a method."""
-    from instantstyle.methods import STRENGTH_SWEEPS
+    from instantstyle.methods import METHODS
 
-    strength = STRENGTH_SWEEPS[method]
+    strength = METHODS[method].strength
+    if strength is None:
+        return "This method has no strength."
     values = ", ".join(f"{value:g}" for value in strength.values)
     return f"The reference's weight is {strength.help}. As published: {strength.default:g}. Swept: {values}."
 

@@ -19,6 +19,7 @@ from gpu import kit
 from instantstyle.emoji.build_style_cards import pictures_of
 from instantstyle.families import EMOJI
 from instantstyle.loading import load
+from instantstyle.methods.image_prompts import ImagePrompt
 from instantstyle.methods.instantstyle import add_image_prompt
 from instantstyle.model import Model
 from instantstyle.networks.attention import plain
@@ -67,7 +68,8 @@ def prediction(model: Model) -> Tensor:
     sizes = torch.tensor([[side, side, 0.0, 0, side, side]], device=model.device).expand(rows, 6)
     plan = model.family.presets["style"]
     adapter = model.get_adapter(plan)
-    attend = add_image_prompt(plain, plan, adapter.project_kv(adapter.image_tokens(seen), plan, config), None)
+    kv = adapter.project_kv(adapter.image_tokens(seen), plan, config)
+    attend = add_image_prompt(plain, ImagePrompt(kv, {site: plan.scale(site) for site in kv}))
     time = torch.tensor([999.0, 700, 300, 20], device=model.device)
     return model.unet(latents, time, model.unet.precompute_kv(context), pooled, sizes, attend=attend)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from gpu import kit
 from gpu.agreement import relative
 from instantstyle.loading import load
+from instantstyle.methods.image_prompts import ImagePrompt
 from instantstyle.methods.instantstyle import add_image_prompt
 from instantstyle.model import Model
 from instantstyle.networks.attention import plain
@@ -50,7 +51,7 @@ def ours(model: Model, preset: str, given: dict[str, Tensor], part: str = "") ->
     if preset != "no style":
         adapter = model.get_adapter()
         image = adapter.project_kv(adapter.image_tokens(given["image"]), plan, unet.config)
-        attend = add_image_prompt(plain, plan, image, None)
+        attend = add_image_prompt(plain, ImagePrompt(image, {site: plan.scale(site) for site in image}))
     text, time = unet.precompute_kv(given["context"]), torch.full((len(given["latents"]),), 500.0, device=model.device)
     known = (given["latents"], time, text, given["pooled"], given["sizes"])
     if not part:

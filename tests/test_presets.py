@@ -38,7 +38,7 @@ def test_presets_are_runs(name: str) -> None:
     assert few.source.partition(",")[0].count("/") or "arXiv" in few.source
     asked = Request("a cat", steps=few.steps, guidance=few.guidance, sampler=few.sampler, seed=1)
     run = Engine(tiny_models.model("sdxl")).submit(asked)
-    assert (run.num_denoiser_calls, run.do_classifier_free_guidance) == (few.steps, few.guidance > 1)
+    assert (run.num_denoiser_calls, run.resolved.do_classifier_free_guidance) == (few.steps, few.guidance > 1)
     config = run.scheduler.config
     assert {key: config[key] for key in ADDED} == ADDED
     if name.partition("-")[0] in SPACED and few.sampler != "tcd":

@@ -13,13 +13,12 @@ import tiny_models
 from instantstyle.encoders.prompt_vocabulary import VOCABULARY_FILE
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.loading import load
+from instantstyle.methods.prompts import normalize_prompt, vocabulary_of
 from instantstyle.methods.reference_embedding import (
     embed_references,
     make_card,
-    normalize_prompt,
     reembed,
     reembed_cards,
-    vocabulary_of,
 )
 from instantstyle.model import Model
 from instantstyle.pipeline import generate

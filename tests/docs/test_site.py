@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instantstyle.methods import METHODS, OPTIONS
+from instantstyle.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTERNAL = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=["']?(?:https?:)?//[^"'\s>]+[^>]*>""")
@@ -57,7 +57,7 @@ def test_every_method_has_a_page_with_its_options(site: Path) -> None:
     for name in METHODS:
         if name != "none":
             text = (site / f"methods/{name}/index.html").read_text(encoding="utf-8")
-            assert all(f"<code>{option}</code>" in text for option in OPTIONS[name]), name
+            assert all(f"<code>{option}</code>" in text for option in METHODS[name].options), name
 
 
 def test_search_finds_pages(site: Path) -> None:

@@ -250,7 +250,10 @@ def test_image_keys_are_read_only_where_the_plan_speaks(monkeypatch: pytest.Monk
     inner = method.add_image_prompt
 
     def without_text(attend: Any, *rest: Any) -> Any:
-        return inner(lambda site, q, k, v, bias=None: plain(site, q, k, v, bias=bias), *rest)
+        def text(site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+            return plain(site, q, k, v, bias=bias)
+
+        return inner(text, *rest)
 
     monkeypatch.setattr(method, "add_image_prompt", without_text)
     monkeypatch.setattr(method, "plain", listening)

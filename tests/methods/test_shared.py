@@ -53,7 +53,7 @@ def ours(attend: Any, *tensors: Tensor) -> Tensor:
 
 
 def index() -> Tensor:
-    return reference_index(Request("a cat", guidance=5, count=COUNT), 1, torch.device("cpu"))
+    return reference_index(2, COUNT, 1, torch.device("cpu"))
 
 
 def published_style_aligned(q: Tensor, k: Tensor, v: Tensor, *, adain: bool, scale: float, shift: float) -> Tensor:
@@ -147,8 +147,7 @@ def test_the_leaking_row_asks_with_the_references_queries() -> None:
 
 def test_several_references_count_by_their_weights() -> None:
     """Equal keys: a row of weight 3 is found three times as often as one of weight 1."""
-    request = Request("a cat", guidance=1)
-    rows = reference_index(request, 2, torch.device("cpu"))
+    rows = reference_index(1, 1, 2, torch.device("cpu"))
     assert rows.tolist() == [[1, 2], [1, 1], [2, 2]]
     q, k = random(3, 1, 5, 4, seed=1), torch.zeros(3, 1, 5, 4)
     v = torch.tensor([0.0, 1.0, 2.0])[:, None, None, None].expand(3, 1, 5, 4)
@@ -159,7 +158,7 @@ def test_several_references_count_by_their_weights() -> None:
 
 
 def test_rows_look_at_their_own_branch_and_references_at_themselves() -> None:
-    rows = reference_index(Request("a cat", guidance=5, count=2), 2, torch.device("cpu"), negatives=1)
+    rows = reference_index(2, 2, 2, torch.device("cpu"), extra_guidance=1)
     assert rows.tolist() == [[6, 8]] * 2 + [[7, 9]] * 4 + [[6, 6], [7, 7], [8, 8], [9, 9]]
 
 

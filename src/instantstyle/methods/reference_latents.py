@@ -56,8 +56,7 @@ def reference_batch(model: Model, request: ResolvedRequest) -> Preparation[Refer
 
     Raises InputError when a caption is missing.
     """
-    captions = reference_captions(model, request)
-    branches = 2 if request.do_classifier_free_guidance else 1
+    captions, branches = reference_captions(model, request), request.branches
     texts = [text for caption in captions for text in ([request.negative] * (branches - 1) + [caption])]
     match request.options["reference-source"]:
         case "generated":
@@ -94,15 +93,15 @@ def reference_captions(model: Model, request: ResolvedRequest) -> list[str]:
 
 
 def reference_index(
-    request: ResolvedRequest, references: int, device: torch.device, extra_guidance: int = 0
+    branches: int, count: int, references: int, device: torch.device, extra_guidance: int = 0
 ) -> ReferenceIndex:
     """For each of the run's rows and the reference rows after them the reference rows that it attends to.
 
-    A row attends to the references' rows of its own branch, and reference rows to themselves.
+    A run has `branches` (unconditional and conditional) and `extra_guidance` rows for each of `count` pictures.  A row
+    attends to the references' rows of its own branch, and reference rows to themselves.
     """
-    branches = 2 if request.do_classifier_free_guidance else 1
-    own = (branches + extra_guidance) * request.count
-    branch_of = [min(row // request.count, branches - 1) for row in range(own)]
+    own = (branches + extra_guidance) * count
+    branch_of = [min(row // count, branches - 1) for row in range(own)]
     of_own = [[own + each * branches + branch for each in range(references)] for branch in branch_of]
     of_references = [[row] * references for row in range(own, own + references * branches)]
     return torch.tensor([*of_own, *of_references], device=device)

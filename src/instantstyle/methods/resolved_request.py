@@ -66,6 +66,11 @@ class ResolvedRequest:
         return self.guidance > 1
 
     @property
+    def branches(self) -> int:
+        """Rows for each picture: the unconditional one, with guidance alone, and the conditional one."""
+        return 2 if self.do_classifier_free_guidance else 1
+
+    @property
     def is_styled(self) -> bool:
         """Whether a style is to enter anywhere in the run."""
         source = self.options.get("reference-source")

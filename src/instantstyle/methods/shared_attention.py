@@ -39,7 +39,7 @@ def style_aligned(model: Model, request: ResolvedRequest) -> Preparation[Injecti
     attend = shared_attention(
         plain,
         request.plan,
-        reference_index(request, len(weights), model.device),
+        reference_index(request.branches, request.count, len(weights), model.device),
         weights,
         match_statistics=bool(options["adain"]),
         scale=float(options["scale"]),
@@ -58,7 +58,7 @@ def swapped(model: Model, request: ResolvedRequest) -> Preparation[Injection]:
         return Injection(window=request.window)
     weights = _weights(request)
     rows = yield from reference_batch(model, request)
-    index = reference_index(request, len(weights), model.device)
+    index = reference_index(request.branches, request.count, len(weights), model.device)
     calibrate = request.options["calibrate"] and rows.clean_latents is not None
     return Injection(
         swapped_attention(plain, request.plan, index, weights),
@@ -83,10 +83,9 @@ def stylekeeper(model: Model, request: ResolvedRequest) -> Preparation[Injection
         return Injection(window=request.window)
     weights, count = _weights(request), request.count
     rows = yield from reference_batch(model, request)
-    index = reference_index(request, len(weights), model.device, extra_guidance=1)
-    branches = 2 if request.do_classifier_free_guidance else 1
+    index = reference_index(request.branches, count, len(weights), model.device, extra_guidance=1)
     own = torch.arange(len(index), device=index.device)
-    leaking = (own >= branches * count) & (own < (branches + 1) * count)
+    leaking = (own >= request.branches * count) & (own < (request.branches + 1) * count)
     query_index = torch.where(leaking, index[:, 0], own)
     index = torch.where(leaking[:, None], own[:, None], index)
     term = GuidanceTerm(float(request.options["leak"]) * min(1.0, effective_weight(weights)))

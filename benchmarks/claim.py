@@ -46,9 +46,9 @@ from PIL import Image
 from torch import Tensor
 
 from instantstyle.evaluate.classifiers import HELD_OUT
+from instantstyle.evaluate.measurements import measure, measure_bounds
 from instantstyle.evaluate.metrics import Interval, bootstrap
-from instantstyle.evaluate.plots import intervals
-from instantstyle.evaluate.suite import measure
+from instantstyle.evaluate.plots import plot_intervals
 from instantstyle.evaluate.tasks import STEPS, Setting, Task, held_out_tasks, run_tasks
 from instantstyle.loading import load
 from instantstyle.model import Model
@@ -299,7 +299,7 @@ def fitting(
     return max(20, int((minutes - none) / each * 1000))
 
 
-def interval(of: Sequence[Floats], asked: Sequence[Task]) -> Interval:
+def interval(of: Sequence[Floats], asked: Sequence[Task], bounds: tuple[float, float]) -> Interval:
     """The mean over seeds and questions; things, styles and seeds are drawn anew."""
     seeds = len(of)
     clusters: dict[str, Sequence[object]] = {
@@ -308,18 +308,21 @@ def interval(of: Sequence[Floats], asked: Sequence[Task]) -> Interval:
     }
     if seeds > 1:
         clusters["seed"] = [seed for seed in range(seeds) for _ in asked]
-    return bootstrap(np.concatenate(of), clusters)
+    return bootstrap(np.concatenate(of), clusters, bounds)
 
 
 def means(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Task]) -> Mapping[str, Mapping[str, Interval]]:
     """Each arm's measures with their intervals."""
-    return {arm: {m: interval([each[m] for each in found], asked) for m in MEASURES} for arm, found in scores.items()}
+    return {
+        arm: {m: interval([each[m] for each in found], asked, measure_bounds(m)) for m in MEASURES}
+        for arm, found in scores.items()
+    }
 
 
 def figure(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Task]) -> Image.Image:
     """The same as a picture: a small plot a measure, a line an arm."""
     found = means(scores, asked)
-    return intervals(list(found), {MEASURES[m]: [each[m] for each in found.values()] for m in MEASURES})
+    return plot_intervals(list(found), {MEASURES[m]: [each[m] for each in found.values()] for m in MEASURES})
 
 
 def page(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Task], said: Sequence[str]) -> str:
@@ -334,7 +337,11 @@ def page(scores: Mapping[str, Sequence[Columns]], asked: Sequence[Task], said: S
     ]
     apart = {
         arm: {
-            m: interval([a[m] - b[m] for a, b in zip(scores[arm], scores["mute"], strict=True)], asked)
+            m: interval(
+                [a[m] - b[m] for a, b in zip(scores[arm], scores["mute"], strict=True)],
+                asked,
+                (measure_bounds(m)[0] - measure_bounds(m)[1], measure_bounds(m)[1] - measure_bounds(m)[0]),
+            )
             for m in MEASURES
         }
         for arm in ("style", "paired", "loud")

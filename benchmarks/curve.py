@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from instantstyle.evaluate.acceptance import JUDGES
+from instantstyle.evaluate.acceptance import CLASSIFIERS
 from instantstyle.evaluate.metrics import Interval, wilson
-from instantstyle.evaluate.plots import Line, Panel, Point, curves
+from instantstyle.evaluate.plots import Line, Panel, Point, plot_curves
 from instantstyle.utils.atomic_files import write_atomic
 from instantstyle.utils.images import write_png
 
@@ -67,7 +67,7 @@ def table(models: Mapping[int, Rows], speed: float) -> str:
     """The page."""
     lines: list[str] = []
     for what in QUESTIONS:
-        for judge in JUDGES:
+        for judge in CLASSIFIERS:
             rows = [model[what, judge] for model in models.values()]
             shares = [float(row["value"]) for row in rows]
             slope, start = doubling(list(models), shares)
@@ -93,7 +93,7 @@ def figure(models: Mapping[int, Rows]) -> list[Panel]:
     panels: list[Panel] = []
     for what, count in QUESTIONS.items():
         lines: list[Line] = []
-        for judge in JUDGES:
+        for judge in CLASSIFIERS:
             points: list[Point] = []
             for samples, model in models.items():
                 share = float(model[what, judge]["value"])
@@ -101,7 +101,7 @@ def figure(models: Mapping[int, Rows]) -> list[Panel]:
                 points.append(Point(x, Interval(share, *wilson(round(share * count), count))))
             lines.append(Line(judge, points))
         last = models[max(models)]
-        floors = sorted({float(last[what, judge]["floor"]) for judge in JUDGES}, reverse=True)
+        floors = sorted({float(last[what, judge]["floor"]) for judge in CLASSIFIERS}, reverse=True)
         levels = [("floor" if number == 0 else "", level) for number, level in enumerate(floors)]
         panels.append(Panel(what, "samples, millions", "share of held-out cells", lines, levels=levels))
     return panels
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "curve.md")
     given = parser.parse_args()
     models = read(given.floors)
-    write_png(curves(figure(models), width=430), given.out.with_suffix(".png"))
+    write_png(plot_curves(figure(models), (4.4, 4.4)), given.out.with_suffix(".png"))
     write_atomic(given.out, (table(models, given.speed) + "\n").encode())
     print(f"{given.out} and its figure")
 

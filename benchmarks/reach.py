@@ -96,7 +96,7 @@ def reaches(model: Model, asked: Sequence[Task]) -> dict[str, list[Reach]]:
         torch.cat([model.encode_latents(Image.fromarray(each).resize(model.family.size)) for each in pictures])
         for pictures in ([q.truth for q in asked], [asked[i - 1].reference for i in range(len(asked))])
     )
-    texts = encode_prompts(model, [q.words for q in asked] + [""] * n)
+    texts = encode_prompts(model, [q.prompt for q in asked] + [""] * n)
     silent = encode_prompts(model, [""] * 2 * n)
     said, unsaid = model.unet.precompute_kv(texts.prompt_embeds), model.unet.precompute_kv(silent.prompt_embeds)
     width, height = model.family.size

@@ -1,4 +1,4 @@
-"""A world drawn on the spot, for tests of the referee where the drawings of the emoji world are not at hand."""
+"""A synthetic emoji world, for tests of the evaluation without the real drawings."""
 
 from collections.abc import Generator
 
@@ -9,42 +9,46 @@ from PIL import Image, ImageDraw
 from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray
 from instantstyle.emoji.sources import EmojiConcept
 from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
-from instantstyle.evaluate import ground_truth, nearest_neighbour, suite
+from instantstyle.evaluate import ground_truth, measurements, nearest_neighbour, suite
 
 
 class Shapes:
-    """Every thing a few rectangles of its own, every set with colours of its own, drawn when asked for."""
+    """Stands for `rasters(icon_set)`: every concept has rectangles of its own, every icon set its own colours."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __getitem__(self, row: int) -> RgbaArray:
-        thing, hand = np.random.default_rng(row), np.random.default_rng(list(self.name.encode()))
+        concept, icon_set = np.random.default_rng(row), np.random.default_rng(list(self.name.encode()))
         canvas = Image.new("RGBA", (RASTER_SIZE, RASTER_SIZE))
         pen = ImageDraw.Draw(canvas)
-        for colour in hand.integers(0, 255, (3, 3)).tolist():
-            x, y, width, height = thing.integers(8, 60, 4).tolist()
+        for colour in icon_set.integers(0, 255, (3, 3)).tolist():
+            x, y, width, height = concept.integers(8, 60, 4).tolist()
             pen.rectangle((x, y, x + width, y + height), (*colour, 255))
         return np.asarray(canvas)
 
 
 @pytest.fixture(scope="module")
-def drawn_world() -> Generator[None]:
-    """While it stands, real pictures are of `Shapes`; nothing is fetched and nothing rendered."""
+def synthetic_world() -> Generator[None]:
+    """While it is entered, ground truths are rendered from `Shapes`; nothing is fetched."""
     labels = [*TRAINED_CONCEPTS, *sorted(splits().concepts)]
-    things = tuple(EmojiConcept(label, "", "", f"kind{i % 7}-x", ()) for i, label in enumerate(labels))
+    all_concepts = tuple(EmojiConcept(label, "", "", f"kind{i % 7}-x", ()) for i, label in enumerate(labels))
     rows = {label: row for row, label in enumerate(labels)}
 
-    def every(set_name: str, concept: EmojiConcept) -> bool:
+    def in_every_set(icon_set: str, concept: EmojiConcept) -> bool:
         return True
 
-    caches = (suite._real, suite._four, nearest_neighbour._prompted, ground_truth.gallery)  # pyright: ignore[reportPrivateUsage]
+    caches = (
+        measurements._true_images,  # pyright: ignore[reportPrivateUsage]
+        measurements._four_way_images,  # pyright: ignore[reportPrivateUsage]
+        nearest_neighbour._target_and_reference,  # pyright: ignore[reportPrivateUsage]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ground_truth, "drawings", dict[tuple[str, str], RgbaArray])
-        patch.setattr(ground_truth, "masters", Shapes)
-        patch.setattr(ground_truth, "_rows", lambda: rows)
-        patch.setattr(suite, "concepts", lambda: things)
-        patch.setattr(suite, "has", every)
+        patch.setattr(ground_truth, "rasters", Shapes)
+        patch.setattr(ground_truth, "_concept_rows", lambda: rows)
+        patch.setattr(suite, "concepts", lambda: all_concepts)
+        patch.setattr(suite, "in_set", in_every_set)
         for each in caches:
             each.cache_clear()
         yield

@@ -1,4 +1,4 @@
-"""`instantstyle evaluate`, `probe` and `compare`: methods measured, blocks probed, one prompt drawn by every method."""
+"""`instantstyle evaluate`, `probe` and `compare`: benchmark methods, probe blocks, draw one prompt by every method."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,12 +46,9 @@ def evaluate(
     from instantstyle.evaluate.report import evaluate as run
     from instantstyle.loading import load
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
     loaded = load(model, adapter=adapter)
-    again = partial(load, model, adapter=adapter) if jobs > 1 else None
-    with standing("drawing") as watch:
+    load_again = partial(load, model, adapter=adapter) if jobs > 1 else None
+    with standing("drawing") as update:
         report = run(
             loaded,
             out,
@@ -61,9 +58,9 @@ def evaluate(
             steps=steps,
             pictures=pictures,
             workers=jobs,
-            load=again,
-            say=say,
-            watch=lambda now: watch(now.done, now.total, now.seconds, now.seconds_left),
+            load=load_again,
+            log=partial(typer.echo, err=True),
+            on_progress=lambda now: update(now.done, now.total, now.seconds, now.seconds_left),
         )
     typer.echo(report)
 
@@ -91,12 +88,14 @@ def probe(
     """
     from instantstyle.cli.progress import hush
     from instantstyle.utils.atomic_files import check_writable
+    from instantstyle.utils.extras import import_extra
     from instantstyle.utils.images import write_png
 
     if out is not None:
         if out.suffix.lower() != ".png":
             raise InputError(f"the figure is a PNG file, so {str(out)!r} must end in .png")
         check_writable(out)
+        import_extra("matplotlib", "evaluate")
     if write and plan:
         raise InputError("presets are found by probing each module alone: leave --plan out, or --write")
     hush()
@@ -137,7 +136,7 @@ def compare(
     if out.suffix.lower() != ".png":
         raise InputError(f"the grid is a PNG file, so {str(out)!r} must end in .png")
     check_writable(out)
-    given = [(path, StyleReference(path)) for path in style]
+    references = {path: StyleReference(path) for path in style}
     hush()
     from instantstyle.loading import load
     from instantstyle.methods import METHODS
@@ -147,13 +146,13 @@ def compare(
     names = sorted(METHODS, key=lambda name: name != "none")
     runs = {
         (path, name): engine.submit(
-            Request(prompt, references=[] if name == "none" else [said], method=name, seed=seed, steps=steps)
+            Request(prompt, references=[] if name == "none" else [reference], method=name, seed=seed, steps=steps)
         )
-        for path, said in given
+        for path, reference in references.items()
         for name in names
     }
     engine.run()
-    rows = [[load_image(path), *(runs[path, name].result().images[0] for name in names)] for path, _ in given]
+    rows = [[load_image(path), *(runs[path, name].result().images[0] for name in names)] for path in style]
     labels = ["no reference" if name == "none" else name for name in names]
-    sheet = image_grid(rows, rows=[Path(path).stem for path, _ in given], columns=["reference", *labels], cell=160)
+    sheet = image_grid(rows, rows=[Path(path).stem for path in style], columns=["reference", *labels], cell=160)
     typer.echo(write_png(sheet, out))

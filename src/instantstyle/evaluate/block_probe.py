@@ -1,11 +1,9 @@
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Which attention blocks carry style, and which layout?  Inject a reference at one module at a time, and measure.
 
-"""Which blocks carry style?  Inject a reference at one attention module at a time, and measure what follows it.
-
-In the emoji world a reference's look is known (treatments are data) and so is the truth (the prompted thing in that
-very look), so three things can be measured for each module: how far the ground's colour follows the reference, how
-much nearer the picture comes to the truth than without a reference, and whether it still shows what was asked for.
-Layout is asked for where it is wanted: do contours lie where the reference's do, more than where other references' do?
+In the emoji world a reference's style is known and so is the truth (the prompted concept in that style), so three
+things are measured for each module: how far the background's colour follows the reference, how much nearer the image
+comes to the truth than without a reference, and whether it still shows the prompted concept.  Layout, where asked for:
+are contours where the reference's are, more than where other references' are?
 """
 
 import json
@@ -15,10 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-import cv2
 import numpy as np
-import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 from PIL import Image
 
@@ -29,122 +24,129 @@ from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import StyleTransform, apply_transform, sample_transform
 from instantstyle.errors import InputError
 from instantstyle.evaluate.classifiers import pixels_of
-from instantstyle.evaluate.metrics import Floats
-from instantstyle.evaluate.nearest_neighbour import contours
-from instantstyle.evaluate.plots import bars
+from instantstyle.evaluate.ground_truth import Pixels
+from instantstyle.evaluate.metrics import Floats, background_correlation
+from instantstyle.evaluate.nearest_neighbour import contour_features
+from instantstyle.evaluate.plots import plot_bars
 from instantstyle.loading import PRESETS_FILE
 from instantstyle.model import Model
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine
 from instantstyle.utils.atomic_files import write_atomic
-
-Pixels = npt.NDArray[np.uint8]
+from instantstyle.utils.markdown import markdown_table
 
 
 @dataclass(frozen=True)
 class ProbeCase:
-    """One question: this thing, in the look of a picture of another thing."""
+    """Draw `target` in the style of an image of `reference_content`."""
 
-    thing: str
-    shown: str
-    """What the reference shows."""
-    set_name: str
-    treatment: StyleTransform
+    target: str
+    reference_content: str
+    icon_set: str
+    transform: StyleTransform
     reference: Image.Image
     truth: Image.Image
 
 
 @dataclass(frozen=True)
 class PlanScore:
-    """What one plan does, over all cases."""
+    """What one block plan does, over all cases."""
 
     plan: str
     lightness: float
-    """Correlation of the ground's lightness with the reference's, -1 to 1."""
+    """Correlation of the background's lightness with the reference's, -1 to 1."""
     colour: float
-    """The same for Lab a and b together."""
+    """The same of Lab a and b together."""
     distance_reduction: float
     """How much nearer to the truth than without a reference, as a share of the distance without (1: the truth)."""
     content: float
-    """Share of pictures whose nearest text, by the model's own CLIP, is the prompted thing."""
+    """Share of images whose nearest text, by the model's own CLIP, is the target."""
     leak: float
-    """Share whose nearest text is the thing that the reference shows."""
+    """Share whose nearest text is the reference's content."""
 
 
 @dataclass(frozen=True)
 class LayoutScore(PlanScore):
-    """The same with the answer to the question of layout."""
+    """The same with how far the layout follows."""
 
     layout: float
-    """How much more alike contours are to the reference's than to other references', as a correlation, -2 to 2."""
+    """Correlation of contours with the reference's beyond that with other references', -2 to 2."""
     layout_error: float
     """The standard error of that mean."""
 
 
 def probe_cases(count: int, side: int, seed: int = 2024, families: Sequence[str] | None = None) -> list[ProbeCase]:
-    """Questions whose answer was never trained on: held-out (thing, set) cells, in looks drawn for the occasion."""
+    """Cases whose truth was never trained on: held-out (concept, icon set) cells in random transforms."""
     rng, rows = np.random.default_rng(seed), {c.label: i for i, c in enumerate(concepts())}
     cells = sorted(cell for cell in splits().cells if cell[0] in TRAINED_CONCEPTS)
-    made: list[ProbeCase] = []
+    cases: list[ProbeCase] = []
     for number in rng.permutation(max(count, len(cells)))[:count]:
-        thing, set_name = cells[int(number) % len(cells)]
-        others = [label for label in TRAINED_CONCEPTS if label != thing and splits().trains(label, set_name)]
-        shown, look = str(rng.choice(others)), sample_transform(rng, families)
+        target, icon_set = cells[int(number) % len(cells)]
+        others = [label for label in TRAINED_CONCEPTS if label != target and splits().trains(label, icon_set)]
+        shown, transform = str(rng.choice(others)), sample_transform(rng, families)
 
-        def draw(label: str, look: StyleTransform = look, set_name: str = set_name) -> Image.Image:
-            pixels = apply_transform(look, np.asarray(rasters(set_name)[rows[label]]))
+        def draw(label: str, transform: StyleTransform = transform, icon_set: str = icon_set) -> Image.Image:
+            pixels = apply_transform(transform, np.asarray(rasters(icon_set)[rows[label]]))
             return Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX)
 
-        made.append(ProbeCase(thing, shown, set_name, look, draw(shown), draw(thing)))
-    return made
+        cases.append(ProbeCase(target, shown, icon_set, transform, draw(shown), draw(target)))
+    return cases
 
 
 def draw_cases(
-    model: Model, questions: Sequence[ProbeCase], plan: str | None, seed: int = 7, steps: int = 25
+    model: Model, cases: Sequence[ProbeCase], plan: str | None, seed: int = 7, steps: int = 25
 ) -> list[Image.Image]:
-    """The model's answers, all stepped together; without a plan, without a reference."""
+    """The model's images under a plan, all cases in one batch; without a plan, without a reference."""
     engine = Engine(model)
     runs = [
         engine.submit(
             Request(
-                prompt=with_article(case.thing),
+                prompt=with_article(case.target),
                 references=[StyleReference(case.reference)] if plan else [],
                 plan=plan or "style",
                 seed=seed + number,
                 steps=steps,
             )
         )
-        for number, case in enumerate(questions)
+        for number, case in enumerate(cases)
     ]
     engine.run()
     return [run.result().images[0] for run in runs]
 
 
 def score_plan(
-    model: Model, plan: str, questions: Sequence[ProbeCase], answers: list[Image.Image], bare: list[Image.Image]
+    model: Model, plan: str, cases: Sequence[ProbeCase], images: Sequence[Image.Image], bare: Sequence[Image.Image]
 ) -> PlanScore:
-    """Measure answers under a plan against references, truths and the answers without a reference."""
-    ground = np.array([_ground(a) for a in answers])
-    wanted = np.array([_ground(case.reference) for case in questions])
-    far = np.array([_distance(a, case.truth) for a, case in zip(answers, questions, strict=True)])
-    without = np.array([_distance(b, case.truth) for b, case in zip(bare, questions, strict=True)])
-    said = clip_labels(model, answers)
+    """Score images under a plan; `bare`: the images without a reference."""
+    pixels, truths, references = (
+        _stack(each) for each in (images, [case.truth for case in cases], [case.reference for case in cases])
+    )
+    lightness, colour = background_correlation(pixels, references)
+    labels = clip_labels(model, images)
     return PlanScore(
         plan,
-        lightness=_correlation(ground[:, 0], wanted[:, 0]),
-        colour=_correlation(ground[:, 1:].ravel(), wanted[:, 1:].ravel()),
-        distance_reduction=float(1 - far.mean() / without.mean()),
-        content=float(np.mean([s == case.thing for s, case in zip(said, questions, strict=True)])),
-        leak=float(np.mean([s == case.shown for s, case in zip(said, questions, strict=True)])),
+        lightness=lightness,
+        colour=colour,
+        distance_reduction=1 - _mean_distance(pixels, truths) / _mean_distance(_stack(bare), truths),
+        content=float(np.mean([label == case.target for label, case in zip(labels, cases, strict=True)])),
+        leak=float(np.mean([label == case.reference_content for label, case in zip(labels, cases, strict=True)])),
     )
 
 
-def clip_labels(model: Model, pictures: Sequence[Image.Image]) -> list[str]:
-    """For each picture the core label whose text is nearest to it in the model's own CLIP."""
+def _stack(images: Sequence[Image.Image]) -> Pixels:
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])
+
+
+def _mean_distance(a: Pixels, b: Pixels) -> float:
+    return float(np.abs(a.astype(np.float32) - b.astype(np.float32)).mean())
+
+
+def clip_labels(model: Model, images: Sequence[Image.Image]) -> list[str]:
+    """For each image the trained concept whose text is nearest to it in the model's own CLIP."""
     texts = model.encode_prompt([with_article(label) for label in TRAINED_CONCEPTS]).text_embeds
     assert texts is not None
-    likeness = F.normalize(model.encode_image(list(pictures)), dim=-1) @ F.normalize(texts, dim=-1).T
-    return [TRAINED_CONCEPTS[int(i)] for i in likeness.argmax(-1)]
+    similarity = F.normalize(model.encode_image(list(images)), dim=-1) @ F.normalize(texts, dim=-1).T
+    return [TRAINED_CONCEPTS[int(i)] for i in similarity.argmax(-1)]
 
 
 def probe(
@@ -158,23 +160,22 @@ def probe(
 ) -> list[PlanScore]:
     """Score no reference and each plan; by default every attention module alone, the family's style, and all.
 
-    `without`: also all modules but one, each in turn.  `layout`: also whether the layout follows (`Laid`).
+    `without`: also all modules but one, each in turn.  `layout`: also whether the layout follows (`LayoutScore`).
     """
     modules = model.family.unet.modules
-    tried = list(plans or (*(f"{module}=1" for module in modules), "style", "all"))
+    chosen = list(plans or (*(f"{module}=1" for module in modules), "style", "all"))
     if without:
-        tried += [all_except(module) for module in modules]
-    questions = probe_cases(count, model.family.size[0])
-    bare = draw_cases(model, questions, None, steps=steps)
+        chosen += [all_except(module) for module in modules]
+    cases = probe_cases(count, model.family.size[0])
+    bare = draw_cases(model, cases, None, steps=steps)
     scores: list[PlanScore] = []
-    for plan in ("none", *tried):
-        if plan == "none":
-            answers = bare
-        else:
+    for plan in ("none", *chosen):
+        images = bare
+        if plan != "none":
             print(f"probing {plan}", file=sys.stderr)
-            answers = draw_cases(model, questions, plan, steps=steps)
-        scored = score_plan(model, plan, questions, answers, bare)
-        scores.append(layout_score(scored, questions, answers) if layout else scored)
+            images = draw_cases(model, cases, plan, steps=steps)
+        score = score_plan(model, plan, cases, images, bare)
+        scores.append(layout_score(score, cases, images) if layout else score)
     return scores
 
 
@@ -183,29 +184,29 @@ def all_except(module: str) -> str:
     return f"all=1,{module}=0"
 
 
-def layout_score(scored: PlanScore, questions: Sequence[ProbeCase], answers: Sequence[Image.Image]) -> LayoutScore:
-    """A score with how far the layout follows: which way contours run where, whatever their colours."""
-    seen, shown = (contours(pixels_of(p)) for p in (answers, [case.reference for case in questions]))
-    alike = _correlations(seen, shown)
-    n = len(questions)
-    beyond = np.diag(alike) - (alike.sum(1) - np.diag(alike)) / max(n - 1, 1)
+def layout_score(score: PlanScore, cases: Sequence[ProbeCase], images: Sequence[Image.Image]) -> LayoutScore:
+    """A score with how far the layout follows: the orientation of contours by cell, whatever their colours."""
+    own, reference = (contour_features(pixels_of(p)) for p in (images, [case.reference for case in cases]))
+    r = _row_correlations(own, reference)
+    n = len(cases)
+    excess = np.diag(r) - (r.sum(1) - np.diag(r)) / max(n - 1, 1)
     return LayoutScore(
-        **asdict(scored), layout=float(beyond.mean()), layout_error=float(beyond.std() / max(n, 1) ** 0.5)
+        **asdict(score), layout=float(excess.mean()), layout_error=float(excess.std() / max(n, 1) ** 0.5)
     )
 
 
-def _correlations(a: Floats, b: Floats) -> Floats:
-    """Of every row of one with every row of the other."""
+def _row_correlations(a: Floats, b: Floats) -> Floats:
+    """Pearson's r of every row of `a` [n, d] with every row of `b` [m, d]: [n, m]."""
     a, b = ((x - x.mean(1, keepdims=True)) / np.maximum(x.std(1, keepdims=True), 1e-6) for x in (a, b))
     return np.asarray(a @ b.T / a.shape[1])
 
 
 def infer_presets(scores: Sequence[PlanScore], modules: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The presets that a probe of every module alone finds.
+    """The presets that follow from a probe of every module alone.
 
-    Style is at the modules that alone bring the picture at least a third as much nearer to the truth as the best of
-    them does, layout at those that alone bring the reference's contours at least half as far as the best; either only
-    where there is something to find: 5 % nearer, and three standard errors above no reference.
+    Style is at the modules that alone bring the image at least a third as much nearer to the truth as the best of them
+    does, layout at those that alone bring the reference's contours at least half as far as the best; either only where
+    the effect is certain: 5 % nearer, and three standard errors above no reference.
     """
     alone = {s.plan.removesuffix("=1"): s for s in scores if s.plan.removesuffix("=1") in modules}
     presets: dict[str, dict[str, float]] = {}
@@ -214,16 +215,16 @@ def infer_presets(scores: Sequence[PlanScore], modules: Sequence[str]) -> dict[s
         presets["style"] = {name: 1.0 for name, s in alone.items() if s.distance_reduction >= best / 3}
     bare = next((s.layout for s in scores if isinstance(s, LayoutScore) and s.plan == "none"), 0.0)
     shifts = {name: s.layout - bare for name, s in alone.items() if isinstance(s, LayoutScore)}
-    sure = {name: by for name, by in shifts.items() if by > 3 * cast("LayoutScore", alone[name]).layout_error}
-    if sure:
-        presets["layout"] = {name: 1.0 for name, by in sure.items() if by >= max(sure.values()) / 2}
+    certain = {name: by for name, by in shifts.items() if by > 3 * cast("LayoutScore", alone[name]).layout_error}
+    if certain:
+        presets["layout"] = {name: 1.0 for name, by in certain.items() if by >= max(certain.values()) / 2}
     return presets
 
 
 def write_presets(model: Model, presets: Mapping[str, Mapping[str, float]], source: str) -> Path:
-    """Keep presets as data beside the model, in presets.json of its folder, from where `load` reads them.
+    """Write presets.json into the model's folder, from where `load` reads it.
 
-    Raises InputError when there are none, or when the model is no folder of one's own.
+    Raises InputError when there are none, or when the model is a single file.
     """
     if not presets:
         raise InputError("the probe found no module that carries style, so there is nothing to write")
@@ -231,29 +232,35 @@ def write_presets(model: Model, presets: Mapping[str, Mapping[str, float]], sour
         raise InputError(
             f"presets are kept in a model's folder, and {model.source.spec!r} is a file: nothing is written"
         )
-    said = {**{name: dict(blocks) for name, blocks in presets.items()}, "source": source}
-    return write_atomic(model.source.folder / PRESETS_FILE, f"{json.dumps(said, indent=2)}\n".encode())
+    data = {**{name: dict(blocks) for name, blocks in presets.items()}, "source": source}
+    return write_atomic(model.source.folder / PRESETS_FILE, f"{json.dumps(data, indent=2)}\n".encode())
 
 
 def probe_table(scores: Sequence[PlanScore]) -> str:
     """Scores as a Markdown table."""
-    head = "| plan | ground lightness r | ground colour r | nearer to truth | content right | reference's content |"
-    rows = [
-        f"| {s.plan} | {s.lightness:.2f} | {s.colour:.2f} | {s.distance_reduction:.0%} | {s.content:.0%} | "
-        f"{s.leak:.0%} |" + (f" {s.layout:+.3f} (error {s.layout_error:.3f}) |" if isinstance(s, LayoutScore) else "")
-        for s in scores
+    header = [
+        "plan",
+        "ground lightness r",
+        "ground colour r",
+        "nearer to truth",
+        "content right",
+        "reference's content",
     ]
-    asked = any(isinstance(s, LayoutScore) for s in scores)
-    more = " layout follows |" if asked else ""
-    return "\n".join([head + more, "|---|---|---|---|---|---|" + ("---|" if asked else ""), *rows])
+    layout = any(isinstance(s, LayoutScore) for s in scores)
+    rows: list[list[str]] = []
+    for s in scores:
+        shares = (f"{value:.0%}" for value in (s.distance_reduction, s.content, s.leak))
+        row = [s.plan, f"{s.lightness:.2f}", f"{s.colour:.2f}", *shares]
+        rows.append([*row, f"{s.layout:+.3f} (error {s.layout_error:.3f})"] if isinstance(s, LayoutScore) else row)
+    return "\n".join(markdown_table([*header, "layout follows"] if layout else header, rows))
 
 
 def probe_figure(scores: Sequence[PlanScore]) -> Image.Image:
-    """Bars a plan: does the ground follow, is it nearer to the truth, is the content right, does the layout follow?"""
+    """Bars for each plan: background, distance to the truth, content, and layout where it was measured."""
     series: list[tuple[str, list[float]]] = [
-        ("ground lightness, r", [s.lightness for s in scores]),
-        ("ground colour, r", [s.colour for s in scores]),
-        ("nearer to the truth, share", [s.distance_reduction for s in scores]),
+        ("background lightness follows the reference, r", [s.lightness for s in scores]),
+        ("background colour follows the reference, r", [s.colour for s in scores]),
+        ("nearer to the truth than without a reference, share", [s.distance_reduction for s in scores]),
         ("content right, share", [s.content for s in scores]),
     ]
     if any(isinstance(s, LayoutScore) for s in scores):
@@ -261,26 +268,4 @@ def probe_figure(scores: Sequence[PlanScore]) -> Image.Image:
         series.append(("layout follows, correlation beyond other references'", layouts))
     names = [s.plan.removesuffix("=1") for s in scores]
     names = [f"no {n.removeprefix('all=1,').removesuffix('=0')}" if n.startswith("all=1,") else n for n in names]
-    return bars("Which blocks carry style, and which layout?", names, series)
-
-
-def _pixels(picture: Image.Image) -> Pixels:
-    return np.asarray(picture.convert("RGB"))
-
-
-def _ground(picture: Image.Image) -> npt.NDArray[np.float32]:
-    """The median Lab colour of the picture's border."""
-    lab = cv2.cvtColor(_pixels(picture).astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-    edges = (lab[:2], lab[-2:], lab[:, :2], lab[:, -2:])
-    border = np.concatenate([edge.reshape(-1, 3) for edge in edges])
-    return np.median(border, axis=0).astype(np.float32)
-
-
-def _distance(a: Image.Image, b: Image.Image) -> float:
-    return float(np.abs(_pixels(a).astype(np.float32) - _pixels(b).astype(np.float32)).mean())
-
-
-def _correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    if a.std() < 1e-6 or b.std() < 1e-6:
-        return 0.0
-    return float(torch.corrcoef(torch.from_numpy(np.stack([a, b])))[0, 1])
+    return plot_bars("Which blocks carry style, and which layout?", names, series)

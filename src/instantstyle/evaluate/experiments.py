@@ -1,7 +1,7 @@
-"""What the comparison asks of whom: methods, controls, variants and strengths, each with its questions and its cost.
+"""The comparison's experiments: methods, controls, variants and strengths, each with its tasks and its cost.
 
-Every method is asked the same; a method that must be fitted to each reference is asked a stated part, since a fit costs
-as much as thirty pictures.  Strengths, variants and the swap of the reference's content are asked in the first cell.
+Every method gets the same tasks; one that is fitted to each reference gets a stated part of them, since a fit costs as
+much as thirty images.  Strengths, variants and the counterfactual swap are run in the first cell.
 """
 
 import math
@@ -22,148 +22,150 @@ NO_REFERENCE, WRONG_STYLE, GREY_REFERENCE, STYLE_IN_PROMPT = (
     "blank reference",
     "style named in words",
 )
+"""Names of the controls that are generated, as reports have them."""
 Kind = Literal["control", "method", "variant", "strength", "variance"]
 Subset = Literal["all", "small"]
 KNOWN = tuple(name for name in METHODS if name != "none")
 """Methods that can be compared."""
 
-CHUNK = 18
-"""Pictures a job draws together: half a cell."""
+JOB_SIZE = 18
+"""Images a job generates together: half a cell."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row of the report before it is drawn: who is asked what."""
+    """One row of the report before it is run: a setting and its tasks."""
 
     name: str
     kind: Kind
     setting: Setting
     tasks: tuple[Task, ...]
     swapped: tuple[Task, ...] = ()
-    """Those of the questions that are asked again with a reference of other content in the same style."""
+    """Those of the tasks that are also run with a reference of other content in the same style."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a subset asks; each number was chosen before anything was measured, for the time it takes."""
+    """How much a subset runs; each number was chosen for its time before anything was measured."""
 
-    cells: int
-    """Questions a cell, at most; 36 are all."""
     fitted: tuple[int, int]
-    """Questions of the first cell, and of each other, for methods that are fitted to a reference."""
+    """Tasks of the first cell, and of each other, for methods that are fitted to a reference."""
     strengths: int
     """Strengths of every method's sweep beside the published one."""
     swept: Sequence[str] | None
-    """Methods that are swept; None: all."""
+    """Methods whose strength is swept; None: all."""
     variants: Sequence[str] | None
-    """Variants that are asked, by name; None: all."""
+    """Variants by the end of their names; None: all."""
     variance: bool
+    """Whether the variance block is run."""
 
 
 BUDGETS: Mapping[Subset, Budget] = {
-    "all": Budget(36, (12, 6), 4, None, None, True),
-    "small": Budget(8, (2, 0), 2, ("instantstyle", "ip-adapter"), ("- content (paper 0.5)", "(precise)"), False),
+    "all": Budget((12, 6), 4, None, None, True),
+    "small": Budget((2, 0), 2, ("instantstyle", "ip-adapter"), ("- content (paper 0.5)", "(precise)"), False),
 }
 
 
 def select_tasks(subset: Subset, count: int | None = None) -> list[Task]:
-    """The questions of a subset; `count`: at most so many a cell."""
-    asked = evaluation_suite(subset == "small")
-    return asked if count is None else subsample(asked, count)
+    """The tasks of a subset; `count`: at most so many a cell."""
+    tasks = evaluation_suite(subset == "small")
+    return tasks if count is None else subsample(tasks, count)
 
 
 def method_variants() -> list[Setting]:
-    """InstantStyle with its content taken out by each of the ways, by the true word or by one that CLIP found, and its
+    """InstantStyle with content subtracted by each variant, of the true content or of what CLIP finds, and with its
     other plans."""
-    hows = ("paper", "normalised", "projected", "masked")
-    given = [Setting(subtraction=how, content_weight=1.0 if how in ("projected", "masked") else 0.5) for how in hows]
-    auto = [replace(way, content="auto") for way in (given[0], given[2])]
+    variants = ("paper", "normalised", "projected", "masked")
+    given = [Setting(subtraction=v, content_weight=1.0 if v in ("projected", "masked") else 0.5) for v in variants]
+    auto = [replace(setting, content="auto") for setting in (given[0], given[2])]
     return [*given, *auto, *(Setting(plan=plan) for plan in ("all", "style+layout", "precise"))]
 
 
 def experiments(
-    asked: Sequence[Task], subset: Subset = "all", methods: Sequence[str] | None = None
+    tasks: Sequence[Task], subset: Subset = "all", methods: Sequence[str] | None = None
 ) -> list[Experiment]:
-    """All rows of the report.  Raises InputError for a method that does not exist."""
+    """All experiments of the report.  Raises InputError for a method that does not exist."""
     for name in methods or ():
         if name not in KNOWN:
             raise InputError(f"there is no method {name!r}: give some of {', '.join(KNOWN)}{did_you_mean(name, KNOWN)}")
     budget, chosen = BUDGETS[subset], list(methods or KNOWN)
-    everything, first = tuple(asked), tuple(q for q in asked if q.cell == CELLS[0])
+    every, first = tuple(tasks), tuple(task for task in tasks if task.cell == CELLS[0])
     rows = [
-        Experiment(NO_REFERENCE, "control", Setting("none"), everything),
-        Experiment(STYLE_IN_PROMPT, "control", Setting("none", style_in_prompt=True), everything),
-        Experiment(WRONG_STYLE, "control", Setting(reference="wrong"), everything),
-        Experiment(GREY_REFERENCE, "control", Setting(reference="blank"), everything),
+        Experiment(NO_REFERENCE, "control", Setting("none"), every),
+        Experiment(STYLE_IN_PROMPT, "control", Setting("none", style_in_prompt=True), every),
+        Experiment(WRONG_STYLE, "control", Setting(reference="wrong"), every),
+        Experiment(GREY_REFERENCE, "control", Setting(reference="blank"), every),
     ]
     for name in chosen:
-        given = everything if name not in FITTED else _part(asked, *budget.fitted)
-        rows.append(Experiment(name, "method", Setting(name), given, tuple(q for q in given if q.cell == CELLS[0])))
+        own = every if name not in FITTED else _fitted_part(tasks, *budget.fitted)
+        swapped = tuple(task for task in own if task.cell == CELLS[0])
+        rows.append(Experiment(name, "method", Setting(name), own, swapped))
     for name in chosen:
-        knob, given = METHODS[name].strength, first if name not in FITTED else _part(first, *budget.fitted)
-        if knob is None or (budget.swept is not None and name not in budget.swept):
-            continue
-        others = [value for value in knob.values if value != knob.default]
-        # The same number of tries for every method, from hardly any style to more than was published.
-        places = np.linspace(0, len(others) - 1, min(budget.strengths, len(others))).round().astype(int)
-        for value in sorted({knob.default, *(others[int(i)] for i in places)}):
-            rows.append(Experiment(name, "strength", Setting(name, strength=value), given))
+        if METHODS[name].strength is not None and (budget.swept is None or name in budget.swept):
+            own = first if name not in FITTED else _fitted_part(first, *budget.fitted)
+            for value in _strengths(name, budget.strengths):
+                rows.append(Experiment(name, "strength", Setting(name, strength=value), own))
     if "instantstyle" in chosen:
-        for way in method_variants():
-            if budget.variants is None or any(way.name.endswith(name) for name in budget.variants):
-                rows.append(Experiment(way.name, "variant", way, first))
+        for setting in method_variants():
+            if budget.variants is None or any(setting.name.endswith(name) for name in budget.variants):
+                rows.append(Experiment(setting.name, "variant", setting, first))
     if budget.variance:
         rows += [Experiment(name, "variance", Setting(name), tuple(factorial_block())) for name in chosen]
     return rows
 
 
-def _part(asked: Sequence[Task], first: int, others: int) -> tuple[Task, ...]:
-    """So many questions of the first cell and so many of each other."""
-    chosen = {q for cell in CELLS for q in subsample([q for q in asked if q.cell == cell], others)}
-    chosen = {q for q in chosen if q.cell != CELLS[0]}
-    chosen |= set(subsample([q for q in asked if q.cell == CELLS[0]], first))
-    return tuple(q for q in asked if q in chosen)
+def _strengths(method: str, count: int) -> list[float]:
+    """The published strength and `count` others, the same number for every method."""
+    sweep = METHODS[method].strength
+    assert sweep is not None
+    others = [value for value in sweep.values if value != sweep.default]
+    places = np.linspace(0, len(others) - 1, min(count, len(others))).round().astype(int)
+    return sorted({sweep.default, *(others[int(i)] for i in places)})
+
+
+def _fitted_part(tasks: Sequence[Task], first: int, others: int) -> tuple[Task, ...]:
+    """At most `first` tasks of the first cell and `others` of each other."""
+    chosen = {task for task in subsample(tasks, others) if task.cell != CELLS[0]}
+    chosen |= {task for task in subsample(tasks, first) if task.cell == CELLS[0]}
+    return tuple(task for task in tasks if task in chosen)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Questions that are put in one way, together."""
+    """Tasks that are run together in one setting."""
 
     setting: Setting
     tasks: tuple[Task, ...]
     cost: float
-    """About how many plain pictures' time they take."""
+    """Estimated, in plain images."""
 
 
-def make_jobs(rows: Sequence[Experiment], there: Callable[[Task, Setting], bool]) -> list[Job]:
-    """What is left to draw: each (question, way) once, those that are there left out, the costliest jobs first.
+def make_jobs(rows: Sequence[Experiment], is_cached: Callable[[Task, Setting], bool]) -> list[Job]:
+    """What is left to run: each (task, setting) once, cached ones left out, the costliest jobs first.
 
-    Two workers end together when long jobs come first; and what shares a fit comes after the job that makes it.
+    Workers end at about the same time when long jobs come first; and jobs that share a fit come after the one that
+    makes it.
     """
     wanted: dict[Setting, dict[Task, None]] = {}
     for row in rows:
-        for way, given in ((row.setting, row.tasks), (replace(row.setting, reference="other"), row.swapped)):
-            wanted.setdefault(resolve_experiments(way), {}).update(dict.fromkeys(given))
-    made: list[Job] = []
+        for setting, tasks in ((row.setting, row.tasks), (replace(row.setting, reference="other"), row.swapped)):
+            wanted.setdefault(setting.resolved(), {}).update(dict.fromkeys(tasks))
+    jobs: list[Job] = []
     fitted: set[tuple[str, object, str]] = set()
-    for way, given in wanted.items():
-        left = [q for q in given if not there(q, way)]
-        size = math.ceil(CHUNK / 6) if way.method in FITTED else CHUNK
+    for setting, tasks in wanted.items():
+        left = [task for task in tasks if not is_cached(task, setting)]
+        size = math.ceil(JOB_SIZE / 6) if setting.method in FITTED else JOB_SIZE
         parts = math.ceil(len(left) / size)
         for part in range(parts):
             chunk = tuple(left[part * len(left) // parts : (part + 1) * len(left) // parts])
-            cost = METHODS[way.method].cost * len(chunk)
-            if way.method in FITTED:
+            cost = METHODS[setting.method].cost * len(chunk)
+            if setting.method in FITTED:
+                other = setting.reference == "other"
                 fits = {
-                    (way.method, q.style, q.swap_content if way.reference == "other" else q.reference_content)
-                    for q in chunk
+                    (setting.method, task.style, task.swap_content if other else task.reference_content)
+                    for task in chunk
                 }
-                cost += METHODS[way.method].fit_cost * len(fits - fitted)
+                cost += METHODS[setting.method].fit_cost * len(fits - fitted)
                 fitted |= fits
-            made.append(Job(way, chunk, cost))
-    return sorted(made, key=lambda job: -job.cost)
-
-
-def resolve_experiments(way: Setting) -> Setting:
-    """The way with its strength said: what is the same to a model is the same way."""
-    return replace(way, strength=way.sweep_value)
+            jobs.append(Job(setting, chunk, cost))
+    return sorted(jobs, key=lambda job: -job.cost)

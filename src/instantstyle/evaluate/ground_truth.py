@@ -1,11 +1,11 @@
-"""Real pictures: any thing in any look, drawn when asked for, and the stock of them that judges learn from.
+"""Ground-truth images: any concept in any style, rendered on demand, and labelled sets of them for training.
 
-In the emoji world the right answer to (this, in that style) exists; this module is where the referee gets it.
+In the emoji world the right answer to (this content, in that style) exists; this module renders it.
 """
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -23,77 +23,70 @@ Pixels = npt.NDArray[np.uint8]
 """[side, side, 3], or several of them stacked in front."""
 
 SIDE = 64
-"""Side in pixels at which pictures are judged, whatever side a model draws."""
-TRAINED_SETS = tuple(name for name, each in SETS.items() if not each.held_out)
+"""Side in pixels at which images are evaluated, whatever size a model generates."""
+TRAINED_SETS = tuple(name for name, icon_set in SETS.items() if not icon_set.held_out)
 CHUNK = 3000
-"""Pictures of the stock that are drawn and kept together."""
+"""Labelled images that are rendered and cached together."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a picture looks: who drew it, and what was done to the drawing."""
+    """An icon set, and a transform of its drawings."""
 
     icon_set: str
     transform: StyleTransform
 
 
 def render(label: str, style: Style, side: int = SIDE) -> Pixels:
-    """The thing in this style, [side, side, 3] uint8: the truth where that is the question."""
-    carried = drawings().get((style.icon_set, label))
-    drawn = apply_transform(
-        style.transform, np.asarray(rasters(style.icon_set)[_rows()[label]]) if carried is None else carried
-    )
-    return cv2.resize(drawn, (side, side), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-
-
-@lru_cache(maxsize=64)
-def gallery(labels: tuple[str, ...], style: Style) -> Pixels:
-    """Each of these things in one style, [labels, 64, 64, 3]."""
-    return np.stack([render(label, style) for label in labels])
+    """The concept in this style, [side, side, 3] uint8."""
+    bundled = drawings().get((style.icon_set, label))
+    drawing = np.asarray(rasters(style.icon_set)[_concept_rows()[label]]) if bundled is None else bundled
+    pixels = apply_transform(style.transform, drawing)
+    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
 @cache
-def _rows() -> dict[str, int]:
+def _concept_rows() -> dict[str, int]:
     return {concept.label: row for row, concept in enumerate(concepts())}
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Real pictures to learn from, with what they are: rows of CORE, TRAINED_FAMILIES and TRAINED_SETS."""
+    """Images with their labels, as indices into TRAINED_CONCEPTS, TRAINED_FAMILIES and TRAINED_SETS."""
 
     pictures: Pixels
+    """[n, 64, 64, 3]."""
     concept: npt.NDArray[np.int64]
     family: npt.NDArray[np.int64]
     icon_set: npt.NDArray[np.int64]
 
 
 def load_labelled_images(count: int, seed: int = 31, held_out_cells: bool = False) -> LabelledImages:
-    """Draw, or load from the cache, `count` pictures, each of its own look.
+    """Render, or load from the cache, `count` images, each with a random transform.
 
-    Nothing that the splits hold out enters, unless `held_out_cells` asks for the unseen (concept, set) cells alone:
-    these measure what the judges are worth.  Drawn and kept by the chunk: an interruption loses one chunk at most.
+    Nothing that the splits hold out is among them, unless `held_out_cells` asks for the unseen (concept, icon set)
+    cells alone, to test classifiers.  Cached by the chunk: an interruption loses one chunk at most.
     """
-    parts = [_chunk(number, seed, held_out_cells) for number in range(-(-count // CHUNK))]
+    chunks = [_load_chunk(number, seed, held_out_cells) for number in range(-(-count // CHUNK))]
     return LabelledImages(
-        np.concatenate([part.pictures for part in parts])[:count],
-        np.concatenate([part.concept for part in parts])[:count],
-        np.concatenate([part.family for part in parts])[:count],
-        np.concatenate([part.icon_set for part in parts])[:count],
+        np.concatenate([chunk.pictures for chunk in chunks])[:count],
+        np.concatenate([chunk.concept for chunk in chunks])[:count],
+        np.concatenate([chunk.family for chunk in chunks])[:count],
+        np.concatenate([chunk.icon_set for chunk in chunks])[:count],
     )
 
 
-def _chunk(number: int, seed: int, held_out_cells: bool) -> LabelledImages:
-    what = hashlib.sha256(
-        repr((splits().sha256, TRAINED_CONCEPTS, TRAINED_FAMILIES, held_out_cells, seed)).encode()
-    ).hexdigest()
-    file = cache_folder() / "judges" / f"stock-{what[:12]}-{number}.npz"
+def _load_chunk(number: int, seed: int, held_out_cells: bool) -> LabelledImages:
+    key = repr((splits().sha256, TRAINED_CONCEPTS, TRAINED_FAMILIES, held_out_cells, seed))
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    file = cache_folder() / "judges" / f"stock-{digest[:12]}-{number}.npz"
     if not file.exists():
-        _draw(file, np.random.default_rng((seed, number)), held_out_cells)
-    with np.load(file) as kept:
-        return LabelledImages(kept["pictures"], kept["concept"], kept["family"], kept["drawer"])
+        _render_chunk(file, np.random.default_rng((seed, number)), held_out_cells)
+    with np.load(file) as arrays:
+        return LabelledImages(arrays["pictures"], arrays["concept"], arrays["family"], arrays["drawer"])
 
 
-def _draw(file: Path, rng: np.random.Generator, held_out_cells: bool) -> None:
+def _render_chunk(file: Path, rng: np.random.Generator, held_out_cells: bool) -> None:
     held_out = splits()
     cells = [
         (label, s) for label in TRAINED_CONCEPTS for s in TRAINED_SETS if held_out.trains(label, s) != held_out_cells
@@ -101,10 +94,10 @@ def _draw(file: Path, rng: np.random.Generator, held_out_cells: bool) -> None:
     rows = rng.integers(len(cells), size=CHUNK)
     pictures, family = np.empty((CHUNK, SIDE, SIDE, 3), np.uint8), np.empty(CHUNK, np.int64)
     for i, row in enumerate(rows):
-        label, set_name = cells[int(row)]
-        look = sample_transform(rng)
-        pictures[i] = render(label, Style(set_name, look))
-        family[i] = TRAINED_FAMILIES.index(look.kind)
+        label, icon_set = cells[int(row)]
+        transform = sample_transform(rng)
+        pictures[i] = render(label, Style(icon_set, transform))
+        family[i] = TRAINED_FAMILIES.index(transform.kind)
     concept = np.array([TRAINED_CONCEPTS.index(cells[int(row)][0]) for row in rows], np.int64)
     drawer = np.array([TRAINED_SETS.index(cells[int(row)][1]) for row in rows], np.int64)
     with atomic_write(file) as partial, partial.open("wb") as out:

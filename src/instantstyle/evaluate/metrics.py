@@ -1,10 +1,12 @@
-"""What the referee measures: pure functions from numbers and pixels to numbers, each with a closed-form test.
+"""Metrics of the evaluation: pure functions from arrays to numbers, each with a closed-form test.
 
-Notation: x is the picture a method drew for the words c_t and a reference that shows c_r in the style s; c_r is never
-c_t.  The truth y(c_t, s) exists.  Sources: the four-way test and the paired distance follow from having the truth;
-the counterfactual swap is the interventional reading of leakage (IRS, arXiv 1811.00007); variance shares are eta².
+Notation: x is the image that a method generated for the prompt c_t and a reference that shows c_r in the style s; c_r
+is never c_t.  The ground truth y(c_t, s) exists.  Sources: the four-way test and the paired distance follow from having
+the truth; the counterfactual swap is the interventional reading of leakage (IRS, arXiv 1811.00007); variance shares are
+eta².
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,92 +16,96 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from instantstyle.utils.extras import import_extra
+
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer[Any]]
 Pixels = npt.NDArray[np.uint8]
 
-FOUR = ("right", "style missed", "copied", "both wrong")
-"""Where a picture can land in the four-way test."""
+FOUR_WAY_OUTCOMES = ("right", "style missed", "copied", "both wrong")
+"""Outcomes of the four-way test."""
 
 
 def four_way_outcomes(right: Floats, missed: Floats, copied: Floats, both: Floats) -> Floats:
-    """The four-way recombination test: which of four true pictures is nearest to x?
+    """The four-way recombination test: which of four true images is nearest to x?
 
     Distances of x to y(c_t, s) [n]; to y(c_t, s') [n, styles]; to y(c_r, s) [n]; to y(c_r, s') [n, styles].  Every
-    other style s' makes a test of its own, and a picture's shares over them are returned: [n, 4], in the order of
-    `FOUR`, rows summing to 1.  By chance a quarter each.  What ties with another counts for the worse of them, so a
-    picture that ignores its question wins nothing.  A copy of the reference is nearest to the third, always.
+    other style s' makes a test of its own, and an image's shares over them are returned: [n, 4], in the order of
+    `FOUR_WAY_OUTCOMES`, rows summing to 1.  By chance a quarter each.  Ties count for the worse outcome, so an image
+    that ignores its task wins nothing.  A copy of the reference is nearest to the third, always.
     """
     styles = missed.shape[1]
     four = np.stack(
         [np.repeat(right[:, None], styles, 1), missed, np.repeat(copied[:, None], styles, 1), both], axis=-1
     )
-    # The last among equals: argmin takes the first, so it is asked from the back.
-    won = 3 - four[..., ::-1].argmin(-1)
-    return np.stack([(won == k).mean(1) for k in range(4)], axis=1)
+    # The last among equals: argmin takes the first, so the order is reversed.
+    nearest = 3 - four[..., ::-1].argmin(-1)
+    return np.stack([(nearest == k).mean(1) for k in range(4)], axis=1)
 
 
-def normalized_distance(drawn: Floats, oracle: Floats, without: Floats) -> float:
+def normalized_distance(generated: Floats, oracle: Floats, baseline: Floats) -> float:
     """The paired distance to the truth as a fraction: 0 as near as the oracle, 1 no nearer than without a reference.
 
-    The oracle is the truth itself after the VAE; all are mean distances to y(c_t, s) over the same questions.
+    Arguments are distances to y(c_t, s) [n] over the same tasks: of the method's images, of the truth itself after
+    the VAE, and of images generated without a reference.  NaN where the last two are equally far.
     """
-    reach = float(np.mean(without) - np.mean(oracle))
-    return float(np.mean(drawn) - np.mean(oracle)) / reach if abs(reach) > 1e-9 else float("nan")
+    reach = float(np.mean(baseline) - np.mean(oracle))
+    return float(np.mean(generated) - np.mean(oracle)) / reach if abs(reach) > 1e-9 else float("nan")
 
 
-def normalized_distances(drawn: Floats, oracle: Floats, without: Floats) -> Floats:
-    """For each question [n] its part in `towards_truth`: their mean is that fraction, their spread that of the ratio.
+def normalized_distances(generated: Floats, oracle: Floats, baseline: Floats) -> Floats:
+    """Per task [n] the linearised `normalized_distance`: the mean is that fraction, the spread that of the ratio.
 
-    The ratio of two means made linear at its value (Taylor), so that it has intervals as every mean has.
+    The first-order Taylor expansion (delta method) of a ratio of means, so that it has intervals as every mean has.
     """
-    left, far, reach = normalized_distance(drawn, oracle, without), drawn - oracle, without - oracle
-    if np.isnan(left):
-        return np.full(len(drawn), np.nan)
-    return left + (far - left * reach) / reach.mean()
+    ratio, excess, reach = normalized_distance(generated, oracle, baseline), generated - oracle, baseline - oracle
+    if np.isnan(ratio):
+        return np.full(len(generated), np.nan)
+    return ratio + (excess - ratio * reach) / reach.mean()
 
 
 def leakage_rate(scores: Floats, shown: Ints, target: Ints, strata: Sequence[object], top: int = 1) -> Floats:
-    """How much oftener than by chance a judge sees the reference's content in x: [n], in -1..1, 0 where none leaks.
+    """How much more often than by chance a classifier finds the reference's content in x: [n], -1 to 1, 0 for no leak.
 
-    `scores` [n, concepts].  A hit is that the reference's concept is among the `top` best; what is subtracted is how
-    often those of the *other* references of its stratum are, so that concepts which a judge names often cost nothing.
-    References that show x's own target are left out of that mean.  A stratum without another reference gives NaN.
+    `scores` [n, concepts]; `shown` and `target` [n] are the indices of c_r and c_t.  A hit is that the reference's
+    concept is among the `top` best; subtracted is how often those of the *other* references of its stratum are, so
+    that concepts which a classifier often predicts cost nothing.  References that show x's own target are left out of
+    that mean.  A stratum without another reference gives NaN.
     """
     best = np.argsort(-scores, axis=1)[:, :top]
     hits: Bools = (best[:, :, None] == shown[None, None, :]).any(1)  # [x, reference]
-    return _beyond_others(hits.astype(np.float64), shown, target, strata)
+    return _excess_over_others(hits.astype(np.float64), shown, target, strata)
 
 
 def leakage_nats(log_p: Floats, shown: Ints, target: Ints, strata: Sequence[object]) -> Floats:
-    """By how much a judge finds the reference's content likelier in x than what the other references show, in nats.
+    """By how many nats a classifier finds the reference's content likelier in x than the other references' content.
 
-    As `excess_hit`, of log-probabilities [n, concepts] instead of best guesses: it also sees what falls short of a hit.
+    As `leakage_rate`, of log-probabilities [n, concepts] instead of the best labels: also sensitive below a hit.
     """
-    return _beyond_others(log_p[:, shown].astype(np.float64), shown, target, strata)
+    return _excess_over_others(log_p[:, shown].astype(np.float64), shown, target, strata)
 
 
-def _beyond_others(of: Floats, shown: Ints, target: Ints, strata: Sequence[object]) -> Floats:
-    """For numbers [x, reference] each x's own reference's less the mean over the other references of its stratum."""
+def _excess_over_others(values: Floats, shown: Ints, target: Ints, strata: Sequence[object]) -> Floats:
+    """For values [x, reference] each x's own reference's less the mean over the other references of its stratum."""
     excess = np.full(len(shown), np.nan)
     for i, stratum in enumerate(strata):
         others = [j for j in range(len(shown)) if strata[j] == stratum and shown[j] not in (shown[i], target[i])]
         if others:
-            excess[i] = float(of[i, i]) - float(of[i, others].mean())
+            excess[i] = float(values[i, i]) - float(values[i, others].mean())
     return excess
 
 
 def counterfactual_leakage(own: Floats, other: Floats) -> Floats:
-    """The counterfactual swap, in nats: log p(c_r | x) - log p(c_r | x'), x' drawn with a reference of other content.
+    """The counterfactual swap in nats: log p(c_r | x) - log p(c_r | x'), x' from a reference of other content.
 
-    Words, style and seed stay the same, so all that differs is what the reference shows.  `own`, `other`: [n].
+    Prompt, style and seed stay the same, so only the reference's content differs.  `own`, `other`: [n].
     """
     return own - other
 
 
 def variance_shares(values: Floats, factors: Sequence[str]) -> dict[str, float]:
-    """The share of variance (eta²) that each factor of a full factorial block has, and what is left to interaction.
+    """The share of variance (eta²) that each factor of a full factorial block explains, and the interaction.
 
     `values` has an axis a factor, and a last axis of features.
     """
@@ -115,7 +121,7 @@ def variance_shares(values: Floats, factors: Sequence[str]) -> dict[str, float]:
 
 
 def copies(to_reference: Floats, to_prompted: Floats) -> Bools:
-    """Whether x is nearer to its reference than to any picture of the prompted concept: [n] and [n, pictures]."""
+    """Whether x is nearer to its reference than to any image of the prompted concept: [n] and [n, images]."""
     return to_reference < to_prompted.min(axis=1)
 
 
@@ -134,29 +140,29 @@ def background_color(pixels: Pixels) -> npt.NDArray[np.float32]:
     return np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0).astype(np.float32)
 
 
-def background_correlation(drawn: Pixels, references: Pixels) -> tuple[float, float]:
-    """Correlation of the grounds of pictures [n, h, w, 3] with their references': of lightness, and of a and b."""
-    ours, wanted = (np.stack([background_color(each) for each in pictures]) for pictures in (drawn, references))
-    return correlation(ours[:, 0], wanted[:, 0]), correlation(ours[:, 1:], wanted[:, 1:])
+def background_correlation(generated: Pixels, references: Pixels) -> tuple[float, float]:
+    """Pearson's r of the background colours of images [n, h, w, 3] with their references': of L, and of a and b."""
+    a, b = (np.stack([background_color(image) for image in images]) for images in (generated, references))
+    return correlation(a[:, 0], b[:, 0]), correlation(a[:, 1:], b[:, 1:])
 
 
 def pixel_descriptor(pixels: Pixels) -> npt.NDArray[np.float32]:
-    """What two pictures are compared by without training: colours at 16 x 16, and how steep and how varied at 8 x 8.
+    """An untrained descriptor of an image [h, w, 3]: Lab at 16 x 16, mean and deviation of the gradient at 8 x 8.
 
-    L1 between sketches is the distance of the judge `nearest`.  Colours say which thing lies where on which ground;
-    steepness says by what line and texture it is drawn.
+    L1 between descriptors is the distance of the metric `pixels`.  Colours stand for content and background, gradients
+    for line and texture.
     """
     lab = _lab(pixels) / 100
-    steep = np.abs(cv2.Sobel(lab[..., 0], cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(lab[..., 0], cv2.CV_32F, 0, 1))
+    gradient = np.abs(cv2.Sobel(lab[..., 0], cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(lab[..., 0], cv2.CV_32F, 0, 1))
     colour = cv2.resize(lab, (16, 16), interpolation=cv2.INTER_AREA)
-    mean = cv2.resize(steep, (8, 8), interpolation=cv2.INTER_AREA)
-    spread = np.sqrt(np.maximum(cv2.resize(steep**2, (8, 8), interpolation=cv2.INTER_AREA) - mean**2, 0))
+    mean = cv2.resize(gradient, (8, 8), interpolation=cv2.INTER_AREA)
+    spread = np.sqrt(np.maximum(cv2.resize(gradient**2, (8, 8), interpolation=cv2.INTER_AREA) - mean**2, 0))
     parts = [colour.ravel() / 16, mean.ravel() / 8, spread.ravel() / 8]
     return np.concatenate(parts).astype(np.float32)
 
 
 def pixel_descriptors(pixels: Pixels) -> npt.NDArray[np.float32]:
-    """The sketch of each of several pictures [n, h, w, 3]."""
+    """The descriptors of images [n, h, w, 3], [n, 896]."""
     return np.stack([pixel_descriptor(each) for each in pixels])
 
 
@@ -171,15 +177,15 @@ def cosine_distance(a: Floats, b: Floats) -> Floats:
     return np.asarray(1 - (a * b).sum(-1) / np.maximum(length, 1e-9))
 
 
-def psnr(drawn: Pixels, truth: Pixels) -> float:
-    """Peak signal to noise in dB of the mean squared error over all pictures together."""
-    error = float(((drawn.astype(np.float64) - truth) ** 2).mean())
+def psnr(images: Pixels, truths: Pixels) -> float:
+    """Peak signal to noise ratio in dB of the mean squared error over all images together."""
+    error = float(((images.astype(np.float64) - truths) ** 2).mean())
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the bounds that hold it in 95 of 100 resamplings."""
+    """A mean with its 95 % confidence interval; the ends are infinite where there is only one cluster."""
 
     mean: float
     low: float
@@ -188,65 +194,73 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.2f} ({self.low:.2f} to {self.high:.2f})"
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the sign is certain at that level."""
+        return self.low > 0 or self.high < 0
+
+
+NO_INTERVAL = Interval(float("nan"), float("nan"), float("nan"))
+
 
 def bootstrap(
-    values: Floats, clusters: Mapping[str, Sequence[object]], resamples: int = 1000, seed: int = 0
+    values: Floats,
+    clusters: Mapping[str, Sequence[object]],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Interval:
     """The mean of values [n] and its 95 % interval, resampled by whole clusters, crossed where there are several kinds.
 
     Ten pictures in one style are one style, not ten: each kind (concept, style) is drawn anew with replacement, and a
     value counts as often as all of its clusters were drawn (the pigeonhole bootstrap, Owen 2007).  Where kinds hardly
-    overlap that counts the same chance up to three times, so the resampled means give the interval's shape, and its
-    width is that of the two-way variance (Cameron, Gelbach and Miller 2011), by Student's t for few clusters.
-    Resampled means of a few differences of one sign never cross 0, so no bound is nearer than the even one.  A mean
-    lies between the least and the greatest value, and so does its interval.  NaNs are left out.
+    overlap that counts the same variance up to three times, so the resampled means give the interval's shape, and its
+    width is that of the two-way variance (Cameron, Gelbach and Miller 2011) with Student's t for few clusters.
+    Resampled means of a few differences of one sign never cross 0, so neither end is nearer than the symmetric one.
+
+    `bounds`: the range that values of this measure have, to which the interval is cut.  The range of the values
+    themselves would be too narrow: two clusters lie on one side of the true mean half of the time.  NaNs are left out.
     """
-    there = ~np.isnan(values)
-    values = values[there]
+    known = ~np.isnan(values)
+    values = values[known]
     if not len(values):
-        return Interval(float("nan"), float("nan"), float("nan"))
+        return NO_INTERVAL
     rng = np.random.default_rng(seed)
     weights, kinds = np.ones((resamples, len(values))), list[Ints]()
     for names in clusters.values():
-        kept = [name for name, is_there in zip(names, there, strict=True) if is_there]
-        numbers = {name: i for i, name in enumerate(dict.fromkeys(kept))}
-        kinds.append(np.array([numbers[name] for name in kept]))
-        drawn = rng.multinomial(len(numbers), [1 / len(numbers)] * len(numbers), size=resamples)
-        weights *= drawn[:, kinds[-1]]
+        kinds.append(np.unique([str(name) for name in np.asarray(names, object)[known]], return_inverse=True)[1])
+        count = int(kinds[-1].max()) + 1
+        weights *= rng.multinomial(count, [1 / count] * count, size=resamples)[:, kinds[-1]]
+    mean, smallest = float(values.mean()), min(int(kind.max()) + 1 for kind in kinds)
+    if smallest == 1:
+        return Interval(mean, *bounds)
+    half = float(import_extra("scipy.special", "evaluate").stdtrit(smallest - 1, 0.975)) * _standard_error(
+        values, kinds
+    )
     total = weights.sum(1)
     means = (weights @ values)[total > 0] / total[total > 0]
-    mean, few = float(values.mean()), min(int(rows.max()) + 1 for rows in kinds)
-    spread = float(means.std())
-    wanted = _student(few - 1) / 1.96 * _standard_error(values, kinds) if few > 1 else 1e9  # one cluster tells nothing
-    stretch = wanted / spread if spread > 1e-12 else 0.0
+    spread = 1.96 * float(means.std())
+    stretch = half / spread if spread > 1e-12 else 0.0
     low, high = (mean + stretch * (float(each) - mean) for each in np.percentile(means, [2.5, 97.5]))
-    low, high = min(low, mean - 1.96 * wanted), max(high, mean + 1.96 * wanted)
-    return Interval(mean, max(low, float(values.min())), min(high, float(values.max())))
+    return Interval(mean, max(min(low, mean - half), bounds[0]), min(max(high, mean + half), bounds[1]))
 
 
 def _standard_error(values: Floats, kinds: Sequence[Ints]) -> float:
-    """Of a mean whose errors are alike within the clusters of each kind: kinds added, what they share taken off."""
-    each: dict[int, list[float]] = {}
+    """Of a mean whose errors correlate within the clusters of each kind: kinds added, what they share subtracted."""
+    variances: dict[int, list[float]] = {}
     for size in range(1, len(kinds) + 1):
-        for some in combinations(kinds, size):
-            rows = np.unique(np.stack(some), axis=1, return_inverse=True)[1].ravel()
+        for chosen in combinations(kinds, size):
+            rows = np.unique(np.stack(chosen), axis=1, return_inverse=True)[1].ravel()
             count = int(rows.max()) + 1
             sums = np.bincount(rows, values - values.mean())
-            each.setdefault(size, []).append(float((sums**2).sum()) / len(values) ** 2 * count / max(count - 1, 1))
-    whole = sum((-1) ** (size + 1) * sum(some) for size, some in each.items())
-    return max(whole, *each[1], 0.0) ** 0.5
-
-
-def _student(freedom: int) -> float:
-    """The 97.5 % point of Student's t, by its expansion about the normal (Abramowitz and Stegun 26.7.5)."""
-    z, n = 1.959964, float(freedom)
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n + second / n**2 + third / n**3
+            variance = float((sums**2).sum()) / len(values) ** 2 * count / max(count - 1, 1)
+            variances.setdefault(size, []).append(variance)
+    combined = sum((-1) ** (size + 1) * sum(each) for size, each in variances.items())
+    return max(combined, *variances[1], 0.0) ** 0.5
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
+    """Wilson's 95 % interval of a share, 0 to 1 without observations."""
     if n == 0:
         return 0.0, 1.0
     share, squared = hits / n, z * z / n

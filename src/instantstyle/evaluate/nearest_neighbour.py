@@ -1,12 +1,12 @@
-"""The judge that needs no training: which real picture is nearest?
+"""Classification without training: the label whose true image is nearest.
 
-For every question the candidates are drawn in the question's own style, so only what is asked about can decide.  Things
-are told apart by which way their contours run where, without colour, so that a picture whose ground has another colour
-than the truth's may still show the right thing; looks by the texture of the whole picture, in colour.
+The candidates of every task are rendered in the task's own style, so only the label in question differs.  Concepts are
+compared by the orientation of contours, without colour, so that an image with another background colour than the
+truth's may still show the right concept; families and icon sets by the texture of the whole image, in colour.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -23,78 +23,86 @@ from instantstyle.evaluate.metrics import l1_distance
 from instantstyle.evaluate.tasks import Task, with_family
 from instantstyle.utils.atomic_files import atomic_write
 
-Numbers = npt.NDArray[np.float32]
+FeatureArray = npt.NDArray[np.float32]
 
 
-def contours(pixels: Pixels) -> Numbers:
-    """What things are told apart by, for pictures [n, 64, 64, 3]."""
+def contour_features(pixels: Pixels) -> FeatureArray:
+    """What concepts are compared by: [n, features] of images [n, 64, 64, 3]."""
     return handcrafted_features(to_input_tensor(pixels), "edge")[0].numpy()
 
 
-def textures(pixels: Pixels) -> Numbers:
-    """What looks are told apart by, for pictures [n, 64, 64, 3]."""
+def texture_features(pixels: Pixels) -> FeatureArray:
+    """What styles are compared by: [n, features] of images [n, 64, 64, 3]."""
     return handcrafted_features(to_input_tensor(pixels), "colour")[1].numpy()
 
 
-def nearest_indices(x: Pixels, candidates: Pixels) -> int:
-    """Which of the candidates looks most like x: every number of texture counts by how much it varies among them."""
-    heard = textures(np.concatenate([candidates, x[None]]))
-    spread = heard[:-1].std(axis=0) + 1e-3
-    return int(l1_distance(heard[:-1] / spread, heard[-1] / spread).argmin())
+def nearest_index(image: Pixels, candidates: Pixels) -> int:
+    """The candidate with the most similar texture; every feature is divided by its deviation among the candidates."""
+    features = texture_features(np.concatenate([candidates, image[None]]))
+    scale = features[:-1].std(axis=0) + 1e-3
+    return int(l1_distance(features[:-1] / scale, features[-1] / scale).argmin())
 
 
-def nearest_concepts(questions: Sequence[Task], drawn: Pixels, labels: Sequence[str] = TRAINED_CONCEPTS) -> list[str]:
-    """For each picture the thing whose real picture in the question's style is nearest."""
+def nearest_labels(
+    tasks: Sequence[Task], images: Pixels, labels: Sequence[str], truth: Callable[[Task, str], Pixels]
+) -> list[str]:
+    """For each image the label whose true image, `truth(task, label)`, has the most similar texture."""
     return [
-        labels[int(l1_distance(reference_gallery(tuple(labels), q.style), x).argmin())]
-        for q, x in zip(questions, contours(drawn), strict=True)
+        labels[nearest_index(image, np.stack([truth(task, label) for label in labels]))]
+        for task, image in zip(tasks, images, strict=True)
     ]
 
 
-def nearest_families(questions: Sequence[Task], drawn: Pixels, known: Sequence[str] = TRAINED_FAMILIES) -> list[str]:
-    """For each picture the treatment family, among those with the same colours and numbers, in which the prompted
-    thing's real picture is nearest."""
-    said: list[str] = []
-    for q, x in zip(questions, drawn, strict=True):
-        candidates = [
-            render(q.target, replace(q.style, transform=with_family(q.style.transform, each))) for each in known
-        ]
-        said.append(known[nearest_indices(x, np.stack(candidates))])
-    return said
+def nearest_concepts(tasks: Sequence[Task], images: Pixels) -> list[str]:
+    """For each image the concept whose true image in the task's style is nearest."""
+    return [
+        TRAINED_CONCEPTS[int(l1_distance(reference_gallery(TRAINED_CONCEPTS, task.style), features).argmin())]
+        for task, features in zip(tasks, contour_features(images), strict=True)
+    ]
 
 
-def nearest_icon_sets(questions: Sequence[Task], drawn: Pixels, known: Sequence[str] = TRAINED_SETS) -> list[str]:
-    """For each picture the drawing set whose picture of the prompted thing in the same treatment is nearest."""
-    said: list[str] = []
-    for q, x in zip(questions, drawn, strict=True):
-        candidates = [render(q.target, Style(each, q.style.transform)) for each in known]
-        said.append(known[nearest_indices(x, np.stack(candidates))])
-    return said
+def nearest_families(tasks: Sequence[Task], images: Pixels) -> list[str]:
+    """For each image the transform family in which the target's true image is nearest, with the same parameters."""
+    return nearest_labels(tasks, images, TRAINED_FAMILIES, target_in_family)
 
 
-def copied_reference(questions: Sequence[Task], drawn: Pixels) -> npt.NDArray[np.bool_]:
-    """Whether a picture is nearer to its reference than to any picture of the prompted thing in the same treatment,
-    by whichever hand."""
-    found: list[bool] = []
-    for q, x in zip(questions, drawn, strict=True):
-        far = l1_distance(_prompted(q), contours(x[None])[0])
-        found.append(bool(far[-1] < far[:-1].min()))
-    return np.array(found, dtype=np.bool_)
+def nearest_icon_sets(tasks: Sequence[Task], images: Pixels) -> list[str]:
+    """For each image the icon set whose true image of the target in the same transform is nearest."""
+    return nearest_labels(tasks, images, TRAINED_SETS, target_in_icon_set)
+
+
+def target_in_family(task: Task, family: str) -> Pixels:
+    """The target with the transform's colours and seed in another family, [64, 64, 3]."""
+    return render(task.target, replace(task.style, transform=with_family(task.style.transform, family)))
+
+
+def target_in_icon_set(task: Task, icon_set: str) -> Pixels:
+    """The target of another icon set in the same transform, [64, 64, 3]."""
+    return render(task.target, Style(icon_set, task.style.transform))
+
+
+def copied_reference(tasks: Sequence[Task], images: Pixels) -> npt.NDArray[np.bool_]:
+    """Whether an image is nearer to its reference than to any icon set's image of the target in the same transform."""
+    copied: list[bool] = []
+    for task, features in zip(tasks, contour_features(images), strict=True):
+        distances = l1_distance(_target_and_reference(task), features)
+        copied.append(bool(distances[-1] < distances[:-1].min()))
+    return np.array(copied, dtype=np.bool_)
 
 
 @lru_cache(maxsize=1024)
-def _prompted(q: Task) -> Numbers:
-    """The contours of the prompted thing by every hand, of the truth, and last of the reference."""
-    prompted = [render(q.target, Style(each, q.style.transform)) for each in TRAINED_SETS]
-    return contours(np.stack([*prompted, q.truth, q.reference]))
+def _target_and_reference(task: Task) -> FeatureArray:
+    """Contour features of the target by every icon set, of the truth, and last of the reference."""
+    targets = [target_in_icon_set(task, icon_set) for icon_set in TRAINED_SETS]
+    return contour_features(np.stack([*targets, task.truth, task.reference]))
 
 
-def reference_gallery(labels: tuple[str, ...], style: Style) -> Numbers:
-    """The contours of things in one style, [labels, numbers]; kept in the cache, for they take half a second."""
-    name = hashlib.sha256(repr((labels, style)).encode()).hexdigest()[:16]
+def reference_gallery(labels: Sequence[str], style: Style) -> FeatureArray:
+    """Contour features of concepts in one style, [labels, features]; cached on disk, for they take half a second."""
+    name = hashlib.sha256(repr((tuple(labels), style)).encode()).hexdigest()[:16]
     file = cache_folder() / "judges" / "contours" / f"{name}.npy"
     if not file.exists():
-        found = contours(np.stack([render(label, style) for label in labels])).astype(np.float16)
+        features = contour_features(np.stack([render(label, style) for label in labels])).astype(np.float16)
         with atomic_write(file) as partial, partial.open("wb") as out:
-            np.save(out, found)
+            np.save(out, features)
     return np.load(file).astype(np.float32)

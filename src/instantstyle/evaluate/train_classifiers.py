@@ -99,7 +99,7 @@ def train_classifier(
             picked = draw.integers(MEASURED, size=4 * BATCH)
             rows = numbers.rows[picked]
             trunk = cast("HandcraftedClassifier", net.trunk)
-            said = net.say(trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
+            said = net.classify(trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
         truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.icon_set}
         losses = [F.cross_entropy(said[q], torch.from_numpy(t[rows]), label_smoothing=0.05) for q, t in truths.items()]
         loss = losses[0] + 0.5 * losses[1] + 0.3 * losses[2]
@@ -156,7 +156,7 @@ def evaluate_classifier(net: ContentStyleHeads, pictures: LabelledImages) -> dic
     """The shares a judge gets right on real pictures."""
     verdict = predict(net, pictures.pictures)
     truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.icon_set}
-    return {question: float((verdict.logits[question].argmax(1) == t).mean()) for question, t in truths.items()}
+    return {question: float((verdict.log_probs[question].argmax(1) == t).mean()) for question, t in truths.items()}
 
 
 def export_classifier(net: ContentStyleHeads, found: dict[str, float], steps: int, folder: Path = SHIPPED) -> Path:

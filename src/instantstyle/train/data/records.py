@@ -3,13 +3,10 @@
 Every item of a shard is a record or says why it is none, so what was read always adds up.  Nothing is decoded here.
 """
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
-
-from instantstyle.errors import InputError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """Names that pictures end with."""
@@ -94,17 +91,6 @@ def first_text(said: Any, names: Sequence[str]) -> str | None:
     fields = cast("Mapping[str, object]", said)
     given = next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
     return str(given) if isinstance(given, str | int) else None
-
-
-def import_extra(module: str, extra: str) -> Any:
-    """A library of an extra.  Raises InputError when it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        raise InputError(
-            f"this kind of data needs {module.split('.')[0]}, which is not installed: "
-            f"pip install 'instantstyle[{extra}]'"
-        ) from e
 
 
 def first_line(error: BaseException) -> str:

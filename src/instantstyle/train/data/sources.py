@@ -19,10 +19,10 @@ from instantstyle.train.data.records import (
     Styles,
     first_line,
     first_text,
-    import_extra,
     make_sample,
 )
 from instantstyle.train.data.webdataset import TarShard, urls_of
+from instantstyle.utils.extras import import_extra
 
 
 def find_shards(data: str | Path, *, styles: Styles = "field", size: int = 256) -> list[Shard]:

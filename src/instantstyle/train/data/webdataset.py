@@ -18,9 +18,9 @@ from instantstyle.train.data.records import (
     Sample,
     Styles,
     first_line,
-    import_extra,
     make_sample,
 )
+from instantstyle.utils.extras import import_extra
 from instantstyle.utils.images import MAX_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Published measures against their libraries' own forward, and CSD against a small CLIP tower written down here."""
+"""Similarity metrics against the libraries' own forward, and CSD against a small CLIP encoder written down here."""
 
 import argparse
 import csv

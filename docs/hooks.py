@@ -74,6 +74,31 @@ def method_strength(method: str) -> str:
     return f"The reference's weight is {strength.help}. As published: {strength.default:g}. Swept: {values}."
 
 
+def methods_table(_: str) -> str:
+    """Every method: what it does, its source, what it uses and costs."""
+    from instantstyle.methods import METHODS
+
+    rows: list[list[str]] = []
+    for name, spec in METHODS.items():
+        linked = f"[`{name}`]({name}.md)" if spec.takes_references else f"`{name}`"
+        training = f", after a training of about {spec.fit_cost:g}" if spec.fit_cost else ""
+        needs = "adapter" if spec.needs_adapter else ""
+        rows.append([linked, spec.help, f"arXiv {spec.paper}" if spec.paper else "", needs, f"{spec.cost:g}{training}"])
+    return markdown_table(["method", "what it does", "source", "needs", "time relative to no style"], rows)
+
+
+def method_fields(method: str) -> str:
+    """Which fields of requests and references a method uses; the others are refused."""
+    from instantstyle.methods import METHODS
+
+    spec = METHODS[method]
+    request, reference = (
+        ", ".join(f"`{name}`" for name in sorted(names)) for names in (spec.request_fields, spec.reference_fields)
+    )
+    of_references = f"picture, `weight`{', ' if reference else ''}{reference}"
+    return f"Used of a request: {request}. Used of a reference: {of_references}. Other style fields are refused."
+
+
 def command_help(_: str) -> str:
     """The help of every command, as `--help` prints it."""
     import typer.main
@@ -100,6 +125,8 @@ def referee(_: str) -> str:
 GENERATORS: Mapping[str, Callable[[str], str]] = {
     "method-options": method_options,
     "method-strength": method_strength,
+    "method-fields": method_fields,
+    "methods": methods_table,
     "command-help": command_help,
     "evaluation": referee,
     "refused-pairings": lambda _: _module("tests/cli/pairings.py").table(),

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from instantstyle.emoji.sources import EMOJIBASE, SETS
+from instantstyle.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +28,8 @@ def test_the_readme_is_short_and_quotes_the_reports(script: Callable[[str], Modu
     floors = json.loads((ROOT / "benchmarks/results/floors.json").read_text(encoding="utf-8"))
     met = f"meets {sum(bool(row['met']) for row in floors)} of its {len(floors)} [acceptance floors]"
     assert met in readme, f"README does not say that the built-in model {met}"
+    for name, spec in METHODS.items():
+        assert not spec.takes_references or f"[`{name}`](docs/methods/{name}.md)" in readme, f"README misses {name}"
 
 
 def test_every_link_leads_somewhere() -> None:

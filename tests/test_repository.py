@@ -41,7 +41,8 @@ def test_every_link_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["instantstyle", "instantstyle.cli", "instantstyle.request", "instantstyle.families"]
+    "module",
+    ["instantstyle", "instantstyle.cli", "instantstyle.request", "instantstyle.families", "instantstyle.methods"],
 )
 def test_no_torch_is_imported(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"

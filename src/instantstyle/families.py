@@ -57,6 +57,8 @@ class Family:
     """Text tokens a prompt is padded to."""
     clip_skip: int
     """Which hidden state of the text encoders is the context: 1 the last with its norm, 2 the one before it."""
+    clip_skip_final_norm: bool = False
+    """Whether the encoders' final norm is applied to a hidden state before the last (SD1.5)."""
     num_image_tokens: int = 4
     content_blocks: BlockPlan
     """The blocks that take a picture's content in a B-LoRA, whose style blocks are those of the preset `style`."""
@@ -100,6 +102,7 @@ SD15 = Family(
     size_multiple=8,
     max_text_tokens=77,
     clip_skip=1,
+    clip_skip_final_norm=True,
 )
 
 EMOJI = Family(

@@ -96,7 +96,10 @@ class Model:
         return TextEmbeddings(cast("Tensor", context), pooled, embeds)
 
     def _encode_prompt_chunk(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        said = [tower.encode(texts, self.family.clip_skip, self.device) for tower in self.text_encoders]
+        said = [
+            tower.encode(texts, self.family.clip_skip, self.device, final_norm=self.family.clip_skip_final_norm)
+            for tower in self.text_encoders
+        ]
         embeds = next((embeds for _, embeds in reversed(said) if embeds is not None), None)
         pooled = embeds if self.family.unet.pooled_projection_dim is not None else None
         return torch.cat([context for context, _ in said], dim=-1), pooled, embeds

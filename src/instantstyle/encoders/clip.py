@@ -66,10 +66,19 @@ class TextEncoder:
             list(texts), padding="max_length", max_length=self.max_length, return_tensors="pt"
         ).input_ids
 
-    def encode(self, texts: Sequence[str], skip: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """The hidden states `skip` from the end (1: the last, with its norm), and the embedding where it projects."""
-        out = self.net(self.tokenize(texts).to(device), output_hidden_states=True)
-        return out.last_hidden_state if skip == 1 else out.hidden_states[-skip], getattr(out, "text_embeds", None)
+    def encode(
+        self, texts: Sequence[str], skip: int, device: torch.device, *, final_norm: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The hidden states `skip` from the end (1: the last, with its norm), and the embedding where it projects.
+
+        `final_norm` applies the norm to a hidden state before the last too.
+        """
+        net = self.net.load() if isinstance(self.net, ReloadedModule) else self.net
+        out = net(self.tokenize(texts).to(device), output_hidden_states=True)
+        hidden = out.last_hidden_state if skip == 1 else out.hidden_states[-skip]
+        if final_norm and skip > 1:
+            hidden = getattr(net, "text_model", net).final_layer_norm(hidden)
+        return hidden, getattr(out, "text_embeds", None)
 
 
 @dataclass(frozen=True)

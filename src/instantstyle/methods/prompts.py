@@ -5,6 +5,7 @@ encoders read; "long" and "weighted": as they stand, by `encoders.prompt_weighti
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,12 +49,36 @@ def prompt_text(model: Model, typed: str, reading: PromptMode) -> str:
     return text
 
 
-def encode_prompts(model: Model, texts: Sequence[str], reading: PromptMode = "plain") -> TextEmbeddings:
+def encode_prompts(
+    model: Model, texts: Sequence[str], reading: PromptMode = "plain", clip_skip: int | None = None
+) -> TextEmbeddings:
     """Texts that went through `prompt_text`; an empty one as the family was trained to take none.
 
     For a family with `force_zeros_for_empty_prompt` (SDXL) that is zeros; an encoded empty string is something else.
     """
-    return zero_empty(model, model.encode_prompt(texts, reading), [not text for text in texts])
+    text = with_clip_skip(model, clip_skip).encode_prompt(texts, reading)
+    return zero_empty(model, text, [not each for each in texts])
+
+
+def with_clip_skip(model: Model, clip_skip: int | None) -> Model:
+    """The model whose text encoders are read at another hidden state; None: the family's."""
+    if clip_skip is None or clip_skip == model.family.clip_skip:
+        return model
+    return replace(model, family=replace(model.family, clip_skip=clip_skip))
+
+
+def check_clip_skip(model: Model, request: Request) -> None:
+    """Raises InputError for a hidden state that the text encoders do not have, or that is not read in chunks."""
+    skip, layers = request.clip_skip, min(int(each.net.config.num_hidden_layers) for each in model.text_encoders)
+    if skip is None or skip == model.family.clip_skip:
+        return
+    if skip > layers:
+        raise InputError(f"clip_skip {skip} is more than the {layers} layers of this model's text encoders")
+    if request.reading != "plain":
+        raise InputError(
+            f"with reading={request.reading!r} prompts are read from the hidden state of the family, so clip_skip "
+            f"{skip} does not go with it: leave one of the two out"
+        )
 
 
 def zero_empty(model: Model, text: TextEmbeddings, empty: Sequence[bool]) -> TextEmbeddings:

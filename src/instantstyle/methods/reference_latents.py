@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.errors import InputError
 from instantstyle.methods.ddim_inversion import (
     Latents,
@@ -72,7 +73,7 @@ def reference_batch(model: Model, request: ResolvedRequest) -> Preparation[Refer
     def latents(step: StepContext) -> Tensor:
         return source(step).repeat_interleave(branches, dim=0)
 
-    return ReferenceBatch(encode_prompts(model, texts, request.request.reading), latents, clean_latents=clean)
+    return ReferenceBatch(_encode(model, request, texts), latents, clean_latents=clean)
 
 
 def reference_captions(model: Model, request: ResolvedRequest) -> list[str]:
@@ -158,7 +159,11 @@ def _predictor(
     model: Model, request: ResolvedRequest, caption: str, guidance: float, negative: str, rescale: float = 0.0
 ) -> Predict:
     texts = [negative, caption] if guidance > 1 else [caption]
-    return cfg_denoiser(model, encode_prompts(model, texts, request.request.reading), request.size, guidance, rescale)
+    return cfg_denoiser(model, _encode(model, request, texts), request.size, guidance, rescale)
+
+
+def _encode(model: Model, request: ResolvedRequest, texts: Sequence[str]) -> TextEmbeddings:
+    return encode_prompts(model, texts, request.request.reading, request.request.clip_skip)
 
 
 def _noise(like: Latents, what: str, seed: int) -> Float[Tensor, "n channels height width"]:

@@ -198,6 +198,9 @@ class Request(FrozenModel):
     """How far the guided prediction is brought back to the standard deviation of the conditional one, against
     over-exposure (Lin et al., arXiv 2305.08891, section 3.4: 0.7 for models that begin from pure noise); 0 not at
     all."""
+    clip_skip: Annotated[int, Field(ge=1, le=24)] | None = None
+    """Which hidden state of the text encoders is read, counted from the end: 1 the last, 2 the last but one; as A1111
+    counts.  None: the family's, 1 for SD1.5 and 2 for SDXL."""
 
     @property
     def do_classifier_free_guidance(self) -> bool:

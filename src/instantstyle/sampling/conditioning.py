@@ -5,7 +5,7 @@ import torch
 from instantstyle.encoders.prompt_weighting import pad_context
 from instantstyle.errors import InputError
 from instantstyle.methods.injection import Injection
-from instantstyle.methods.prompts import zero_empty
+from instantstyle.methods.prompts import with_clip_skip, zero_empty
 from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.model import Model
 from instantstyle.networks.denoiser import Conditioning, Denoiser, make_time_ids
@@ -22,7 +22,7 @@ def encode_conditioning(
     if request.do_classifier_free_guidance:
         roles.insert(0, injection.uncond_text)
     texts = [request.prompt if role == "prompt" else request.negative for role in roles]
-    text = model.encode_prompt(texts, request.request.reading)
+    text = with_clip_skip(model, request.request.clip_skip).encode_prompt(texts, request.request.reading)
     # An empty prompt is read as an empty string, as in diffusers; an empty negative prompt may be zeros.
     text = zero_empty(model, text, [role == "negative" and not request.negative for role in roles])
     embeds, pooled = text.prompt_embeds, text.pooled_prompt_embeds
@@ -55,5 +55,5 @@ def _same_length(model: Model, own: torch.Tensor, reference: torch.Tensor) -> tu
         )
     if own.shape[1] == reference.shape[1]:
         return own, reference
-    empty = model.encode_prompt([""]).prompt_embeds
+    empty = model.encode_prompt([""]).prompt_embeds  # of the family: long texts are read so
     return pad_context(own, empty, length), pad_context(reference, empty, length)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
 from instantstyle.encoders.clip import to_unit_pixels
@@ -24,6 +24,8 @@ from instantstyle.request import Init
 from instantstyle.sampling.resolve import is_inpainting
 
 Latents = Float[Tensor, "count channels height width"]
+EDGE_PIXELS = 4
+"""How far inside of a mask a repainted picture is blended with the init picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +158,20 @@ def read_init(init: Init | None, size: tuple[int, int]) -> InitPixels:
     if not repaint.any():
         raise InputError("the mask of the init picture is black everywhere: white is where it is painted anew")
     return InitPixels(pixels, repaint)
+
+
+def keep_outside(picture: Image.Image, init: InitPixels) -> Image.Image:
+    """A decoded picture with the init picture's own pixels outside of the mask.
+
+    A VAE does not give back what it was given, so what a mask keeps is taken from the init picture.  The two are
+    blended within EDGE_PIXELS inside of the mask; outside of it every pixel is the init picture's.
+    """
+    if bool(init.repaint.all()):
+        return picture
+    inside = Image.fromarray((init.repaint[0, 0].numpy() * 255).astype("uint8"))
+    soft = inside.filter(ImageFilter.GaussianBlur(EDGE_PIXELS / 2)).point(lambda value: max(value, 128))
+    pixels = ((init.picture[0].permute(1, 2, 0) / 2 + 0.5) * 255).round().to(torch.uint8)
+    return Image.composite(picture, Image.fromarray(pixels.numpy()), ImageChops.multiply(inside, soft))
 
 
 def _center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -14,7 +14,7 @@ from instantstyle.controlnet import resolve_control
 from instantstyle.errors import InputError
 from instantstyle.methods.image_prompts import is_auto, require_base_adapter
 from instantstyle.methods.options import resolve_options
-from instantstyle.methods.prompts import prompt_text, prompt_warnings
+from instantstyle.methods.prompts import check_clip_skip, prompt_text, prompt_warnings
 from instantstyle.methods.reference_latents import reference_captions
 from instantstyle.methods.region_masks import binary_mask
 from instantstyle.methods.resolved_request import ResolvedReference, ResolvedRequest
@@ -33,6 +33,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     plan_text = spec.plan_for(family) if request.plan is None else request.plan
     plan = parse_block_plan(plan_text, family.unet, family.presets)
     check_fields(spec, request)
+    check_clip_skip(model, request)
     options = resolve_options(spec.name, request.options, spec.options)
     references = tuple(_resolve_reference(model, spec, each) for each in request.references if each.weight)
     sampler = find_sampler(request.sampler) if request.sampler is not None else default_sampler(model)

@@ -31,7 +31,7 @@ from instantstyle.networks.unet import Residuals
 from instantstyle.request import Request, Result
 from instantstyle.sampling.batch import DenoiserInputs
 from instantstyle.sampling.conditioning import encode_conditioning
-from instantstyle.sampling.initial_latents import InitialState, first_step, initial_latents, read_init
+from instantstyle.sampling.initial_latents import InitialState, first_step, initial_latents, keep_outside, read_init
 from instantstyle.sampling.resolve import resolve
 from instantstyle.sampling.schedulers import (
     alpha_sigma,
@@ -206,7 +206,7 @@ class Run:
     @torch.no_grad()
     def preview(self) -> list[Image.Image]:
         """The pictures as expected from the last step; before the first, what noise decodes to."""
-        return self.engine.model.decode_latents(self.latents if self._pred_x0 is None else self._pred_x0)
+        return self._decode(self.latents if self._pred_x0 is None else self._pred_x0)
 
     @property
     def attend(self) -> Attend:
@@ -284,7 +284,7 @@ class Run:
                 f"({self.request.guidance:g}) or the strengths of its plan, or load the model with dtype float32"
             )
         self._result = Result(
-            model.decode_latents(self.latents),
+            self._decode(self.latents),
             self.request,
             model=model.source.spec,
             adapter=model.source.adapter_spec,
@@ -300,6 +300,10 @@ class Run:
             warnings=self.resolved.warnings,
         )
         self.state = "done"
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        """The pictures of latents, with the init picture's own pixels where a mask keeps them."""
+        return [keep_outside(picture, self.init_pixels) for picture in self.engine.model.decode_latents(latents)]
 
     def fail(self, failure: BaseException) -> None:
         """The run is over, and its result is this error."""

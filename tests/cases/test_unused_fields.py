@@ -1,0 +1,112 @@
+"""What a request says and its method does not use is refused in a sentence; what changes nothing is warned of."""
+
+from typing import Any
+
+import pytest
+
+import tiny_models
+from instantstyle.errors import InputError
+from instantstyle.methods import METHODS
+from instantstyle.request import Request, StyleReference
+from instantstyle.sampling import resolve
+
+PICTURE, WHITE = tiny_models.picture(1), tiny_models.picture(2)
+OF_REFERENCES: dict[str, Any] = {
+    "content": "dog",
+    "content_weight": 0.9,
+    "mask": WHITE,
+    "plan": "style",
+    "adapter": "adapter",
+}
+OF_REQUESTS: dict[str, Any] = {"subtraction": "projected", "combine": "average", "fit": "crop", "window": (0.0, 0.5)}
+STYLED = tuple(name for name, spec in METHODS.items() if spec.takes_references)
+
+
+def request(method: str, reference: dict[str, Any] | None = None, **fields: Any) -> Request:
+    given: dict[str, Any] = {"references": [StyleReference(PICTURE, **(reference or {}))], "steps": 2} | fields
+    return Request("a cat", method=method, **given)
+
+
+@pytest.mark.parametrize("method", STYLED)
+@pytest.mark.parametrize("name", OF_REFERENCES)
+def test_a_field_of_a_reference_is_used_or_refused(method: str, name: str) -> None:
+    model, given = tiny_models.model("emoji"), {name: OF_REFERENCES[name]}
+    if name in METHODS[method].reference_fields:
+        reference = resolve(model, request(method, given)).request.references[0]
+        assert getattr(reference, name) is not None
+    else:
+        words = name.replace("_", " ")
+        with pytest.raises(
+            InputError, match=f"method '{method}' does not use {words} of a reference: leave it out, or"
+        ):
+            resolve(model, request(method, given))
+
+
+@pytest.mark.parametrize("method", STYLED)
+@pytest.mark.parametrize("name", OF_REQUESTS)
+def test_a_field_of_a_request_is_used_or_refused(method: str, name: str) -> None:
+    model, given = tiny_models.model("emoji"), {name: OF_REQUESTS[name]}
+    if name in METHODS[method].request_fields:
+        assert getattr(resolve(model, request(method, **given)).request, name) == OF_REQUESTS[name]
+    else:
+        with pytest.raises(InputError, match=f"method '{method}' does not use {name}: leave it out, or use method"):
+            resolve(model, request(method, **given))
+
+
+def test_the_bare_model_takes_no_reference() -> None:
+    with pytest.raises(InputError, match="method 'none' draws without a reference"):
+        resolve(tiny_models.model("emoji"), request("none"))
+
+
+@pytest.mark.parametrize("fields", [{"plan": "all"}, {"combine": "average"}, {"window": (0.5, 1.0), "fit": "pad"}])
+@pytest.mark.parametrize("method", ["instantstyle", "none"])
+def test_without_a_reference_they_change_nothing_and_a_warning_says_so(method: str, fields: dict[str, Any]) -> None:
+    warnings = resolve(tiny_models.model("emoji"), request(method, references=(), **fields)).warnings
+    assert any(each.startswith("there is no reference, so") and all(f in each for f in fields) for each in warnings)
+
+
+def test_subtraction_without_content_is_warned_of() -> None:
+    model = tiny_models.model("emoji")
+    assert any("subtraction" in each for each in resolve(model, request("instantstyle", subtraction="masked")).warnings)
+    with_content = request("instantstyle", {"content": "dog"}, subtraction="masked")
+    assert not any("subtraction" in each for each in resolve(model, with_content).warnings)
+
+
+def test_a_negative_prompt_without_guidance_is_warned_of() -> None:
+    model = tiny_models.model("emoji")
+    warnings = resolve(model, request("instantstyle", negative="a dog", guidance=1.0)).warnings
+    assert any("negative prompt changes nothing at guidance 1" in each for each in warnings)
+    assert not resolve(model, request("instantstyle", negative="a dog", guidance=2.0)).warnings
+
+
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [
+        ("instantstyle", "style"),
+        ("ip-adapter", "all"),
+        ("style-aligned", "all"),
+        ("swapped", "up.1=1"),
+        ("none", "style"),
+    ],
+)
+def test_a_plan_that_is_not_given_is_the_methods_own_and_is_remembered(method: str, place: str) -> None:
+    references = {} if METHODS[method].takes_references else {"references": ()}
+    assert resolve(tiny_models.model("emoji"), request(method, **references)).request.plan == place
+
+
+@pytest.mark.parametrize("method", [name for name in STYLED if name != "b-lora"])
+def test_an_explicit_plan_is_honoured_by_every_method(method: str) -> None:
+    model = tiny_models.model("emoji")
+    resolved = resolve(model, request(method, plan="style"))
+    assert resolved.request.plan == "style"
+    assert resolved.plan == model.family.presets["style"]
+
+
+def test_options_of_0_1_0_are_still_read() -> None:
+    model = tiny_models.model("emoji")
+    for former, present in {"renoised": "noised", "inverted": "inverted"}.items():
+        options = resolve(model, request("swapped", options={"rows": former})).request.options
+        assert options["reference-source"] == present
+        assert "rows" not in options
+    with pytest.raises(InputError, match="given twice"):
+        resolve(model, request("swapped", options={"rows": "inverted", "reference-source": "noised"}))

@@ -1,6 +1,6 @@
-"""Where in a UNet: its block layout, the sites of its attention layers, and the plan that weights them.
+"""UNetConfig, Site and BlockPlan: a UNet's layout, the addresses of its attention layers, and a scale for each.
 
-No torch here: a plan is read and checked before anything heavy is imported.
+No torch here: a plan is parsed and checked before anything heavy is imported.
 """
 
 import json
@@ -107,26 +107,26 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How loudly a style speaks at each attention module; where nothing is said, not at all.
+    """The scale at which a style enters at each attention module; 0 where nothing is given.
 
-    `weights` maps a prefix of a module's address (`up.0.1`, `up.0`, `up`, `mid`, `all`) to a strength; the longest
-    prefix that fits a site wins.  `negative` maps prefixes where the reference stands in the *unconditional* row
-    instead ("precise" transfer: at the layout block the style picture is what guidance pushes away from).
+    `weights` maps a prefix of a module's address (`up.0.1`, `up.0`, `up`, `mid`, `all`) to a scale; the longest prefix
+    that fits a site wins.  `negative` maps prefixes where the reference stands in the *unconditional* row instead
+    ("precise" transfer: at the layout block the style picture is what guidance pushes away from).
     """
 
     weights: Mapping[str, float]
     negative: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def scale(self, site: Site) -> float:
-        """The strength at a site, 0 where the plan is silent."""
+        """The scale at a site, 0 where the plan names none."""
         return _longest_prefix(self.weights, site)
 
     def negative_scale(self, site: Site) -> float:
-        """The strength at which the reference enters the unconditional row at a site."""
+        """The scale at which the reference enters the unconditional row at a site."""
         return _longest_prefix(self.negative, site)
 
     def scaled(self, by: float) -> "BlockPlan":
-        """The same plan, all strengths multiplied."""
+        """The same plan, all scales multiplied."""
         return BlockPlan({k: v * by for k, v in self.weights.items()}, {k: v * by for k, v in self.negative.items()})
 
     def __bool__(self) -> bool:
@@ -146,7 +146,7 @@ def _longest_prefix(weights: Mapping[str, float], site: Site) -> float:
 
 
 MAX_STRENGTH = 10.0
-"""The loudest anything may speak: a strength lies between 0, which is silence, and this."""
+"""The largest strength: of a plan's block, a reference or a control."""
 
 _TERM = re.compile(
     r"(?P<block>[a-z]\w*(?:\.\w+)*|\d+)\s*[=:]\s*(?P<weight>[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)",
@@ -156,7 +156,7 @@ _TERM = re.compile(
 
 
 def plan_to_text(plan: object) -> object:
-    """Diffusers' nested dictionary as its JSON text, which `parse_plan` reads; anything else as it is.
+    """Diffusers' nested dictionary as its JSON text, which `parse_block_plan` reads; anything else as it is.
 
     Raises PlanError when the dictionary holds what JSON does not.
     """
@@ -171,7 +171,7 @@ def plan_to_text(plan: object) -> object:
 def parse_block_plan(
     plan: str | Mapping[str, object], config: UNetConfig, presets: Mapping[str, BlockPlan]
 ) -> BlockPlan:
-    """Read a plan in any of the ways people write one.
+    """Parse a plan in any of the spellings in use.
 
     Preset names joined by `+`; terms such as `up.0.1=1.2,down.2.1=0.5`; ComfyUI's `6:1,3:0.5`; and what diffusers'
     `set_ip_adapter_scale` takes, `{"up": {"block_0": [0, 1, 0]}, "mid": 0.5}`, as a dictionary or as its JSON text.
@@ -235,7 +235,7 @@ def _parse_strength(value: object, where: str) -> float:
 def _parse_nested(text: str, config: UNetConfig) -> dict[str, float]:
     """Diffusers' nested dictionary: a stage, in it `block_N`, in it a strength for all its attentions or one for each.
 
-    What is not named is silent, as there.  A list of one is for all, as there.
+    What is not named is 0, as there.  A list of one is for all, as there.
     """
     try:
         stages: dict[str, object] = json.loads(text, object_pairs_hook=_reject_repeated)
@@ -276,10 +276,9 @@ def _parse_nested(text: str, config: UNetConfig) -> dict[str, float]:
 
 
 def _reject_repeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    seen = dict(pairs)
-    if len(seen) < len(pairs):
+    if len(dict(pairs)) < len(pairs):
         raise PlanError("a plan's dictionary gives a block twice")
-    return seen
+    return dict(pairs)
 
 
 def _abbreviate(text: str) -> str:

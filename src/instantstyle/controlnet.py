@@ -1,4 +1,4 @@
-"""Pictures that a result is to follow (edges, lines, depth), and what ControlNet (arXiv 2302.05543) makes of them.
+"""ControlNet (arXiv 2302.05543): control images (edges, lines, depth) and the residuals that are made of them.
 
 A kind is `how` or `how:which`: how the control picture is made of the given one, and which of the model's ControlNets
 reads it.  `canny` makes edges and gives them to the ControlNet called canny; `image` gives the picture as it is to the
@@ -88,7 +88,7 @@ class ActiveControl:
     window: tuple[float, float]
 
     def active_at(self, step: int, steps: int) -> bool:
-        """Whether it has a say in a step, counted from 0: the step lies whole in the window, as diffusers has it."""
+        """Whether it holds in a step, counted from 0: all of the step lies in the window, as in diffusers."""
         start, end = self.window
         return bool(self.weight) and not (step / steps < start or (step + 1) / steps > end)
 
@@ -143,7 +143,7 @@ def parse_control(kind: str) -> tuple[str, str | None]:
 
 
 def make_control_image(model: Model, request: Request, control: Control) -> Image.Image:
-    """The control picture made of the given one, of the request's size.  Raises InputError as `steer` does.
+    """The control picture made of the given one, of the request's size.  Raises InputError as `prepare_controls` does.
 
     The given picture is brought to that size first (by Lanczos, its proportions given up, as diffusers does): edges
     made smaller would be grey.
@@ -164,7 +164,7 @@ def make_control_image(model: Model, request: Request, control: Control) -> Imag
 
 
 def controlnet_residuals(
-    steerings: Sequence[ActiveControl],
+    controls: Sequence[ActiveControl],
     step: int,
     steps: int,
     latents: Float[Tensor, "rows channels height width"],
@@ -181,18 +181,18 @@ def controlnet_residuals(
     in diffusers' pipelines.  The tensors may be [rows, channels, 1, 1] (ControlNets that pool).
     """
     total: tuple[list[Tensor], Tensor] | None = None
-    for steering in steerings:
-        if not steering.active_at(step, steps):
+    for active in controls:
+        if not active.active_at(step, steps):
             continue
-        down, mid = _encode_control_text(steering, latents, time, context, pooled, sizes, unconditional)
+        down, mid = _residuals(active, latents, time, context, pooled, sizes, unconditional)
         if total is not None:
             down, mid = [a + b for a, b in zip(total[0], down, strict=True)], total[1] + mid
         total = down, mid
     return total
 
 
-def _encode_control_text(
-    steering: ActiveControl,
+def _residuals(
+    active: ActiveControl,
     latents: Tensor,
     time: Tensor,
     context: Tensor,
@@ -200,25 +200,25 @@ def _encode_control_text(
     sizes: Tensor | None,
     unconditional: int,
 ) -> tuple[list[Tensor], Tensor]:
-    net = steering.control.net
-    # A ControlNet that pools speaks to the conditional rows alone: what diffusers calls guess mode.
-    silent = unconditional if net.config.global_pool_conditions else 0
-    own = slice(silent, None)
-    added = None if pooled is None or sizes is None else {"text_embeds": pooled[own], "time_ids": sizes[own]}
+    net = active.control.net
+    # A ControlNet that pools is applied to the conditional rows alone: what diffusers calls guess mode.
+    skipped = unconditional if net.config.global_pool_conditions else 0
+    own = slice(skipped, None)
+    added_cond = None if pooled is None or sizes is None else {"text_embeds": pooled[own], "time_ids": sizes[own]}
     down, mid = net(
         latents[own, : net.config.in_channels],  # an inpainting UNet's other inputs are not for a ControlNet
         time[own],
         context[own],
-        steering.control_image.expand(len(latents) - silent, -1, -1, -1),
-        conditioning_scale=steering.weight,
-        added_cond_kwargs=added,
+        active.control_image.expand(len(latents) - skipped, -1, -1, -1),
+        conditioning_scale=active.weight,
+        added_cond_kwargs=added_cond,
         return_dict=False,
     )
-    return [_add_residuals(r, silent) for r in down], _add_residuals(mid, silent)
+    return [_pad_rows(r, skipped) for r in down], _pad_rows(mid, skipped)
 
 
-def _add_residuals(residual: Tensor, silent: int) -> Tensor:
-    return torch.cat([residual.new_zeros(silent, *residual.shape[1:]), residual]) if silent else residual
+def _pad_rows(residual: Tensor, skipped: int) -> Tensor:
+    return torch.cat([residual.new_zeros(skipped, *residual.shape[1:]), residual]) if skipped else residual
 
 
 def _tensor(picture: Image.Image, model: Model) -> Float[Tensor, "1 3 height width"]:

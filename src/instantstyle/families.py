@@ -9,11 +9,11 @@ _ALL = BlockPlan({"all": 1.0})
 
 
 BASE_PRESETS = ("style", "layout")
-"""The plans that are found by looking, in an architecture or in one checkpoint; the others follow from them."""
+"""The plans that are measured, in an architecture or in one checkpoint; the others follow from them."""
 
 
 def make_presets(style: Mapping[str, float], layout: Mapping[str, float]) -> Mapping[str, BlockPlan]:
-    """The named plans that follow from where style and where layout live."""
+    """The named plans of an architecture, from the scales of its style and of its layout blocks."""
     return {
         "style": BlockPlan(style),
         "layout": BlockPlan(layout),
@@ -25,32 +25,33 @@ def make_presets(style: Mapping[str, float], layout: Mapping[str, float]) -> Map
 
 @dataclass(frozen=True, kw_only=True)
 class LoRATraining:
-    """How B-LoRA is fitted to a picture; published numbers (arXiv 2403.14572 and its code) unless a family's own."""
+    """How a B-LoRA is trained on a picture; published numbers (arXiv 2403.14572 and its code) unless a family's own."""
 
     rank: int = 64
     steps: int = 1000
     learning_rate: float = 5e-5
     batch: int = 1
     prompt: str = "A [v]"
-    """What the picture is called, where nothing is said of its content."""
+    """What the picture is called in training where its content is not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What is true of every checkpoint of one architecture."""
+    """The facts of one architecture, true of every checkpoint of it."""
 
     name: str
     unet: UNetConfig
     presets: Mapping[str, BlockPlan]
-    """Named plans; `style` is where style was found to live in this architecture."""
+    """Named plans: `style` where style lives in this architecture, `layout` where spatial layout does (InstantStyle's
+    two blocks), both, `all`, and `precise`, which keeps the reference's layout out by guidance."""
     presets_source: str
-    """Where the presets come from, for people who ask."""
+    """Where `style` and `layout` are known from."""
     size: tuple[int, int]
     """Native (width, height) in pixels."""
     guidance: float = 5.0
-    """How strongly a prompt is followed where a request does not say; InstantStyle's own code has 5."""
+    """Guidance scale where a request gives none; InstantStyle's own code has 5."""
     guidance_rescale: float = 0.0
-    """How far guidance is brought back to the conditional prediction's spread where a request does not say."""
+    """`guidance_rescale` where a request gives none."""
     size_multiple: int
     """Widths and heights must be multiples of this many pixels."""
     max_text_tokens: int
@@ -75,6 +76,8 @@ class Family:
 SDXL = Family(
     name="sdxl",
     unet=UNetConfig(),
+    # Of SDXL's eleven attention modules the paper names up_blocks.0.attentions.1 for style (colour, material,
+    # atmosphere) and down_blocks.2.attentions.1 for spatial layout.
     presets=make_presets({"up.0.1": 1.0}, {"down.2.1": 1.0}),
     presets_source="InstantStyle, arXiv 2404.02733, section 3.2",
     content_blocks=BlockPlan({"up.0.0": 1.0}),  # B-LoRA, arXiv 2403.14572, section 4: its W4

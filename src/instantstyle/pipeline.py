@@ -1,4 +1,4 @@
-"""One request to pictures, the way a newcomer reads it: an engine with one run."""
+"""generate: one request to pictures; an engine with one run."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from instantstyle.sampling import Engine, Progress
 
 
 def generate(model: Model, request: Request, *, progress: Callable[[Progress], None] | None = None) -> Result:
-    """Make the pictures of a request; `progress` is called after each step.
+    """Make the pictures of a request; `progress` is called after each step, those of the preparation among them.
 
-    Raises InputError when the request does not fit the model.  Whatever `progress` raises ends the run.
+    Raises InputError when the request does not fit the model or the method.  Whatever `progress` raises ends the run.
     """
     run = Engine(model).submit(request)
     for step in run:

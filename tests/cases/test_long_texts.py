@@ -18,8 +18,9 @@ REFERENCE_ROWS = [name for name, spec in METHODS.items() if "caption" in spec.op
 
 
 def request(**fields: Any) -> Request:
-    given: dict[str, Any] = {"references": [StyleReference(tiny_models.picture(1))], "steps": 1, "seed": 1}
-    return Request(**({"prompt": "a cat"} | given | fields))
+    references = [StyleReference(tiny_models.picture(1))]
+    given: dict[str, Any] = {"prompt": "a cat", "references": references, "steps": 1, "seed": 1} | fields
+    return Request(**given)
 
 
 @pytest.mark.parametrize("method", [*REFERENCE_ROWS, "instantstyle"])

@@ -90,8 +90,8 @@ def test_a_negative_prompt_without_guidance_is_warned_of() -> None:
     ],
 )
 def test_a_plan_that_is_not_given_is_the_methods_own_and_is_remembered(method: str, place: str) -> None:
-    references = {} if METHODS[method].takes_references else {"references": ()}
-    assert resolve(tiny_models.model("emoji"), request(method, **references)).request.plan == place
+    asked = request(method) if METHODS[method].takes_references else request(method, references=())
+    assert resolve(tiny_models.model("emoji"), asked).request.plan == place
 
 
 @pytest.mark.parametrize("method", [name for name in STYLED if name != "b-lora"])

@@ -1,7 +1,10 @@
-"""see − say: taking the content out of what the image encoder saw, and making one style of several references.
+"""Content subtraction: taking what a reference shows out of its image features.
 
-Pure functions of embeddings.  The paper (arXiv 2404.02733, section 3.1) subtracts the text embedding of the content
-from the image embedding, both from one CLIP, un-normalised; the two variants are ours.
+    features = CLIP_image(reference) - w * CLIP_text(content)
+
+with both embeddings from one CLIP and un-normalised (InstantStyle, arXiv 2404.02733, section 3.1: features of one space
+can be subtracted).  Pure functions of embeddings; the variants `normalised` and `projected` are this project's, and
+`masked` is MaskST's (arXiv 2502.07466).
 """
 
 from collections.abc import Sequence
@@ -75,7 +78,7 @@ def weighted_average(embeddings: Float[Tensor, "n *rest"], weights: Sequence[flo
 
 
 def effective_weight(weights: Sequence[float]) -> float:
-    """How loudly references of these weights speak together: the mean weight, each with its share of the weights.
+    """The weight of several references together: the mean weight, each with its share of the weights.
 
     Equal weights w give w, and a reference of weight zero is as if it were not there.  Raises InputError when all are.
     """

@@ -11,8 +11,7 @@ from instantstyle.errors import InputError
 from instantstyle.model import Model
 from instantstyle.request import ImageInput, Request, StoredImage, store_image
 from instantstyle.request.style_card import THUMBNAIL_SIDE, EncoderEmbeddings, StyleCard, encoder_fingerprint_image
-from instantstyle.utils import images as pictures
-from instantstyle.utils.images import ResizeMode
+from instantstyle.utils.images import ResizeMode, encode_png
 from instantstyle.weights.adapter import Adapter
 from instantstyle.weights.style_card import make_embeddings, matching_embeddings
 
@@ -28,15 +27,15 @@ def embed_references(
     InputError when there is no image encoder.
     """
     hidden = adapter is not None and adapter.is_plus
-    shown = [image.open() for image in images if isinstance(image, StoredImage)]
-    see = model.image_hidden_states if hidden else model.encode_image
-    rows = see(shown, fit, adapter) if shown else torch.empty(0)
-    seen = (rows[i : i + 1] for i in range(len(shown)))
-    probe = _encoder_fingerprint(model, adapter) if len(shown) < len(images) else None
+    pictures = [image.open() for image in images if isinstance(image, StoredImage)]
+    encode = model.image_hidden_states if hidden else model.encode_image
+    rows = encode(pictures, fit, adapter) if pictures else torch.empty(0)
+    encoded = (rows[i : i + 1] for i in range(len(pictures)))
+    probe = _encoder_fingerprint(model, adapter) if len(pictures) < len(images) else None
 
     def each(image: StoredImage | StyleCard) -> Tensor:
         if isinstance(image, StoredImage):
-            return next(seen)
+            return next(encoded)
         assert probe is not None
         return matching_embeddings(image, probe, hidden=hidden).mean(0, keepdim=True).to(model.device, model.dtype)
 
@@ -60,13 +59,13 @@ def make_card(
     """
     if not of:
         raise InputError("a style card is made of at least one picture, and none is given")
-    shown = [store_image(each).open() for each in of]
-    small = [pictures.encode_png(each, longest=THUMBNAIL_SIDE) for each in shown]
-    return StyleCard(name, [_encoder_embeddings(model, shown, fit)], small, content, plan, licence, credit)
+    pictures = [store_image(each).open() for each in of]
+    small = [encode_png(each, longest=THUMBNAIL_SIDE) for each in pictures]
+    return StyleCard(name, [_encoder_embeddings(model, pictures, fit)], small, content, plan, licence, credit)
 
 
 def reembed(model: Model, card: StyleCard, fit: ResizeMode = "squash") -> StyleCard:
-    """A card with what this model's encoder sees of the card's own pictures, in place of what it may have held of it.
+    """A card with this model's embeddings of the card's own pictures, in place of those it may have held.
 
     Raises InputError when the card carries no picture.
     """
@@ -76,22 +75,22 @@ def reembed(model: Model, card: StyleCard, fit: ResizeMode = "squash") -> StyleC
 
 
 def reembed_cards(model: Model, request: Request) -> Request:
-    """A request whose style cards hold what this model's encoder sees of their pictures."""
+    """A request whose style cards hold this model's embeddings of their pictures."""
     images = [each.image for each in request.references]
     anew = [reembed(model, image, request.fit) if isinstance(image, StyleCard) else image for image in images]
     pairs = zip(request.references, anew, strict=True)
     return request.model_copy(update={"references": tuple(r.model_copy(update={"image": i}) for r, i in pairs)})
 
 
-def _encoder_embeddings(model: Model, shown: Sequence[Image.Image], fit: ResizeMode) -> EncoderEmbeddings:
+def _encoder_embeddings(model: Model, pictures: Sequence[Image.Image], fit: ResizeMode) -> EncoderEmbeddings:
     plus = model.adapter is not None and model.adapter.is_plus
-    hidden = model.image_hidden_states(shown, fit, model.adapter) if plus else None
-    seen = model.encode_image(shown, fit, model.adapter)
-    return make_embeddings(model.source.spec, _encoder_fingerprint(model, model.adapter), seen, hidden)
+    hidden = model.image_hidden_states(pictures, fit, model.adapter) if plus else None
+    embeds = model.encode_image(pictures, fit, model.adapter)
+    return make_embeddings(model.source.spec, _encoder_fingerprint(model, model.adapter), embeds, hidden)
 
 
 def _encoder_fingerprint(model: Model, adapter: Adapter | None) -> Tensor:
-    """What the encoder of an adapter sees of the probe picture, [dim]; looked at once a model and adapter."""
+    """The embedding of the fingerprint image by the encoder of an adapter, [dim]; computed once a model and adapter."""
     kept = _FINGERPRINTS.setdefault(model, {})
     if id(adapter) not in kept:
         kept[id(adapter)] = model.encode_image([encoder_fingerprint_image()], "squash", adapter)[0]

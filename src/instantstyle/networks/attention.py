@@ -1,8 +1,8 @@
-"""The one seam: what happens between the projections of an attention layer, and the transformer around it.
+"""The attention seam of the UNet, and the transformer layers around it.
 
-A layer computes queries, keys and values and hands them, with its address, to `attend`; whatever style method is in
-force is that function.  Layers themselves have no clock, no memory and no knowledge of styles.  Parameters are named
-as diffusers publishes them (`Transformer2DModel`, `BasicTransformerBlock`, `Attention`).
+A layer computes queries, keys and values and passes them, with its site, to the function `attend`, an argument of the
+forward call: a style method is that function.  Layers have no clock, no memory and no knowledge of styles.
+Parameters are named as diffusers publishes them (`Transformer2DModel`, `BasicTransformerBlock`, `Attention`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ HeadsTensor = Float[Tensor, "rows heads _tokens dim"]
 """Queries, keys or values, split into heads; `_tokens` is not bound, as queries and keys differ in it."""
 
 KeyValue = tuple[Float[Tensor, "rows _heads _tokens _dim"], Float[Tensor, "rows _heads _tokens _dim"]]
-"""What one attention layer reads: its keys and its values, split into heads.
+"""Keys and values of one attention layer, split into heads.
 
 Heads and dim are not bound: in a mapping over sites they differ from site to site.
 """
@@ -29,10 +29,10 @@ CrossAttentionKV = Mapping[Site, KeyValue]
 
 @runtime_checkable
 class Attend(Protocol):
-    """What an attention layer does with its queries, keys and values.
+    """What an attention layer does with its queries, keys and values: [rows, heads, tokens, dim] each.
 
-    A middleware calls its inner `attend` exactly once and uses `plain` for attention of its own, else what is stacked
-    below it counts twice.
+    A function that wraps another `attend` calls that one exactly once and uses `plain` for attention of its own, else
+    what it wraps counts twice.
     """
 
     def __call__(
@@ -53,7 +53,7 @@ def plain(
     *,
     bias: Tensor | None = None,
 ) -> Float[Tensor, "rows heads queries dim"]:
-    """Scaled dot-product attention, whatever the site."""
+    """Scaled dot-product attention at every site: the bare model."""
     if bias is not None:
         bias = (bias if bias.ndim > 1 else bias[None]).to(q.dtype)  # torch takes no mask of keys alone
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -70,7 +70,7 @@ def join_heads(x: HeadsTensor) -> Float[Tensor, "rows _tokens width"]:
 
 
 class Attention(nn.Module):
-    """The projections around the seam; `to_out` is a list because it is published as `to_out.0`."""
+    """Projections of an attention layer; `to_out` is a list because it is published as `to_out.0`."""
 
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -85,10 +85,10 @@ class Attention(nn.Module):
         return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
 
     def forward(
-        self, x: Float[Tensor, "rows queries dim"], read: KeyValue, site: Site, attend: Attend
+        self, x: Float[Tensor, "rows queries dim"], kv: KeyValue, site: Site, attend: Attend
     ) -> Float[Tensor, "rows queries dim"]:
-        """Look at what was read, in the way `attend` decides."""
-        return self.to_out[0](join_heads(attend(site, split_heads(self.to_q(x), self.heads), *read)))
+        """The output for queries made of `x`, with given keys and values, by `attend`."""
+        return self.to_out[0](join_heads(attend(site, split_heads(self.to_q(x), self.heads), *kv)))
 
 
 class TransformerLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""From what the image encoder saw to tokens that cross-attention can read: IP-Adapter's two projections.
+"""IP-Adapter's two projections of image features to tokens for cross-attention.
 
 Parameters are named as the published files name them (github.com/tencent-ailab/IP-Adapter, `ip_adapter.py` and
 `resampler.py`).
@@ -27,7 +27,7 @@ class ImageProjection(nn.Module):
 
 
 class Resampler(nn.Module):
-    """The image encoder's last-but-one hidden states, gathered into a few learned queries (IP-Adapter Plus)."""
+    """A Perceiver resampler of the image encoder's last-but-one hidden states, to a few tokens (IP-Adapter Plus)."""
 
     def __init__(
         self, embed_dim: int, context_dim: int, tokens: int, *, dim: int, depth: int, heads: int, ff_mult: int = 4
@@ -45,14 +45,14 @@ class Resampler(nn.Module):
         x = self.proj_in(hidden)
         latents = self.latents.expand(len(hidden), -1, -1)
         for layer in self.layers:
-            gather, feed_forward = layer.children()
-            latents = latents + gather(x, latents)
+            attention, feed_forward = layer.children()
+            latents = latents + attention(x, latents)
             latents = latents + feed_forward(latents)
         return self.norm_out(self.proj_out(latents))
 
 
 class PerceiverAttention(nn.Module):
-    """Queries look at the picture and at one another; heads are 64 wide."""
+    """Learned queries attend to the picture's tokens and to one another; heads are 64 wide."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The UNet of Stable Diffusion 1.5 and XL, its parameters named as diffusers publishes them.
 
-The way through it is a flat list of small steps from one `Midway` state to the next, so it can be cut before any
-attention module: `first, rest = unet.upto("up.0.1")`, and `unet(...)` is `rest(first(...))`.  Everything that may
+The forward pass is a flat list of stages from one `UNetState` to the next, so it can be split before any attention
+module: `head, tail = unet.split_at("up.0.1")`, and `unet(...)` is `tail(head(...))`.  Everything that may
 differ between two calls is an argument; the network keeps nothing.
 """
 
@@ -30,21 +30,21 @@ from instantstyle.networks.attention import (
 __all__ = ["CrossAttentionKV", "Residuals", "UNet", "UNetHead", "UNetState", "UNetTail", "sinusoidal_embedding"]
 
 Residuals = tuple[Sequence[Tensor], Tensor]
-"""A ControlNet's say: one tensor for every skip of the down path, and one for the middle."""
+"""A ControlNet's residuals: one tensor for every skip of the down path, and one for the middle block."""
 
 
 @dataclass(frozen=True)
 class UNetState:
-    """A prediction on its way through the network."""
+    """The state between two stages of the forward pass."""
 
     x: Float[Tensor, "rows channels height width"]
     """The feature map."""
     skips: tuple[Tensor, ...]
-    """Feature maps of the down path that the up path has yet to join, the next one last."""
+    """Feature maps of the down path that the up path has yet to concatenate, the next one last."""
     time_emb: Float[Tensor, "rows time_dim"]
-    """The embedding of time, and of pooled text and sizes where the family has them."""
+    """The embedding of the timestep, and of pooled text and time ids where the family has them."""
     residuals: Residuals | None = None
-    """A ControlNet's residuals until they are added, behind the middle."""
+    """A ControlNet's residuals until they are added, behind the middle block."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "UNetState":
         """The state with every tensor changed: `state.map(lambda t: t[rows])` picks or repeats rows."""
@@ -54,7 +54,7 @@ class UNetState:
 
 @runtime_checkable
 class UNetHead(Protocol):
-    """The network up to a cut: arguments as `UNet.forward`."""
+    """The network up to a split: arguments as `UNet.forward`."""
 
     def __call__(
         self,
@@ -71,18 +71,18 @@ class UNetHead(Protocol):
 
 @runtime_checkable
 class UNetTail(Protocol):
-    """The network from a cut on: the prediction, shaped like the latents."""
+    """The network from a split on: the prediction, shaped like the latents."""
 
     def __call__(self, state: UNetState, text: CrossAttentionKV, *, attend: Attend = plain) -> Tensor: ...
 
 
 StageFn = Callable[[UNetState, CrossAttentionKV, Attend], UNetState]
 Stages = Iterator[tuple[str, StageFn]]
-"""Steps, each with the name of the attention module that it is, or an empty name."""
+"""Stages, each with the name of the attention module that it is, or an empty name."""
 
 
 class UNet(nn.Module):
-    """Predicts noise (or velocity) from noisy latents, a time and a text."""
+    """Predicts epsilon, v or x0 from noisy latents, a timestep and a text, as the checkpoint was trained."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -134,11 +134,11 @@ class UNet(nn.Module):
         attend: Attend = plain,
         residuals: Residuals | None = None,
     ) -> Float[Tensor, "rows out_channels height width"]:
-        """Predict the noise in `latents` (or the velocity, as the checkpoint was trained).
+        """The prediction for `latents`.
 
-        `time` counts in training steps (0 to 999), one a row; `text` is what `read` gives; `sizes` are SDXL's
-        (original height, width, crop top, left, target height, width) in pixels; `attend` decides what every
-        attention layer does with its queries, keys and values; `residuals` come from a ControlNet.
+        `time` is in training steps (0 to 999), one a row; `text` is what `precompute_kv` gives; `sizes` are SDXL's time
+        ids (original height, width, crop top, left, target height, width) in pixels; `attend` is what every attention
+        layer does with its queries, keys and values; `residuals` come from a ControlNet.
 
         Raises InputError when the family needs `pooled` and `sizes` and they are missing, or the residuals do not fit.
         """
@@ -148,20 +148,20 @@ class UNet(nn.Module):
         return self._finish(state)
 
     def split_at(self, where: Site | str) -> tuple[UNetHead, UNetTail]:
-        """The network cut before an attention module, or a site's; `rest(first(...))` is the whole.
+        """The network split before an attention module, or a site's; `tail(head(...))` is the forward pass.
 
-        Nothing upstream of the module a plan first names can see the style, so `first` may run without a graph, and
-        once for several references.  Raises PlanError when there is no such module.
+        Nothing upstream of the module a plan first names depends on the style, so the head may run without a graph,
+        and once for several references.  Raises PlanError when there is no such module.
         """
         name = where.module if isinstance(where, Site) else where
         if name not in self.config.modules:
             known = ", ".join(self.config.modules)
             raise PlanError(
-                f"there is no block {name!r} to cut at: it has {known}{did_you_mean(name, self.config.modules)}"
+                f"there is no block {name!r} to split at: it has {known}{did_you_mean(name, self.config.modules)}"
             )
-        # Steps are listed anew at each call: a copy of the network that shares most tensors must run its own modules.
+        # Stages are listed anew at each call: a copy of the network that shares most tensors must run its own modules.
 
-        def first(
+        def head(
             latents: Tensor,
             time: Tensor,
             text: CrossAttentionKV,
@@ -178,14 +178,14 @@ class UNet(nn.Module):
                 state = step(state, text, attend)
             return state
 
-        def rest(state: UNetState, text: CrossAttentionKV, *, attend: Attend = plain) -> Tensor:
+        def tail(state: UNetState, text: CrossAttentionKV, *, attend: Attend = plain) -> Tensor:
             steps = list(self._stages())
             cut = [module for module, _ in steps].index(name)
             for _, step in steps[cut:]:
                 state = step(state, text, attend)
             return self._finish(state)
 
-        return first, rest
+        return head, tail
 
     def _start(
         self,
@@ -236,7 +236,7 @@ def _add_controlnet_residuals(state: UNetState, text: CrossAttentionKV, attend: 
 
 
 class Block(nn.Module):
-    """One resolution of the UNet, on its way down or up: residual blocks, attentions where it has any, a resize."""
+    """One resolution of the down or up path: residual blocks, attentions where it has any, a resize."""
 
     def __init__(
         self,
@@ -268,7 +268,7 @@ class Block(nn.Module):
         self.upsamplers = nn.ModuleList([resize(out)]) if resize is Upsample else None
 
     def down_stages(self, stage: Stage, block: int) -> Stages:
-        """The steps of a block on the way down: every result is kept as a skip."""
+        """The stages of a block of the down path: every result is kept as a skip."""
         for j, resnet in enumerate(self.resnets):
             yield "", _residual(resnet)
             if self.attentions is not None:
@@ -279,7 +279,7 @@ class Block(nn.Module):
             yield "", _push_skip
 
     def up_stages(self, stage: Stage, block: int) -> Stages:
-        """The steps of a block on the way up: each residual block joins a skip."""
+        """The stages of a block of the up path: each residual block concatenates a skip."""
         for j, resnet in enumerate(self.resnets):
             yield "", _pop_skip
             yield "", _residual(resnet)
@@ -364,7 +364,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution, rounded up."""
+    """A convolution to half the resolution, rounded up."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

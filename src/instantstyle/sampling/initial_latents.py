@@ -169,7 +169,7 @@ def keep_outside(picture: Image.Image, init: InitPixels) -> Image.Image:
     if bool(init.repaint.all()):
         return picture
     inside = Image.fromarray((init.repaint[0, 0].numpy() * 255).astype("uint8"))
-    soft = inside.filter(ImageFilter.GaussianBlur(EDGE_PIXELS / 2)).point(lambda value: max(value, 128))
+    soft = inside.filter(ImageFilter.GaussianBlur(EDGE_PIXELS / 2)).point([max(value, 128) for value in range(256)])
     pixels = ((init.picture[0].permute(1, 2, 0) / 2 + 0.5) * 255).round().to(torch.uint8)
     return Image.composite(picture, Image.fromarray(pixels.numpy()), ImageChops.multiply(inside, soft))
 

@@ -19,7 +19,9 @@ from PIL import Image, PngImagePlugin
 import tiny_models
 from cli_runner import Command, Said, terminal
 from instantstyle import cli
-from instantstyle.cli.generate import generate
+from instantstyle.cli.again import DIFFERENT, IDENTICAL, UNDECIDED
+from instantstyle.cli.generate import generate_command
+from instantstyle.methods import METHODS
 from instantstyle.request import Request, StyleReference, recall
 from instantstyle.sampling import Engine
 from instantstyle.utils import images
@@ -83,7 +85,7 @@ def test_a_picture_changed_by_hand_is_told(draw: Command, command: Command) -> N
         made.putpixel((3, 4), (red, green, blue ^ 0b1000))  # pyright: ignore
         made.save("cat.png", pnginfo=info)
     again = command("again", "cat.png")
-    assert (again.code, again.out) == (1, "cat.png: differs in 1 of 4,096 pixels, by at most 8 of 255\n")
+    assert (again.code, again.out) == (DIFFERENT, "cat.png: differs in 1 of 4,096 pixels, by at most 8 of 255\n")
     found = json.loads(command("again", "cat.png", "--json").out)
     assert (found["identical"], found["differing"], found["largest"]) == (False, 1, 8)
 
@@ -92,8 +94,21 @@ def test_again_notices_other_weights(draw: Command, command: Command, tmp_path: 
     draw()
     other = tiny_models.emoji(tmp_path / "other", seed=1)
     again = command("again", "cat.png", "--model", other)
-    assert again.code == 1
+    assert again.code == UNDECIDED
     assert "note: the picture was made with weights" in again.err
+    assert again.out.rstrip().endswith("whether it should cannot be told")
+    assert json.loads(command("again", "cat.png", "--model", other, "--json").out)["verdict"] == "cannot be told"
+
+
+def test_the_exit_codes_of_again_are_documented(draw: Command, command: Command) -> None:
+    text = command("again", "--help").out
+    for code, words in ((IDENTICAL, "identical"), (1, "failed"), (2, "usage"), (DIFFERENT, "not identical")):
+        assert any(line.split()[:1] == [str(code)] and words in line for line in text.splitlines()), code
+    assert f"  {UNDECIDED}  made again, it differs" in text
+    draw()
+    assert command("again", "cat.png").code == IDENTICAL
+    refused = command("again", "cat.png", "--as-request", "--out", "new.png")
+    assert (refused.code, "--as-request makes no picture" in refused.err) == (2, True)
 
 
 def test_each_of_several_pictures_is_made_again(draw: Command, command: Command) -> None:
@@ -148,17 +163,24 @@ def test_several_contents_of_one_reference(draw: Command) -> None:
     assert recall("cat.png").request.references[0].content_phrases == ("dog", "house")
 
 
-def test_every_field_has_a_flag_that_shows_its_default() -> None:
-    later = {"controls", "init"}
-    parameters = inspect.signature(generate).parameters
-    assert set(Request.model_fields) - later - {"references"} <= set(parameters)
-    for noun in (Request, StyleReference):
-        for name in set(noun.model_fields) & set(parameters) - {"prompt", "content"}:
-            default: Any = noun.model_fields[name].default
+def test_every_field_has_a_flag_that_shows_its_default(command: Command) -> None:
+    parameters = inspect.signature(generate_command).parameters
+    assert set(Request.model_fields) - {"controls", "init", "references"} <= set(parameters)
+    text = " ".join(command("generate", "--help").out.split())
+    for model in (Request, StyleReference):
+        for name in set(model.model_fields) & set(parameters) - {"prompt", "content"}:
+            default: Any = model.model_fields[name].default
             if default not in (None, "", {}):
                 values = cast("tuple[object, ...]", default if isinstance(default, tuple) else (default,))
-                told = " ".join(str(value).removesuffix(".0") for value in values)
-                assert parameters[name].annotation.__metadata__[0].show_default == told, name
+                shown = " ".join(str(value).removesuffix(".0") for value in values)
+                flag = text[text.index(f"--{name.replace('_', '-')} ") :]
+                assert f"[default: ({shown})]" in flag[: flag.index("]") + 1], name
+
+
+def test_help_shows_examples_and_every_method(command: Command) -> None:
+    text = command("generate", "--help").out
+    assert 'instantstyle generate "a cat" --style reference.png --out cat.png' in text
+    assert all(method in text for method in METHODS)
 
 
 def test_json_is_for_programs(draw: Command) -> None:
@@ -176,7 +198,7 @@ def test_without_metadata_the_file_says_nothing(draw: Command) -> None:
 def test_the_line_that_others_read(draw: Command) -> None:
     draw()
     line = opened("cat.png").info["parameters"]
-    assert line.startswith("a cat\nSteps: 2, Sampler: ddim, CFG scale: 3, Seed: 7, Size: 64x64, Model hash: ")
+    assert line.startswith("a cat\nSteps: 2, Sampler: ddim, CFG scale: 3, Seed: 7, Size: 64x64, Model: ")
 
 
 def test_an_animated_reference_is_its_first_frame(draw: Command) -> None:

@@ -1,10 +1,10 @@
 """The command line: one file a command, nothing heavy imported before a command runs.
 
-Results go to stdout, progress and complaints to stderr.  Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+Results go to stdout, progress, warnings and errors to stderr.  Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted;
+`again` has two more.
 """
 
 import os
-import sys
 from typing import NoReturn
 
 import typer
@@ -13,8 +13,10 @@ from instantstyle.cli.adapter import adapter
 from instantstyle.cli.again import again
 from instantstyle.cli.doctor import doctor
 from instantstyle.cli.evaluate import compare, evaluate, probe
-from instantstyle.cli.generate import generate
+from instantstyle.cli.generate import generate_command
+from instantstyle.cli.help import RequestCommand
 from instantstyle.cli.invert import invert
+from instantstyle.cli.output import print_note, robust_streams
 from instantstyle.cli.similarity import similarity
 from instantstyle.cli.style import style
 from instantstyle.cli.train import app as train
@@ -29,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(generate)
+app.command("generate", cls=RequestCommand)(generate_command)
 app.command()(again)
 app.command()(invert)
 app.command()(doctor)
@@ -44,35 +46,36 @@ app.add_typer(train)
 
 def main() -> None:
     """Run the command line; whatever goes wrong is a sentence on stderr and an exit code."""
-    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
-        reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as it was given
-    try:
-        app(prog_name="instantstyle")
-    except InstantStyleError as error:
-        _fail(str(error), 2 if isinstance(error, InputError) else 1)
-    except SystemExit as done:
-        if done.code == 130:
+    with robust_streams():
+        try:
+            app(prog_name="instantstyle")
+        except InstantStyleError as error:
+            _fail(str(error), 2 if isinstance(error, InputError) else 1)
+        except KeyboardInterrupt:
             _fail("interrupted; no unfinished file is left", 130)
-        raise
-    except Exception as error:
-        if os.environ.get("INSTANTSTYLE_TRACEBACK"):
+        except SystemExit as done:
+            if done.code == 130:
+                _fail("interrupted; no unfinished file is left", 130)
             raise
-        if _is_memory(error):
-            _fail(
-                "there is not enough memory for this: ask for fewer or smaller pictures (--count, --size), for half "
-                "precision (--dtype bfloat16), or for another device (--device cpu)",
-                1,
-            )
-        kind, text = type(error).__name__, " ".join(str(error).split())[:500]
-        _fail(f"{kind}: {text} (this is a mistake of ours; INSTANTSTYLE_TRACEBACK=1 shows where)", 1)
+        except Exception as error:
+            if os.environ.get("INSTANTSTYLE_TRACEBACK"):
+                raise
+            if _is_out_of_memory(error):
+                _fail(
+                    "there is not enough memory for this: ask for fewer or smaller pictures (--count, --size), for "
+                    "half precision (--dtype bfloat16), or for another device (--device cpu)",
+                    1,
+                )
+            kind, text = type(error).__name__, " ".join(str(error).split())[:500]
+            _fail(f"{kind}: {text} (this is a mistake of ours; INSTANTSTYLE_TRACEBACK=1 shows where)", 1)
 
 
-def _is_memory(error: Exception) -> bool:
-    """Whether a device or the machine has too little memory, told without importing torch to ask for its type."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine has too little memory, by names: torch's type would need torch."""
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    sys.stderr.write(f"error: {sentence}\n")
+    print_note(f"error: {sentence}")
     raise SystemExit(code)

@@ -1,6 +1,5 @@
 """`instantstyle adapter show|slim`: what an IP-Adapter file is for, and a file of the blocks that a plan reads."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +14,19 @@ adapter = typer.Typer(
 MODEL = Annotated[str | None, typer.Option(help="The model it is for.", show_default="the family that its shapes fit")]
 
 
-@adapter.command()
-def show(
+@adapter.command("show")
+def show_adapter(
     file: Annotated[Path, typer.Argument(help="An IP-Adapter file.", show_default=False)],
     model: MODEL = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say which family, image encoder and blocks an adapter is for."""
+    from instantstyle.cli.output import print_result, to_json
     from instantstyle.weights.adapter import adapter_modules, load_adapter
 
     family = _family(file, model)
     loaded = load_adapter(file, family.unet, lazy=True)
-    said: dict[str, str | int | list[str]] = {
+    facts: dict[str, str | int | list[str]] = {
         "family": family.name,
         "kind": "plus" if loaded.is_plus else "base",
         "tokens": loaded.token_count,
@@ -35,14 +35,14 @@ def show(
         "bytes": file.stat().st_size,
     }
     if as_json:
-        typer.echo(json.dumps(said))
+        print_result(to_json(facts))
     else:
-        shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in said.items()}
-        typer.echo("\n".join(f"{name:<8} {value}" for name, value in shown.items()))
+        texts = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
+        print_result("\n".join(f"{name:<8} {text}" for name, text in texts.items()))
 
 
-@adapter.command()
-def slim(
+@adapter.command("slim")
+def slim_adapter(
     full: Annotated[Path, typer.Argument(help="An IP-Adapter file.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.", show_default=False)],
     plan: Annotated[str, typer.Option(help="Which blocks to keep: a preset, or terms as up.0.1=1.")] = "style",
@@ -50,6 +50,7 @@ def slim(
 ) -> None:
     """Write an adapter with only the blocks that a plan reads: in SDXL, a style block is a sixth of them."""
     from instantstyle.blocks import parse_block_plan
+    from instantstyle.cli.output import print_done, print_note
     from instantstyle.errors import InputError
     from instantstyle.weights.adapter import extract_blocks
 
@@ -58,12 +59,12 @@ def slim(
     family = _family(full, model)
     extract_blocks(full, out, parse_block_plan(plan, family.unet, family.presets), family.unet)
     before, after = full.stat().st_size, out.stat().st_size
-    typer.echo(str(out))
-    typer.echo(f"{after:,} of {before:,} bytes ({after / before:.0%})", err=True)
+    print_done(str(out))
+    print_note(f"{after:,} of {before:,} bytes ({after / before:.0%})")
 
 
 def _family(file: Path, model: str | None) -> Any:
-    """Of the model that was named, or whichever the adapter's shapes fit."""
+    """The family of the model that was named, or the one that the adapter's shapes fit."""
     from instantstyle.weights.adapter import family_of_adapter
     from instantstyle.weights.resolve import resolve_model
     from instantstyle.weights.unet_config import family_of

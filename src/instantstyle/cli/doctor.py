@@ -1,7 +1,6 @@
 """`instantstyle doctor`: what a bug report needs, versions, device, dtype, threads, and the model's files by hash."""
 
 import hashlib
-import json
 import platform
 import sys
 from importlib import metadata
@@ -18,6 +17,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say what a bug report needs: versions, device, dtype, threads, model files with their hashes."""
+    from instantstyle.cli.output import print_note, print_result, to_json
     from instantstyle.cli.progress import hush
     from instantstyle.errors import InstantStyleError
 
@@ -34,9 +34,9 @@ def doctor(
     except InstantStyleError as missing:
         failure = str(missing)
         report["model"] = {"spec": model, "error": failure}
-    typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    print_result(to_json(report) if as_json else "\n".join(_lines(report)))
     if failure is not None:
-        typer.echo(f"error: {failure}", err=True)
+        print_note(f"error: {failure}")
         raise typer.Exit(1)
 
 

@@ -1,29 +1,33 @@
 """`instantstyle generate`: pictures of a prompt, in the style of pictures.
 
-Flags are the fields of `Request`, read here and nowhere else; a flag that is not given leaves the field's own default.
+The parameters of `generate_command` are the table of flags, named as the fields of `Request`; a flag that is not given
+leaves the field's own default, which the help page reads from there.
 """
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from instantstyle.cli.flags import (
-    controls_of,
-    init_of,
+    DEFAULT_CONTROL_KIND,
+    DEFAULT_INIT_STRENGTH,
+    control_fields,
+    given,
+    init_fields,
     parse_adapters,
     parse_memory,
     parse_options,
     parse_size,
-    references_of,
-    with_own,
+    reference_fields,
+    refuse_unused,
+    refuse_unused_by,
 )
 from instantstyle.families import FAMILIES
-from instantstyle.request.few_step_presets import few_step_preset as find_preset
+from instantstyle.request.few_step_presets import few_step_preset
 
 
-def generate(
+def generate_command(
     prompt: Annotated[str, typer.Argument(help="What the picture is to show.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The PNG file to write; several are numbered.", show_default=False)],
     style: Annotated[
@@ -31,60 +35,58 @@ def generate(
         typer.Option(help="A reference picture, or a style card's name or file; may be given several times."),
     ] = None,
     re_embed: Annotated[
-        bool, typer.Option("--re-embed", help="Look at the style cards' own pictures instead of their numbers.")
+        bool,
+        typer.Option(
+            "--re-embed", help="Encode the style cards' own pictures anew instead of reading their embeddings."
+        ),
     ] = False,
     style_mask: Annotated[
         list[str] | None,
-        typer.Option(help="Where a reference speaks, white on black: one for each --style, in the same order."),
+        typer.Option(help="Where a reference acts, white on black: one for each --style, in the same order."),
     ] = None,
     content: Annotated[
         list[str] | None,
         typer.Option(help="What the reference shows, to be subtracted: one for each --style, in the same order."),
     ] = None,
-    content_weight: Annotated[
-        float | None, typer.Option(help="How much of the content is subtracted.", show_default="0.5")
-    ] = None,
+    content_weight: Annotated[float | None, typer.Option(help="How much of the content is subtracted.")] = None,
     weight: Annotated[
         list[float] | None,
-        typer.Option(help="How loudly the references speak: one for all, or one for each.", show_default="1"),
+        typer.Option(help="How strongly the references act: one for all, or one for each."),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="instantstyle, ip-adapter, style-aligned, swapped, stylekeeper, cleanstyle, stylestudio, b-lora "
-            "or none.",
-            show_default="instantstyle",
+            help="How the style enters.",
         ),
     ] = None,
     plan: Annotated[
         str | None,
         typer.Option(
             help="Where the style enters: style, layout, style+layout, all, precise, or terms as up.0.1=1.2,mid=0.5.",
-            show_default="style",
+            show_default="the method's",
         ),
     ] = None,
     window: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="The part of the run in which the style holds, from 0 to 1.", show_default="0 1"),
+        typer.Option(help="The part of the run in which the style holds, from 0 to 1."),
     ] = None,
-    subtraction: Annotated[
-        str | None, typer.Option(help="paper, normalised, projected or masked.", show_default="paper")
-    ] = None,
-    combine: Annotated[
-        str | None, typer.Option(help="Several references: concat or average.", show_default="concat")
-    ] = None,
+    subtraction: Annotated[str | None, typer.Option(help="paper, normalised, projected or masked.")] = None,
+    combine: Annotated[str | None, typer.Option(help="Several references: concat or average.")] = None,
     fit: Annotated[
         str | None,
-        typer.Option(help="References that are not square: crop, pad or squash.", show_default="squash"),
+        typer.Option(help="References that are not square: crop, pad or squash."),
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option("--option", help="A knob of the method, as name=value; may be given several times."),
+        typer.Option("--option", help="An option of the method, as name=value; may be given several times."),
     ] = None,
     init: Annotated[str | None, typer.Option(help="A picture to begin from instead of noise.")] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="How much of --init is drawn anew: 0 is nothing, 1 is all of it.", show_default="0.6"),
+        typer.Option(
+            help="How much of --init is drawn anew: 0 is nothing, 1 is all of it.",
+            show_default=str(DEFAULT_INIT_STRENGTH),
+        ),
     ] = None,
     mask: Annotated[
         str | None, typer.Option(help="Where --init is painted anew, white on black; the rest stays.")
@@ -98,16 +100,16 @@ def generate(
         typer.Option(
             help="What of it: canny, soft-edge, lineart, depth, or image for a picture of edges or the like as it is; "
             "one for all, or one for each.",
-            show_default="canny",
+            show_default=DEFAULT_CONTROL_KIND,
         ),
     ] = None,
     control_weight: Annotated[
         list[float] | None,
-        typer.Option(help="How closely it is followed: one for all, or one for each.", show_default="0.6"),
+        typer.Option(help="How closely it is followed: one for all, or one for each."),
     ] = None,
     control_window: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="The part of the run in which the controls hold, from 0 to 1.", show_default="0 1"),
+        typer.Option(help="The part of the run in which the controls hold, from 0 to 1."),
     ] = None,
     control_model: Annotated[
         list[str] | None,
@@ -125,8 +127,7 @@ def generate(
     reading: Annotated[
         str | None,
         typer.Option(
-            help="How prompts are read: plain, long (in chunks) or weighted (`(word)1.3`, `word++`; long too).",
-            show_default="plain",
+            help="How prompts are read: plain, long (in chunks) or weighted (words with weights; long too).",
         ),
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What the picture is not to show.")] = None,
@@ -137,7 +138,7 @@ def generate(
             "hyper-8-cfg, -12-cfg, lcm or dmd2-4; its LoRA goes beside it, as --lora."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of denoising.", show_default="30")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of denoising.")] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
@@ -153,8 +154,8 @@ def generate(
         ),
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="The scheduler.", show_default="the model's")] = None,
-    seed: Annotated[int | None, typer.Option(help="The number chance begins from.", show_default="by chance")] = None,
-    count: Annotated[int | None, typer.Option(help="How many pictures.", show_default="1")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of the noise.", show_default="by chance")] = None,
+    count: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
     size: Annotated[
         str | None, typer.Option(help="Width and height in pixels, as 1024x768.", show_default="the model's")
     ] = None,
@@ -168,11 +169,11 @@ def generate(
     ] = None,
     through: Annotated[
         list[str] | None,
-        typer.Option(help="Of several adapters, the name of the one that each --style speaks through."),
+        typer.Option(help="Of several adapters, the name of the one that each --style goes through."),
     ] = None,
     style_plan: Annotated[
         list[str] | None,
-        typer.Option(help="Where each --style speaks, one for each; --plan is for all.", show_default="--plan"),
+        typer.Option(help="Where each --style acts, one for each; --plan is for all.", show_default="--plan"),
     ] = None,
     image_encoder: Annotated[
         str | None,
@@ -200,67 +201,82 @@ def generate(
     tile: Annotated[bool, typer.Option("--tile", help="Decode large pictures in parts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the request and the paths as JSON.")] = False,
 ) -> None:
-    """Draw a prompt in the style of reference pictures."""
+    """Draw a prompt in the style of reference pictures.
+
+    \b
+    instantstyle generate "a cat" --style reference.png --out cat.png
+    instantstyle generate "a cat" --style reference.png --content dog --seed 7 --out cat.png
+    instantstyle generate "a cat" --style neon --style ink.png --weight 0.7 --weight 0.4 --out cat.png
+    instantstyle generate "a house" --init photo.png --mask roof.png --strength 0.8 --out house.png
+    instantstyle generate "a fox" --model sdxl --adapter ip-adapter_sdxl.safetensors --style ink.png --out fox.png
+    """
+    flags = dict(locals())
+    from instantstyle.cli.output import print_done, print_note, to_json
     from instantstyle.cli.progress import bar, hush
     from instantstyle.request import Request, output_paths
     from instantstyle.utils.atomic_files import check_writable
 
-    saved = {"--control-window": control_window, "--save-control": save_control, "--depth-model": depth_model}
-    followed = control or [], control_kind or [], control_weight or [], control_window
-    controls, nets = controls_of(*followed, control_model or [], saved)
-    idle = {"--content-weight": content_weight, "--window": window, "--fit": fit}
-    idle |= {"--subtraction": subtraction, "--combine": combine}
-    if preset is not None:
-        few = find_preset(preset)
-        steps, sampler = steps or few.steps, sampler or few.sampler
-        guidance = few.guidance if guidance is None else guidance
-    own = {"plan": ("--style-plan", style_plan or []), "adapter": ("--through", through or [])}
-    fields: dict[str, Any] = {
-        "prompt": prompt,
-        "references": with_own(
-            own, references_of(style or [], content or [], content_weight, weight or [], style_mask or [], idle)
+    refuse_unused(flags)
+    controls, control_models = control_fields(
+        control or [], control_kind or [], control_weight or [], control_window, control_model or [], depth_model
+    )
+    references = reference_fields(
+        style or [],
+        content or [],
+        content_weight,
+        weight or [],
+        mask=("--style-mask", style_mask or []),
+        plan=("--style-plan", style_plan or []),
+        adapter=("--through", through or []),
+    )
+    few_step = None if preset is None else few_step_preset(preset)
+    if few_step is not None:
+        steps = few_step.steps if steps is None else steps
+        sampler = few_step.sampler if sampler is None else sampler
+        guidance = few_step.guidance if guidance is None else guidance
+    request = Request(
+        prompt,
+        **given(
+            references=references,
+            init=init_fields(init, strength, mask),
+            size=None if size is None else parse_size(size),
+            negative=negative,
+            method=method,
+            plan=plan,
+            window=window,
+            subtraction=subtraction,
+            combine=combine,
+            fit=fit,
+            options=parse_options(options) if options else None,
+            controls=controls,
+            reading=reading,
+            steps=steps,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            sampler=sampler,
+            seed=seed,
+            count=count,
         ),
-        "init": init_of(init, strength, mask),
-        "size": None if size is None else parse_size(size),
-        "negative": negative,
-        "method": method,
-        "plan": plan,
-        "window": window,
-        "subtraction": subtraction,
-        "combine": combine,
-        "fit": fit,
-        "options": parse_options(options) if options else None,
-        "controls": controls,
-        "reading": reading,
-        "steps": steps,
-        "guidance": guidance,
-        "guidance_rescale": guidance_rescale,
-        "sampler": sampler,
-        "seed": seed,
-        "count": count,
-    }
-    request = Request(**{name: value for name, value in fields.items() if value is not None})
-    for path in output_paths(out, request.count):
-        check_writable(path)
-    drawn = output_paths(save_control, len(controls)) if save_control is not None else ()
-    for path in drawn:
+    )
+    refuse_unused_by(flags, request.references)
+    control_paths = output_paths(save_control, len(controls)) if save_control is not None else ()
+    for path in (*output_paths(out, request.count), *control_paths):
         check_writable(path)
 
     hush()
     from instantstyle.loading import load
     from instantstyle.methods.lora_training import on_progress
-    from instantstyle.pipeline import generate as make
+    from instantstyle.pipeline import generate
     from instantstyle.weights.lora import parse_lora
 
-    loras = [parse_lora(text) for text in lora or []]
     loaded = load(
         model,
         adapter=parse_adapters(adapter or []),
         image_encoder=image_encoder,
         content_encoder=content_encoder,
-        controls=nets,
+        controls=control_models,
         depth=depth_model,
-        loras=loras,
+        loras=[parse_lora(text) for text in lora or []],
         device=device,
         dtype=dtype,
         memory=parse_memory(memory),
@@ -270,20 +286,19 @@ def generate(
         from instantstyle.methods.reference_embedding import reembed_cards
 
         request = reembed_cards(loaded, request)
-    with bar(out.name) as tick, on_progress(lambda at: tick(at.step, at.steps)):
-        result = make(loaded, request, progress=lambda at: tick(at.step, at.steps))
-    unfit = () if preset is None else find_preset(preset).compatibility_warnings(preset, loaded.family.name)
+    with bar(out.name) as on_step, on_progress(lambda at: on_step(at.step, at.steps)):
+        result = generate(loaded, request, progress=lambda at: on_step(at.step, at.steps))
+    unfit = () if few_step is None else few_step.compatibility_warnings(str(preset), loaded.family.name)
     for warning in (*unfit, *result.warnings):
-        typer.echo(f"warning: {warning}", err=True)
+        print_note(f"warning: {warning}")
     paths = [str(path) for path in result.save(out, metadata=metadata)]
-    if drawn:
+    if control_paths:
         from instantstyle.controlnet import make_control_image
         from instantstyle.utils.images import write_png
 
-        for path, each in zip(drawn, result.request.controls, strict=True):
+        for path, each in zip(control_paths, result.request.controls, strict=True):
             write_png(make_control_image(loaded, result.request, each), path)
     if as_json:
-        said = {"paths": paths, **result.model_dump(mode="json", exclude={"images"})}
-        typer.echo(json.dumps(said))
+        print_done(to_json({"paths": paths, **result.model_dump(mode="json", exclude={"images"})}))
     else:
-        typer.echo("\n".join(paths))
+        print_done("\n".join(paths))

@@ -1,12 +1,19 @@
-"""Progress on stderr with seconds a step, and the quiet that other libraries keep meanwhile."""
+"""Progress on stderr with seconds a step, and the silence of other libraries meanwhile."""
 
 import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-Tick = Callable[[int, int], None]
+OnStep = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
+OnPicture = Callable[[int, int, float, float], None]
+"""Called with pictures drawn and in all, the seconds since the beginning and those that are left."""
+SECONDS_BETWEEN_LINES = 30.0
+"""Where stderr is no terminal."""
+
+_Update = Callable[[int, int, str], None]
+"""Called with what is done, what there is in all, and the text behind the bar."""
 
 
 def hush() -> None:
@@ -16,13 +23,11 @@ def hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-_Move = Callable[[int, int, str], None]
-"""Called with what is done, what there is in all, and words for behind the bar."""
-
-
 @contextmanager
-def _shown(what: str, *, left: bool, visible: bool = True) -> Generator[tuple[_Move, Callable[[str], None], bool]]:
-    """What moves a bar on stderr, what says a line there, and whether that is a terminal; elsewhere no bar is seen."""
+def _progress(
+    title: str, *, time_left: bool, visible: bool = True
+) -> Generator[tuple[_Update, Callable[[str], None], bool]]:
+    """Functions that move a bar and print a line on stderr, and whether that is a terminal: if not, there is no bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,60 +36,54 @@ def _shown(what: str, *, left: bool, visible: bool = True) -> Generator[tuple[_M
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}", markup=False),
-        *([TimeRemainingColumn()] if left else []),
+        TextColumn("{task.fields[status]}", markup=False),
+        *([TimeRemainingColumn()] if time_left else []),
     ]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None, said="", visible=visible)
+        task = progress.add_task(title, total=None, status="", visible=visible)
 
-        def move(done: int, of: int, said: str) -> None:
-            progress.update(task, completed=done, total=of, said=said, visible=True)
+        def update(done: int, total: int, status: str) -> None:
+            progress.update(task, completed=done, total=total, status=status, visible=True)
 
-        yield move, lambda line: console.print(line, soft_wrap=True), console.is_terminal
+        yield update, lambda line: console.print(line, soft_wrap=True), console.is_terminal
 
 
 @contextmanager
-def bar(what: str) -> Generator[Tick]:
+def bar(title: str) -> Generator[OnStep]:
     """A bar while steps are taken where stderr is a terminal, and one line with seconds a step at the end anywhere."""
-    began, done = time.perf_counter(), 0
-    with _shown(what, left=True) as (move, say, _):
+    start, done = time.perf_counter(), 0
+    with _progress(title, time_left=True) as (update, print_line, _):
 
-        def tick(step: int, total: int) -> None:
+        def on_step(step: int, total: int) -> None:
             nonlocal done
             done = step
-            move(step, total, _pace(time.perf_counter() - began, step))
+            update(step, total, _pace(time.perf_counter() - start, step))
 
-        yield tick
+        yield on_step
     if done:
-        say(f"{what}: {done} steps, {_pace(time.perf_counter() - began, done)}")
+        print_line(f"{title}: {done} steps, {_pace(time.perf_counter() - start, done)}")
 
 
 def _pace(seconds: float, steps: int) -> str:
-    return f"{seconds / steps:.3f} s a step"
-
-
-Standing = Callable[[int, int, float, float], None]
-"""Called with pictures drawn and in all, the seconds since the beginning and those that are left."""
-EVERY = 30.0
-"""Seconds between lines where stderr is no terminal."""
+    return f"{seconds / max(steps, 1):.3f} s a step"
 
 
 @contextmanager
-def standing(what: str) -> Generator[Standing]:
+def standing(title: str) -> Generator[OnPicture]:
     """A bar with the time that is left where stderr is a terminal, elsewhere a line now and then."""
-    said = -EVERY
-    with _shown(what, left=False, visible=False) as (move, say, terminal):
+    last_line = -SECONDS_BETWEEN_LINES
+    with _progress(title, time_left=False, visible=False) as (update, print_line, terminal):
 
-        def tick(done: int, of: int, seconds: float, left: float) -> None:
-            nonlocal said
-            when = f"{_minutes(seconds)} gone, about {_minutes(left)} left"
-            move(done, of, when)
-            if not terminal and (seconds - said >= EVERY or done == of):
-                say(f"{what}: {done} of {of}, {when}")
-                said = seconds
+        def on_picture(done: int, total: int, seconds: float, left: float) -> None:
+            nonlocal last_line
+            status = f"{_duration(seconds)} gone, about {_duration(left)} left"
+            update(done, total, status)
+            if not terminal and (seconds - last_line >= SECONDS_BETWEEN_LINES or done == total):
+                print_line(f"{title}: {done} of {total}, {status}")
+                last_line = seconds
 
-        yield tick
+        yield on_picture
 
 
-def _minutes(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

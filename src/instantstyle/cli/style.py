@@ -1,6 +1,5 @@
-"""`instantstyle style make|show|list`: style cards, made of pictures, looked at, and which there are."""
+"""`instantstyle style make|show|list`: style cards, made of pictures, described, and which there are."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -14,11 +13,11 @@ style = typer.Typer(
 )
 
 
-@style.command()
-def make(
+@style.command("make")
+def make_style_card(
     pictures: Annotated[
         list[str],
-        typer.Argument(help="Pictures of one style, or one style card to be looked at anew.", show_default=False),
+        typer.Argument(help="Pictures of one style, or one style card to be encoded anew.", show_default=False),
     ],
     name: Annotated[
         str | None, typer.Option(help="What the card is called.", show_default="the first picture's file name")
@@ -32,28 +31,34 @@ def make(
     out: Annotated[
         Path | None, typer.Option(help="A .style.safetensors file to write.", show_default="among your own cards")
     ] = None,
-    model: Annotated[str, typer.Option(help="The model whose image encoder looks at them.")] = "emoji",
+    model: Annotated[str, typer.Option(help="The model whose image encoder reads them.")] = "emoji",
     adapter: Annotated[str | None, typer.Option(help="IP-Adapter weights.", show_default="the model's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
-    """Write a style card: what the model's image encoder sees of pictures."""
+    """Write a style card: the model's image embeddings of pictures.
+
+    \b
+    instantstyle style make one.png two.png --name ink --content dog --licence CC0-1.0
+    instantstyle style make neon --model sdxl --adapter ip-adapter_sdxl.safetensors --out neon.style.safetensors
+    """
+    from instantstyle.cli.output import print_done
     from instantstyle.cli.progress import hush
     from instantstyle.errors import InputError
     from instantstyle.request import StyleReference
     from instantstyle.request.style_card import SUFFIX, StyleCard, is_card_name, user_style_dir
     from instantstyle.utils.atomic_files import check_writable
 
-    shown = [StyleReference(each).image for each in pictures]
-    cards = [each for each in shown if isinstance(each, StyleCard)]
-    if cards and len(shown) > 1:
-        raise InputError("a style card is made of pictures, or of one card that is looked at anew: not of both")
-    called = name or (cards[0].name if cards else Path(pictures[0]).stem)
-    if not is_card_name(called):
-        raise InputError(f"a style card cannot be called {called!r}: give --name, letters, digits, spaces and + - _")
+    images = [StyleReference(each).image for each in pictures]
+    cards = [each for each in images if isinstance(each, StyleCard)]
+    if cards and len(images) > 1:
+        raise InputError("a style card is made of pictures, or of one card that is encoded anew: not of both")
+    card_name = name or (cards[0].name if cards else Path(pictures[0]).stem)
+    if not is_card_name(card_name):
+        raise InputError(f"a style card cannot be called {card_name!r}: give --name, letters, digits, spaces and + - _")
     path = out
     if path is None:
-        path = user_style_dir() / f"{called}{SUFFIX}"
+        path = user_style_dir() / f"{card_name}{SUFFIX}"
         path.parent.mkdir(parents=True, exist_ok=True)
     if not path.name.endswith(SUFFIX):
         raise InputError(f"style cards are {SUFFIX} files, so --out {str(path)!r} must end so")
@@ -65,26 +70,32 @@ def make(
     from instantstyle.request import StoredImage
 
     loaded = load(model, adapter=adapter, device=device, dtype=dtype)
+    content_phrases = content[0] if content and len(content) == 1 else content
     if cards:
-        given: dict[str, Any] = {"name": called, "content": content, "plan": plan, "licence": licence, "credit": credit}
         card = reembed(loaded, cards[0])
-        changed = {field: value for field, value in given.items() if value}
-        held = {field: getattr(card, field) for field in StyleCard.model_fields}
-        card = StyleCard(**{**held, **changed})
+        fields: dict[str, Any] = {
+            "name": card_name,
+            "content": content_phrases,
+            "plan": plan,
+            "licence": licence,
+            "credit": credit,
+        }
+        changed = {field: value for field, value in fields.items() if value}
+        card = StyleCard(**{**{field: getattr(card, field) for field in StyleCard.model_fields}, **changed})
     else:
-        seen = [each for each in shown if isinstance(each, StoredImage)]
-        said = content[0] if content and len(content) == 1 else content
-        card = make_card(loaded, called, seen, content=said, plan=plan, licence=licence, credit=credit)
-    typer.echo(str(card.save(path)))
+        stored = [each for each in images if isinstance(each, StoredImage)]
+        card = make_card(loaded, card_name, stored, content=content_phrases, plan=plan, licence=licence, credit=credit)
+    print_done(str(card.save(path)))
 
 
-@style.command()
-def show(
+@style.command("show")
+def show_style_card(
     card: Annotated[str, typer.Argument(help="A card's name or file.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Also write its pictures side by side, as PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, numbers and pictures left out.")] = False,
 ) -> None:
     """Say what a style card holds."""
+    from instantstyle.cli.output import print_result, to_json
     from instantstyle.errors import InputError
     from instantstyle.request.style_card import SUFFIX, find_style_card, read_card, unknown_card_hint
     from instantstyle.utils import images
@@ -94,15 +105,16 @@ def show(
         raise InputError(f"there is no style card file {card!r}{unknown_card_hint(card)}")
     if out is not None:
         images.write_png(images.image_grid([found.pictures()]), out)
-    said = found.model_dump(mode="json", exclude={"sights", "thumbnails"})
-    said |= {"encoders": [sight.encoder for sight in found.sights], "pictures": len(found.thumbnails)}
+    fields = found.model_dump(mode="json", exclude={"sights", "thumbnails"})
+    fields |= {"encoders": [each.encoder for each in found.sights], "pictures": len(found.thumbnails)}
     if as_json:
-        typer.echo(json.dumps(said, ensure_ascii=False))
+        print_result(to_json(fields))
         return
-    for field, value in said.items():
-        shown = ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else value
-        if shown not in (None, ""):
-            typer.echo(f"{field:<10} {shown}")
+    texts = {
+        field: ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else value
+        for field, value in fields.items()
+    }
+    print_result("\n".join(f"{field:<10} {text}" for field, text in texts.items() if text not in (None, "")))
 
 
 @style.command("list")
@@ -110,21 +122,24 @@ def list_cards(
     as_json: Annotated[bool, typer.Option("--json", help="Print name, file, licence and encoders as JSON.")] = False,
 ) -> None:
     """Say which style cards there are: those that come with the package, and your own."""
+    from instantstyle.cli.output import print_result, to_json
     from instantstyle.errors import WeightsError
     from instantstyle.request.style_card import SHIPPED, list_style_cards, read_card
 
-    rows: list[dict[str, Any]] = []
+    cards: list[dict[str, Any]] = []
     for name, path in list_style_cards().items():
-        row: dict[str, Any] = {"name": name, "file": str(path), "shipped": path.parent == SHIPPED}
+        entry: dict[str, Any] = {"name": name, "file": str(path), "shipped": path.parent == SHIPPED}
         try:
             card = read_card(path)
-            row |= {"licence": card.licence, "encoders": [sight.encoder for sight in card.sights]}
+            entry |= {"licence": card.licence, "encoders": [each.encoder for each in card.sights]}
         except WeightsError as damaged:
-            row["error"] = str(damaged)
-        rows.append(row)
+            entry["error"] = str(damaged)
+        cards.append(entry)
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        print_result(to_json(cards))
         return
-    for row in rows:
-        said = row.get("error") or f"{row['licence'] or 'no licence said':<10} {'; '.join(row['encoders'])}"
-        typer.echo(f"{row['name']:<14} {'' if row['shipped'] else 'yours, '}{said}")
+    lines: list[str] = []
+    for entry in cards:
+        text = entry.get("error") or f"{entry['licence'] or 'no licence said':<10} {'; '.join(entry['encoders'])}"
+        lines.append(f"{entry['name']:<14} {'' if entry['shipped'] else 'yours, '}{text}")
+    print_result("\n".join(lines))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from instantstyle.cli.b_lora import b_lora
+from instantstyle.cli.b_lora import train_b_lora_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,8 +52,8 @@ Ray = Annotated[
 Device = Annotated[str, typer.Option(help="auto or cpu; a launcher gives each process its own GPU.")]
 
 
-@app.command()
-def adapter(
+@app.command("adapter")
+def train_adapter_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.", show_default=False)],
     model: ModelOption = "emoji",
@@ -114,6 +114,7 @@ def adapter(
     device: Device = "auto",
 ) -> None:
     """Train a style adapter: an IP-Adapter that learns at chosen blocks and nowhere else."""
+    from instantstyle.cli.output import print_done
     from instantstyle.cli.progress import hush
 
     hush()
@@ -122,7 +123,7 @@ def adapter(
     from instantstyle.train.objective import LossConfig
     from instantstyle.train.trainer import TrainingConfig
 
-    settings = TrainingConfig(
+    training = TrainingConfig(
         steps=steps,
         batch=batch,
         gradient_accumulation_steps=accumulate,
@@ -136,7 +137,7 @@ def adapter(
         save_seconds=save_seconds,
         log_every=log_every,
     )
-    teaching = LossConfig(
+    loss = LossConfig(
         drop_text=drop_text,
         drop_image=drop_image,
         drop_both=drop_both,
@@ -148,7 +149,7 @@ def adapter(
     job = AdapterTrainingJob(
         data=data,
         out=out,
-        training_config=settings,
+        training_config=training,
         model=model,
         blocks=blocks,
         work=work,
@@ -156,24 +157,24 @@ def adapter(
         styles=styles,
         init_from=begin,
         feature_config=FeatureConfig(side=side, square=square, smallest=smallest, text=text == "stored"),
-        loss_config=teaching,
+        loss_config=loss,
         ray=ray,
         device=device,
         pad=pad,
         sheet_every=sheet_every,
         sheet_prompts=sheet_prompt or (),
         sheet_styles=sheet_style or (),
-        eval_fn=_judge(blocks) if score_every else None,
+        eval_fn=_style_score(blocks) if score_every else None,
         eval_every=score_every,
     )
-    done = train_adapter_job(job)
-    if done is None:
+    path = train_adapter_job(job)
+    if path is None:
         raise typer.Exit(130)
-    typer.echo(str(done))
+    print_done(str(path))
 
 
-@app.command()
-def features(
+@app.command("features")
+def compute_features_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="The folder to write to.", show_default=False)],
     model: ModelOption = "emoji",
@@ -190,6 +191,7 @@ def features(
     ] = False,
 ) -> None:
     """Compute what training reads of pictures, once: latents and embeddings, as webdataset shards."""
+    from instantstyle.cli.output import print_done
     from instantstyle.cli.progress import hush
 
     hush()
@@ -198,26 +200,26 @@ def features(
 
     options = FeatureConfig(side=side, square=square, smallest=smallest, text=text == "stored")
     prepare_features(data, out, options, model=model, styles=styles, ray=ray, device=device, dtype=dtype, check=check)
-    typer.echo(str(out))
+    print_done(str(out))
 
 
-app.command("b-lora")(b_lora)
+app.command("b-lora")(train_b_lora_command)
 
 
-def _judge(blocks: str) -> "EvalFn":
-    """The referee's small score: held-out cells of the emoji world, drawn with the adapter as it is."""
+def _style_score(blocks: str) -> "EvalFn":
+    """A small score of held-out cells of the emoji world, drawn with the adapter as it is."""
     from dataclasses import asdict
 
     from instantstyle.evaluate.block_probe import ProbeCase, draw_cases, probe_cases, score_plan
 
-    kept: list[tuple[list[ProbeCase], list[Image]]] = []
+    baseline: list[tuple[list[ProbeCase], list[Image]]] = []
 
-    def judge(model: "Model") -> "Mapping[str, float]":
-        if not kept:
-            questions = probe_cases(24, model.family.size[0])
-            kept.append((questions, draw_cases(model, questions, None, steps=20)))
-        questions, bare = kept[0]
-        said = asdict(score_plan(model, blocks, questions, draw_cases(model, questions, blocks, steps=20), bare))
-        return {name: value for name, value in said.items() if name != "plan"}
+    def evaluate_model(model: "Model") -> "Mapping[str, float]":
+        if not baseline:
+            cases = probe_cases(24, model.family.size[0])
+            baseline.append((cases, draw_cases(model, cases, None, steps=20)))
+        cases, plain = baseline[0]
+        scores = asdict(score_plan(model, blocks, cases, draw_cases(model, cases, blocks, steps=20), plain))
+        return {name: value for name, value in scores.items() if name != "plan"}
 
-    return judge
+    return evaluate_model

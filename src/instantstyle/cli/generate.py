@@ -24,7 +24,6 @@ from instantstyle.cli.flags import (
     refuse_unused_by,
 )
 from instantstyle.families import FAMILIES
-from instantstyle.request.few_step_presets import few_step_preset
 
 
 def generate_command(
@@ -214,6 +213,7 @@ def generate_command(
     from instantstyle.cli.output import print_done, print_note, to_json
     from instantstyle.cli.progress import bar, hush
     from instantstyle.request import Request, output_paths
+    from instantstyle.request.few_step_presets import few_step_preset
     from instantstyle.utils.atomic_files import check_writable
 
     refuse_unused(flags)

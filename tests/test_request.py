@@ -74,6 +74,7 @@ requests: st.SearchStrategy[Request] = _model(
     combine=st.sampled_from(["concat", "average"]),
     fit=st.sampled_from(["crop", "pad", "squash"]),
     reading=st.sampled_from(["plain", "long", "weighted"]),
+    clip_skip=st.none() | st.integers(1, 24),
     options=st.dictionaries(words, st.booleans() | st.integers(-99, 99) | st.floats(-1e9, 1e9) | words, max_size=3),
 )
 

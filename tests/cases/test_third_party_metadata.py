@@ -349,6 +349,12 @@ PROGRAMS: dict[str, tuple[dict[str, str], str, dict[str, Any], tuple[str, ...]]]
         {"sampler": None},
         ("sampler DPM++ 2M SDE Karras", "scheduler karras"),
     ),
+    "clip skip": (
+        {"parameters": "a fox\nSteps: 20, Seed: 5, Clip skip: 2"},
+        "A1111",
+        {"clip_skip": 2, "seed": 5},
+        (),
+    ),
     "a seed that is none of ours": (
         {"parameters": "a fox\nSteps: 20, Seed: -1"},
         "A1111",

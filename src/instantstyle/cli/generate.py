@@ -129,6 +129,13 @@ def generate_command(
             help="How prompts are read: plain, long (in chunks) or weighted (words with weights; long too).",
         ),
     ] = None,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(
+            help="Which hidden state of the text encoders is read, from the end: 1 the last, 2 the last but one.",
+            show_default="the model's",
+        ),
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What the picture is not to show.")] = None,
     preset: Annotated[
         str | None,
@@ -250,6 +257,7 @@ def generate_command(
             options=parse_options(options) if options else None,
             controls=controls,
             reading=reading,
+            clip_skip=clip_skip,
             steps=steps,
             guidance=guidance,
             guidance_rescale=guidance_rescale,

@@ -77,6 +77,7 @@ FOOOCUS = JsonFormat(
     guidance="guidance_scale",
     size="resolution",
     model="base_model",
+    others={"clip_skip": "clip_skip"},
     ignored=_BOOKKEEPING | {"full_prompt", "full_negative_prompt", "base_model_hash", "prompt_expansion_hash"},
 )
 SWARMUI = JsonFormat(
@@ -257,7 +258,9 @@ def _parse_flat(layout: JsonFormat, content: Mapping[str, Any]) -> ThirdPartyMet
     fields: dict[str, Any] = {"prompt": text(layout.prompt) or "", "negative": text(layout.negative) or ""}
     fields |= {"steps": number(layout.steps, int), "guidance": number(layout.guidance, float)}
     fields["seed"] = number(layout.seed, int)
-    fields |= {field: number(key, int if field == "count" else float) for key, field in layout.others.items()}
+    fields |= {
+        field: number(key, float if field == "guidance_rescale" else int) for key, field in layout.others.items()
+    }
     if layout.size:
         sides = re.findall(r"\d+", str(rest.pop(layout.size, "")))
         fields["size"] = (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
@@ -321,7 +324,8 @@ def _parse_a1111(text: str) -> ThirdPartyMetadata:
             values[pair[0]] = pair[1]
     prompt, _, negative = ("\n" + words).partition("\nNegative prompt:")
     fields: dict[str, Any] = {"prompt": prompt.strip(), "negative": negative.strip()}
-    for key, name, kind in (("steps", "Steps", int), ("guidance", "CFG scale", float), ("seed", "Seed", int)):
+    numbers = (("steps", "Steps", int), ("guidance", "CFG scale", float), ("seed", "Seed", int))
+    for key, name, kind in (*numbers, ("clip_skip", "Clip skip", int)):
         fields[key] = kind(values.pop(name)) if values.get(name) else None
     if size := re.fullmatch(r"(\d+)x(\d+)", values.get("Size", "")):
         fields["size"] = (int(size[1]), int(size[2]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from instantstyle.emoji.rasterize import render
+from instantstyle.emoji.rasterize import rasterize
 from instantstyle.emoji.sources import concepts
 from instantstyle.emoji.splits import splits
 from instantstyle.emoji.style_transforms import StyleTransform, apply_transform
@@ -34,5 +34,5 @@ if __name__ == "__main__":
     for name, (label, drawing_set, look) in REFERENCES.items():
         assert not splits().trains(label, drawing_set), f"{label} of {drawing_set} was trained on"
         path = FOLDER / f"{name}.png"
-        Image.fromarray(apply_transform(look, render(drawing_set, known[label]))).save(path, optimize=True)
+        Image.fromarray(apply_transform(look, rasterize(drawing_set, known[label]))).save(path, optimize=True)
         print(path)

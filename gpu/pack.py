@@ -26,7 +26,7 @@ from PIL import Image
 from gpu import ROOT
 from instantstyle.emoji import sources
 from instantstyle.emoji.procedural import THINGS, thing
-from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray, rasters, render
+from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray, rasterize, rasters
 from instantstyle.emoji.sources import PACKED, SETS, EmojiConcept, concepts, in_set, sets_drawing, things
 from instantstyle.emoji.splits import TRAINED_CONCEPTS, lookalike_group, splits
 from instantstyle.errors import InstantStyleError
@@ -127,7 +127,7 @@ def real(file: Path = FILE, quality: int = QUALITY) -> Path:
     pictures = {
         (name, concept.label): np.asarray(rasters(name)[rows[concept.label]])
         if concept.label in rows
-        else render(name, concept)
+        else rasterize(name, concept)
         for concept, sets in listed.items()
         for name in sets
     }

@@ -1,4 +1,4 @@
-"""Packages are fetched once and whole, and a drawing becomes the same kind of picture wherever it comes from."""
+"""Packages are fetched once and verified, and drawings of every source are rasterised alike."""
 
 import errno
 import hashlib
@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instantstyle.emoji import rasterize, sources
+from instantstyle.emoji import rasterize as rasterize_module
+from instantstyle.emoji import sources
 from instantstyle.emoji.__main__ import main
-from instantstyle.emoji.rasterize import RASTER_SIZE, build, rasters, render
+from instantstyle.emoji.rasterize import RASTER_SIZE, build_emoji_world, rasterize, rasters
 from instantstyle.emoji.sets import DrawingSet, Package
 from instantstyle.emoji.sources import EmojiConcept, artwork, concepts, fetch, in_set
 from instantstyle.emoji.splits import splits
@@ -74,24 +75,24 @@ CONTENTS: Mapping[str, Mapping[str, bytes]] = {
 
 @dataclass(frozen=True)
 class World:
-    """A hand-made world of three sets, and the folder where its npm keeps its shelf and its diary."""
+    """A synthetic world of three icon sets, and the folder where its npm has its archives and its log."""
 
     folder: Path
     packages: Mapping[str, Package]
 
     @property
     def cached(self) -> list[str]:
-        """Everything in the cache's folder of packages, hidden things too."""
+        """Everything in the cache's folder of packages, hidden files too."""
         return sorted(p.name for p in (self.folder / "cache/packages").iterdir())
 
     @property
     def fetched(self) -> list[str]:
-        """What npm was asked for, in order."""
-        diary = self.folder / "asked"
-        return diary.read_text().split() if diary.exists() else []
+        """The packages npm was called for, in order."""
+        log = self.folder / "asked"
+        return log.read_text().split() if log.exists() else []
 
     def npm(self, script: str) -> None:
-        """Another npm: a shell script, run in npm's working folder with `$file` the archive it should write."""
+        """Replaces npm: a shell script, run in npm's working folder with `$file` the archive it should write."""
         program = self.folder / "bin/npm"
         name = """file=$(printf %s "$asked" | sed 's/^@//; s|/|-|; s/@/-/').tgz"""
         program.write_text(
@@ -102,41 +103,41 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """The tiny world in place of the real one: a cache of its own, and an npm that copies from a shelf."""
+    """The synthetic world in place of the real one: a cache of its own, and an npm that copies from a folder."""
     if sys.platform == "win32":
         pytest.skip("the npm of these tests is a shell script")
-    (tmp_path / "shelf").mkdir()
+    (tmp_path / "registry").mkdir()
     (tmp_path / "bin").mkdir()
     packages: dict[str, Package] = {}
     for name, files in CONTENTS.items():
         package = Package(name, "1.0.0", "", "MIT", "nobody")
-        with tarfile.open(tmp_path / "shelf" / package.archive, "w:gz") as tar:
+        with tarfile.open(tmp_path / "registry" / package.archive, "w:gz") as tar:
             for path, data in files.items():
                 entry = tarfile.TarInfo(f"package/{path}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
-        sha256 = hashlib.sha256((tmp_path / "shelf" / package.archive).read_bytes()).hexdigest()
+        sha256 = hashlib.sha256((tmp_path / "registry" / package.archive).read_bytes()).hexdigest()
         packages[name] = replace(package, sha256=sha256)
     sets = {
         "tiny-icons": DrawingSet("tiny-icons", packages["@tiny/icons"], "iconify"),
         "tiny-webp": DrawingSet("tiny-webp", packages["@tiny/webp"], "webp"),
         "tiny-svg": DrawingSet("tiny-svg", packages["tiny-svg"], "svg"),
     }
-    for module in (sources, rasterize):
+    for module in (sources, rasterize_module):
         monkeypatch.setattr(module, "SETS", sets)
     monkeypatch.setattr(sources, "EMOJIBASE", packages["tiny-labels"])
     monkeypatch.setattr(sources, "_MIN_SETS", 1)
     monkeypatch.setenv("INSTANTSTYLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     made = World(tmp_path, packages)
-    made.npm(f'cp {tmp_path}/shelf/"$file" .')
-    _forget()
+    made.npm(f'cp {tmp_path}/registry/"$file" .')
+    _clear_caches()
     yield made
-    _forget()
+    _clear_caches()
 
 
-def _forget() -> None:
-    """What is remembered for the life of a process: the archives of each test differ in their time stamps only."""
+def _clear_caches() -> None:
+    """Clear what is cached per process."""
     for remembered in vars(sources).values():
         if hasattr(remembered, "cache_clear"):
             remembered.cache_clear()
@@ -147,7 +148,7 @@ def test_a_package_is_fetched_once(world: World) -> None:
     package = world.packages["@tiny/icons"]
     archive = fetch(package)
     assert archive == world.folder / "cache/packages/tiny-icons-1.0.0.tgz"
-    assert archive.read_bytes() == (world.folder / "shelf/tiny-icons-1.0.0.tgz").read_bytes()
+    assert archive.read_bytes() == (world.folder / "registry/tiny-icons-1.0.0.tgz").read_bytes()
     assert fetch(package) == archive
     assert world.fetched == ["@tiny/icons@1.0.0"]
     assert world.cached == ["tiny-icons-1.0.0.tgz"]
@@ -180,16 +181,16 @@ def test_without_npm_a_sentence_says_what_to_do(world: World, monkeypatch: pytes
     ['printf half > "$file"; kill -KILL $$', 'printf half > "$file"; exit 1', "exit 0"],
     ids=["killed", "failed", "wrote nothing"],
 )
-def test_an_npm_that_does_not_finish_leaves_nothing_behind(world: World, script: str) -> None:
+def test_a_failed_npm_leaves_no_file(world: World, script: str) -> None:
     world.npm(script)
     with pytest.raises(WeightsError, match="could not fetch tiny-svg"):
         fetch(world.packages["tiny-svg"])
     assert world.cached == []
-    world.npm(f'cp {world.folder}/shelf/"$file" .')
+    world.npm(f'cp {world.folder}/registry/"$file" .')
     assert fetch(world.packages["tiny-svg"]).exists()
 
 
-def test_an_interruption_leaves_nothing_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, cwd: str, **__: object) -> None:
         (Path(cwd) / "tiny-svg-1.0.0.tgz").write_bytes(b"half")
         raise KeyboardInterrupt
@@ -212,7 +213,7 @@ def test_a_drawing_without_a_code_is_found_by_its_label_and_in_its_own_box(world
     assert 'viewBox="0 0 10 10"' in svg
 
 
-def test_what_a_set_does_not_draw(world: World) -> None:
+def test_a_concept_that_no_set_draws(world: World) -> None:
     assert not any(in_set(name, NIGHT) for name in sources.SETS)
     for name in sources.SETS:
         with pytest.raises(KeyError):
@@ -221,7 +222,7 @@ def test_what_a_set_does_not_draw(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["tiny-icons", "tiny-webp", "tiny-svg"])
 def test_a_drawing_fills_nine_tenths_of_its_canvas_and_keeps_its_shape(world: World, name: str) -> None:
-    picture = Image.fromarray(render(name, BAR))
+    picture = Image.fromarray(rasterize(name, BAR))
     assert picture.size == (RASTER_SIZE, RASTER_SIZE)
     box = picture.getchannel("A").point(_solid).getbbox()
     wide, high = 0.9 * RASTER_SIZE, 0.45 * RASTER_SIZE
@@ -232,27 +233,27 @@ def test_a_drawing_fills_nine_tenths_of_its_canvas_and_keeps_its_shape(world: Wo
 
 
 def test_ink_without_a_colour_is_black(world: World) -> None:
-    assert render("tiny-icons", BALL)[RASTER_SIZE // 2, RASTER_SIZE // 2].tolist() == [0, 0, 0, 255]
+    assert rasterize("tiny-icons", BALL)[RASTER_SIZE // 2, RASTER_SIZE // 2].tolist() == [0, 0, 0, 255]
 
 
-def test_concepts_are_the_things_that_enough_sets_draw(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concepts_are_those_that_enough_sets_draw(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [c.label for c in concepts()] == ["bar", "magic ball"]
     concepts.cache_clear()
     monkeypatch.setattr(sources, "_MIN_SETS", 3)
     assert [c.label for c in concepts()] == ["bar"]
 
 
-def test_masters_are_rendered_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawings_are_rasterised_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = rasters("tiny-svg")
     assert drawn.shape == (2, RASTER_SIZE, RASTER_SIZE, 4)
-    assert np.array_equal(drawn[0], render("tiny-svg", BAR))
+    assert np.array_equal(drawn[0], rasterize("tiny-svg", BAR))
     assert not drawn[1].any(), "what a set does not draw is empty"
     rasters.cache_clear()
-    monkeypatch.setattr(rasterize, "render", _fail)
+    monkeypatch.setattr(rasterize_module, "rasterize", _fail)
     assert np.array_equal(rasters("tiny-svg"), drawn)
 
 
-def test_masters_half_written_are_no_masters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(file: IO[bytes], pictures: object) -> None:
         file.write(b"half")
         raise OSError(errno.ENOSPC, "no space left on device")
@@ -268,17 +269,17 @@ def test_masters_half_written_are_no_masters(world: World, monkeypatch: pytest.M
     assert [p.name for p in folder.iterdir()] == ["tiny-svg.npy"]
 
 
-def test_building_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(["tiny-svg"], report=lambda _: None)
+def test_building_is_resumable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_emoji_world(["tiny-svg"], log=lambda _: None)
     drawn: list[str] = []
 
-    def counted(name: str, concept: EmojiConcept) -> rasterize.RgbaArray:
+    def counted(name: str, concept: EmojiConcept) -> rasterize_module.RgbaArray:
         drawn.append(name)
-        return render(name, concept)
+        return rasterize(name, concept)
 
-    monkeypatch.setattr(rasterize, "render", counted)
+    monkeypatch.setattr(rasterize_module, "rasterize", counted)
     lines: list[str] = []
-    assert build(report=lines.append) == world.folder / "cache"
+    assert build_emoji_world(log=lines.append) == world.folder / "cache"
     assert lines == [
         "1/3 tiny-icons: 2 of 2 concepts",
         "2/3 tiny-webp: 1 of 2 concepts",
@@ -287,7 +288,7 @@ def test_building_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyP
     assert set(drawn) == {"tiny-icons", "tiny-webp"}
 
 
-def test_the_command_says_the_folder(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_folder(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     main()
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 5
@@ -295,13 +296,13 @@ def test_the_command_says_the_folder(world: World, capsys: pytest.CaptureFixture
     assert len(world.fetched) == len(CONTENTS)
 
 
-def test_the_command_fails_in_a_sentence(world: World) -> None:
+def test_the_command_fails_with_a_sentence(world: World) -> None:
     world.npm("exit 1")
     with pytest.raises(SystemExit, match=r"^error: could not fetch .*: install npm"):
         main()
 
 
-def test_held_out_names_are_names_of_the_world() -> None:
+def test_held_out_names_exist() -> None:
     held_out = splits()
     known = sources.SETS
     assert held_out.sets == {name for name, s in known.items() if s.held_out}
@@ -315,5 +316,5 @@ def _solid(alpha: int) -> int:
     return 255 if alpha > 127 else 0
 
 
-def _fail(*_: object) -> rasterize.RgbaArray:
+def _fail(*_: object) -> rasterize_module.RgbaArray:
     raise AssertionError("rendered again")

@@ -1,1 +1,1 @@
-"""The emoji world: the same concepts drawn in many styles, so that the true answer to (this, in that style) exists."""
+"""The emoji world: concepts drawn by many icon sets and transforms, so that a ground truth for every style exists."""

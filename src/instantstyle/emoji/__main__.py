@@ -1,17 +1,17 @@
-"""`python -m instantstyle.emoji`: fetch and render every drawing set into the cache; again, it goes on where it was."""
+"""`python -m instantstyle.emoji`: fetch and render every icon set into the cache; resumable."""
 
 import sys
 
-from instantstyle.emoji.rasterize import build
+from instantstyle.emoji.rasterize import build_emoji_world
 from instantstyle.emoji.sources import cache_folder
 from instantstyle.errors import InstantStyleError
 
 
 def main() -> None:
-    """Build the emoji world, a line a set.  Ends the program with a sentence and 1 when it cannot be built."""
+    """Build the emoji world, printing a line a set.  Exits with 1 and a sentence when it cannot be built."""
     print(f"fetching and rendering into {cache_folder()}", flush=True)
     try:
-        build(report=lambda line: print(line, flush=True))
+        build_emoji_world(log=lambda line: print(line, flush=True))
     except (InstantStyleError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""`python -m instantstyle.emoji.build_style_cards`: the shipped style cards, made anew.
+"""`python -m instantstyle.emoji.build_style_cards [FOLDER]`: builds the shipped style cards.
 
-To be run whenever that encoder was trained anew: a card of another encoder is refused.  Eight cards are looks of the
-emoji world on drawings of our own, four are patterns of our own; all are CC0-1.0.
+To be run when the built-in model's image encoder was trained again: a card of another encoder is refused.  Eight cards
+are style transforms of procedural drawings, four are procedural patterns; all are CC0-1.0.
 """
 
 import sys
@@ -21,11 +21,11 @@ from instantstyle.request.style_card import SHIPPED, SUFFIX, StyleCard
 LICENCE = "CC0-1.0"
 CREDIT = "the InstantStyle contributors; drawn by code ({what})"
 THINGS = ("house", "fish", "mushroom", "flower")
-"""The drawings each look is shown on: in the mean of four things little of any is left."""
+"""The drawings each transform is applied to: averaging four of them leaves little content."""
 
 BLACK, WHITE, CREAM = (10, 6, 16), (255, 255, 255), (252, 244, 226)
 
-LOOKS = {
+TRANSFORMS = {
     "neon": StyleTransform("neon", BLACK, WHITE, (255, 60, 180), 0.5, 1),
     "pixel": StyleTransform("pixel", (150, 205, 255), WHITE, WHITE, 0.3, 1),
     "hatching": StyleTransform("hatching", CREAM, (70, 36, 20), (70, 36, 20), 0.3, 1),
@@ -35,19 +35,19 @@ LOOKS = {
     "chalk": StyleTransform("chalk", (18, 52, 40), WHITE, WHITE, 0.5, 1),
     "halftone": StyleTransform("halftone", (255, 238, 120), (26, 40, 120), (255, 96, 96), 0.4, 1),
 }
-"""Cards of trained families, in colours outside the held-out hues."""
+"""Transforms of trained families, in colours outside the held-out hues, by the card's name."""
 
 
 def pictures_of(name: str) -> list[Image.Image]:
-    """What a card is made of, 128 x 128 each.  Raises KeyError for a card that there is not."""
+    """The images a card is made of, 128 x 128 each.  Raises KeyError for an unknown name."""
     if name in PATTERNS:
         return [Image.fromarray(PATTERNS[name](seed)) for seed in (1, 2)]
-    return [Image.fromarray(apply_transform(LOOKS[name], thing(shown))) for shown in THINGS]
+    return [Image.fromarray(apply_transform(TRANSFORMS[name], thing(label))) for label in THINGS]
 
 
 def cards(model: Model) -> Iterator[StyleCard]:
-    """Every card for a model's encoder.  Patterns show nothing that could be subtracted."""
-    for name in (*LOOKS, *PATTERNS):
+    """Every card for a model's encoder.  Patterns have no content that could be subtracted."""
+    for name in (*TRANSFORMS, *PATTERNS):
         what = "a pattern" if name in PATTERNS else f"{', '.join(THINGS)} in the look {name!r}"
         content = None if name in PATTERNS else THINGS
         yield make_card(
@@ -55,16 +55,16 @@ def cards(model: Model) -> Iterator[StyleCard]:
         )
 
 
-def write(folder: Path = SHIPPED) -> list[Path]:
+def write_style_cards(folder: Path = SHIPPED) -> list[Path]:
     """Write all cards for the built-in model."""
     folder.mkdir(parents=True, exist_ok=True)
     return [card.save(folder / f"{card.name}{SUFFIX}") for card in cards(load())]
 
 
 def main() -> None:
-    """Write the shipped cards, or cards of the same looks into a folder that is named."""
+    """Write the shipped cards, or the same cards into the given folder."""
     try:
-        print(*write(*map(Path, sys.argv[1:2])), sep="\n")
+        print(*write_style_cards(*map(Path, sys.argv[1:2])), sep="\n")
     except (InstantStyleError, OSError) as error:
         sys.exit(f"error: {error}")
 

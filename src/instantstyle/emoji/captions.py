@@ -1,4 +1,4 @@
-"""What is said of a picture: its label, other words for it, and, in some captions, its look."""
+"""Training captions: a concept's label or a synonym and, in some, a description of the style."""
 
 from collections.abc import Mapping, Sequence
 
@@ -60,7 +60,7 @@ OTHER_WORDS: Mapping[str, Sequence[str]] = {
     "envelope": ("letter", "mail"),
     "hourglass done": ("hourglass",),
 }
-"""Other words people type for the things of `splits.CORE`, trained in captions beside the label."""
+"""Synonyms of `splits.TRAINED_CONCEPTS`, used in captions beside the label."""
 
 SET_WORDS: Mapping[str, str] = {
     "noto": "soft flat",
@@ -73,7 +73,7 @@ SET_WORDS: Mapping[str, str] = {
     "emojione": "cartoon",
     "emojione-line": "thick line",
 }
-"""How captions name the hand that drew a picture."""
+"""How captions name the icon set."""
 
 _COLOURS: Mapping[str, Colour] = {
     "white": (255, 255, 255),
@@ -112,7 +112,7 @@ def _lab(colours: Sequence[Colour]) -> np.ndarray:
 
 
 COLOUR_NAMES = tuple(_COLOURS)
-"""What captions call the colours of grounds."""
+"""Names of background colours in captions."""
 _LAB = _lab(list(_COLOURS.values()))
 
 
@@ -127,25 +127,25 @@ def with_article(noun: str) -> str:
 
 
 def content_phrase(label: str, rng: np.random.Generator) -> str:
-    """Words for what a picture shows."""
+    """The concept in words: its label or a synonym, with or without an article."""
     noun = str(rng.choice([label, label, *OTHER_WORDS.get(label, ())]))
     return with_article(noun) if rng.random() < 0.6 else noun
 
 
-def describe_style(treatment: StyleTransform, set_name: str, rng: np.random.Generator) -> str:
-    """Words for how a picture looks, each part said or left unsaid at random; never empty."""
+def describe_style(transform: StyleTransform, icon_set: str, rng: np.random.Generator) -> str:
+    """The style in words, each part included or left out at random; never empty."""
     parts = [
-        treatment.kind if treatment.kind != "plain" or rng.random() < 0.3 else "",
-        SET_WORDS[set_name] if rng.random() < 0.5 else "",
+        transform.kind if transform.kind != "plain" or rng.random() < 0.3 else "",
+        SET_WORDS[icon_set] if rng.random() < 0.5 else "",
     ]
     words = " ".join(filter(None, parts)) + " style"
-    ground = f"on {colour_name(treatment.background)}" if rng.random() < 0.75 or words == " style" else ""
-    return ", ".join(filter(None, ["" if words == " style" else words.strip(), ground]))
+    background = f"on {colour_name(transform.background)}" if rng.random() < 0.75 or words == " style" else ""
+    return ", ".join(filter(None, ["" if words == " style" else words.strip(), background]))
 
 
 def make_caption(
-    label: str, treatment: StyleTransform, set_name: str, rng: np.random.Generator, styled: float = 0.3
+    label: str, transform: StyleTransform, icon_set: str, rng: np.random.Generator, styled: float = 0.3
 ) -> str:
-    """One caption: what the picture shows, and with probability `styled` how it looks."""
-    said = content_phrase(label, rng)
-    return f"{said}, {describe_style(treatment, set_name, rng)}" if rng.random() < styled else said
+    """One caption: the concept, and with probability `styled` the style."""
+    content = content_phrase(label, rng)
+    return f"{content}, {describe_style(transform, icon_set, rng)}" if rng.random() < styled else content

@@ -1,6 +1,6 @@
-"""Pictures of our own, drawn by code: simple things to be drawn again in a look, and patterns that are a look already.
+"""Procedural images: simple drawings for style transforms, and patterns that are styles themselves.
 
-Nothing here comes from anybody's drawings, so what is made of it needs no attribution: CC0-1.0.
+Drawn by code alone, so images made of them need no attribution: CC0-1.0.
 """
 
 import math
@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 from instantstyle.emoji.rasterize import RASTER_SIZE, RgbaArray
 from instantstyle.emoji.style_transforms import Colour, RgbArray
 
-_UP = 4
-"""Drawn so many times larger and made smaller, for smooth edges."""
-_SIDE = RASTER_SIZE * _UP
+_SUPERSAMPLING = 4
+"""Images are drawn this many times larger and downsampled, for smooth edges."""
+_SIDE = RASTER_SIZE * _SUPERSAMPLING
 
 Pen = ImageDraw.ImageDraw
 
@@ -77,11 +77,11 @@ THINGS: Mapping[str, Callable[[Pen], None]] = {
     "mushroom": _mushroom,
     "cup": _cup,
 }
-"""What each drawing shows, and how it is drawn."""
+"""The function that draws each, by its label."""
 
 
 def thing(name: str) -> RgbaArray:
-    """One drawing, 128 x 128 with its ground clear.  Raises KeyError for one that there is not."""
+    """One drawing, 128 x 128 RGBA on a transparent background.  Raises KeyError for an unknown name."""
     canvas = Image.new("RGBA", (_SIDE, _SIDE))
     THINGS[name](ImageDraw.Draw(canvas))
     return np.asarray(
@@ -94,9 +94,9 @@ def mosaic(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, side, (side * side // 180, 2))
     y, x = np.mgrid[0:side, 0:side]
-    far = np.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1])
-    order = np.argsort(far, axis=-1)[..., :2]
-    first, second = (np.take_along_axis(far, order[..., i : i + 1], -1)[..., 0] for i in range(2))
+    distance = np.hypot(x[..., None] - points[:, 0], y[..., None] - points[:, 1])
+    order = np.argsort(distance, axis=-1)[..., :2]
+    first, second = (np.take_along_axis(distance, order[..., i : i + 1], -1)[..., 0] for i in range(2))
     palette = np.array([(208, 92, 48), (240, 182, 70), (34, 110, 120), (18, 62, 86), (232, 224, 200)], np.float64)
     tiles = palette[rng.integers(len(palette), size=len(points))] * rng.uniform(0.85, 1.1, (len(points), 1))
     joint = np.clip((second - first) / 1.6, 0, 1)[..., None]
@@ -104,7 +104,7 @@ def mosaic(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
 
 
 def brush(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
-    """Thick strokes along a slow current, in ochre, blue and cream, each with bristles."""
+    """Thick strokes along a smooth vector field, in ochre, blue and cream, each with bristles."""
     rng = np.random.default_rng(seed)
     canvas = np.full((side, side, 3), (44, 58, 92), np.uint8)
     palette: list[Colour] = [(36, 74, 134), (70, 116, 176), (224, 176, 72), (242, 214, 140), (238, 232, 214)]
@@ -127,8 +127,8 @@ def brush(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
 def blueprint(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     """Pale lines of a plan on blue paper: a grid, circles, a rectangle with its diagonals."""
     rng = np.random.default_rng(seed)
-    sheet = Image.new("RGB", (side * _UP, side * _UP), (22, 74, 150))
-    pen, up = ImageDraw.Draw(sheet), _UP
+    sheet = Image.new("RGB", (side * _SUPERSAMPLING, side * _SUPERSAMPLING), (22, 74, 150))
+    pen, up = ImageDraw.Draw(sheet), _SUPERSAMPLING
     for at in range(0, side, 16):
         pen.line((at * up, 0, at * up, side * up), (58, 110, 184), up // 2)
         pen.line((0, at * up, side * up, at * up), (58, 110, 184), up // 2)
@@ -140,15 +140,15 @@ def blueprint(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     box = (x, y, x + side * up * 0.55, y + side * up * 0.45)
     pen.rectangle(box, outline=(232, 240, 250), width=up)
     pen.line(box, (190, 212, 240), up // 2)
-    return _small(sheet, side)
+    return _downsample(sheet, side)
 
 
 def sunset(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
     """Flat bands of a warm sky over dark hills, with a low sun: hard edges, no shading."""
     rng = np.random.default_rng(seed)
     sky = ((252, 196, 92), (248, 148, 74), (232, 98, 76), (178, 58, 84))
-    sheet = Image.new("RGB", (side * _UP, side * _UP), sky[0])
-    pen, wide = ImageDraw.Draw(sheet), side * _UP
+    sheet = Image.new("RGB", (side * _SUPERSAMPLING, side * _SUPERSAMPLING), sky[0])
+    pen, wide = ImageDraw.Draw(sheet), side * _SUPERSAMPLING
     for i, colour in enumerate(reversed(sky)):
         pen.rectangle((0, i * wide // 5, wide, wide), fill=colour)
     x, r = float(rng.uniform(0.35, 0.65)) * wide, 0.16 * wide
@@ -157,7 +157,7 @@ def sunset(seed: int = 0, side: int = RASTER_SIZE) -> RgbArray:
         shift = float(rng.uniform(0, 6))
         hill = [(px, (level + 0.05 * math.sin(px / wide * 7 + shift)) * wide) for px in range(0, wide + 1, 8)]
         pen.polygon([(0, wide), *hill, (wide, wide)], fill=colour)
-    return _small(sheet, side)
+    return _downsample(sheet, side)
 
 
 PATTERNS: Mapping[str, Callable[[int], RgbArray]] = {
@@ -166,14 +166,14 @@ PATTERNS: Mapping[str, Callable[[int], RgbArray]] = {
     "blueprint": blueprint,
     "sunset": sunset,
 }
-"""Looks that need no thing to be looks, each from a seed."""
+"""Patterns without content, each from a seed."""
 
 
-def _small(sheet: Image.Image, side: int) -> RgbArray:
+def _downsample(sheet: Image.Image, side: int) -> RgbArray:
     return np.asarray(sheet.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def on_white(picture: RgbaArray) -> RgbArray:
-    """A drawing with white for its clear ground."""
+    """A drawing over white, RGB."""
     white: Any = Image.new("RGBA", (picture.shape[1], picture.shape[0]), "white")
     return np.asarray(Image.alpha_composite(white, Image.fromarray(picture)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""A drawing as pixels: each concept's art rendered once, box-normalised, kept per set in the cache."""
+"""Rasterisation: each concept's drawing rendered once, box-normalised, cached per icon set."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ RgbaArray = npt.NDArray[np.uint8]
 """Height x width x 4, alpha not premultiplied."""
 
 RASTER_SIZE = 128
-"""Side in pixels of the rendered masters."""
+"""Side in pixels of the rendered drawings."""
 
 _FILL = 0.9
-"""Share of the canvas the drawing's longer side takes."""
+"""Share of the canvas that the drawing's longer side takes."""
 
 
-def render(set_name: str, concept: EmojiConcept) -> RgbaArray:
+def rasterize(icon_set: str, concept: EmojiConcept) -> RgbaArray:
     """One drawing, 128 x 128 RGBA, its longer side nine tenths of the canvas, centred."""
-    picture = _raster(artwork(set_name, concept), 2 * RASTER_SIZE)
+    picture = _decode(artwork(icon_set, concept), 2 * RASTER_SIZE)
     box = picture.getchannel("A").point(_opaque).getbbox()
     if box is not None:
         picture = picture.crop(box)
@@ -41,10 +41,10 @@ def _opaque(alpha: int) -> int:
     return 255 if alpha > 8 else 0
 
 
-def _raster(data: bytes, side: int) -> Image.Image:
+def _decode(data: bytes, side: int) -> Image.Image:
     if data[:4] == b"RIFF":
         return Image.open(io.BytesIO(data)).convert("RGBA")
-    import resvg_py  # needed where drawings are rendered, and not where they came packed
+    import resvg_py  # an extra: not needed where rendered drawings were unpacked into the cache
 
     svg_to_bytes = cast("Callable[..., Any]", resvg_py.svg_to_bytes)  # the stub's own types are partly unknown
     png = bytes(svg_to_bytes(svg_string=data.decode(), width=side, height=side))
@@ -52,30 +52,30 @@ def _raster(data: bytes, side: int) -> Image.Image:
 
 
 @cache
-def rasters(set_name: str) -> RgbaArray:
+def rasters(icon_set: str) -> RgbaArray:
     """All drawings of a set, concepts in the order of `concepts()`: [concepts, 128, 128, 4], memory-mapped.
 
-    Rendered on first use (seconds to a minute a set) and cached; where a set does not draw a concept the picture is
-    empty (alpha 0).  Writing is atomic, so an interrupted rendering starts that set again and loses no other.
+    Rendered on first use (seconds to a minute a set) and cached; where a set lacks a concept the image is empty
+    (alpha 0).  Writing is atomic, so an interrupted rendering starts that set again and loses no other.
     """
-    file = cache_folder() / f"masters-{RASTER_SIZE}" / f"{set_name}.npy"
+    file = cache_folder() / f"masters-{RASTER_SIZE}" / f"{icon_set}.npy"
     if not file.exists():
         pictures = np.zeros((len(concepts()), RASTER_SIZE, RASTER_SIZE, 4), np.uint8)
         for row, concept in enumerate(concepts()):
-            if in_set(set_name, concept):
-                pictures[row] = render(set_name, concept)
+            if in_set(icon_set, concept):
+                pictures[row] = rasterize(icon_set, concept)
         with atomic_write(file) as partial, partial.open("wb") as out:
             np.save(out, pictures)
     return np.load(file, mmap_mode="r")
 
 
-def build(sets: Sequence[str] | None = None, report: Callable[[str], None] = print) -> Path:
-    """Fetch and render sets (all of them when none are named), a line of report a set.  Returns the cache folder.
+def build_emoji_world(sets: Sequence[str] | None = None, log: Callable[[str], None] = print) -> Path:
+    """Fetch and render sets (by default all), with a line of log a set.  Returns the cache folder.
 
     What is cached already is left alone.  Raises WeightsError when a package cannot be fetched.
     """
     names = tuple(SETS) if sets is None else sets
     for number, name in enumerate(names, 1):
         drawn = int((rasters(name)[..., 3].max(axis=(1, 2)) > 0).sum())
-        report(f"{number}/{len(names)} {name}: {drawn} of {len(concepts())} concepts")
+        log(f"{number}/{len(names)} {name}: {drawn} of {len(concepts())} concepts")
     return cache_folder()

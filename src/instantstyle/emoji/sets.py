@@ -1,4 +1,4 @@
-"""The drawing sets: which pinned npm packages they are, by whom, under which licence, and which are held out."""
+"""The icon sets: their pinned npm packages with author and licence, and which are held out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Package:
 
 @dataclass(frozen=True)
 class DrawingSet:
-    """One hand: the same concepts, drawn by the same people in one manner."""
+    """One icon set: many concepts, drawn by the same people in one style."""
 
     name: str
     package: Package
     kind: Literal["iconify", "webp", "svg"]
     held_out: bool = False
-    """Never trained on, never shipped: an unseen style for the referee."""
+    """Never trained on, never shipped: an unseen style for the evaluation."""
 
 
 _NOTO = "Noto Emoji, Google Inc. and the Noto Emoji authors"

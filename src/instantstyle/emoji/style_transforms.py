@@ -1,7 +1,7 @@
-"""Looks: random, parametrised ways of drawing one picture again, independent of what it shows.
+"""Style transforms: random, parametrised renderings of a drawing, independent of its content.
 
-A treatment is data (family, colours, numbers, a seed), so the same look can be given to every concept: that is what
-makes the true answer to "this, in that style" exist.  Families marked held out are never trained or tuned on.
+A transform is data (family, colours, amount, seed), so the same style can be applied to every concept: that makes the
+ground truth of (this content, in that style) exist.  Held-out families are never trained or tuned on.
 """
 
 import colorsys
@@ -23,12 +23,12 @@ Colour = tuple[int, int, int]
 
 HELD_OUT_FAMILIES = ("sticker", "emboss", "cross-stitch")
 HELD_OUT_HUES = (260.0, 300.0)
-"""Degrees on the HSV circle: grounds of these hues are never trained on."""
+"""Degrees on the HSV circle: backgrounds of these hues are never trained on."""
 
 
 @dataclass(frozen=True)
 class StyleTransform:
-    """One look.  `background` and `foreground` are RGB; what `accent` and `amount` mean depends on the kind."""
+    """One style.  Colours are RGB; what `accent` and `amount` mean depends on the kind, its family."""
 
     kind: str
     background: Colour
@@ -39,7 +39,7 @@ class StyleTransform:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, under the keys of files that were written: not the names in code."""
+        """Plain data for JSON, under the keys of files written by 0.1.0."""
         return {key: getattr(self, name) for key, name in _JSON_KEYS.items()}
 
     @classmethod
@@ -58,15 +58,15 @@ _JSON_KEYS = {
 def sample_transform(
     rng: np.random.Generator, families: Sequence[str] | None = None, held_out_hue: bool = False
 ) -> StyleTransform:
-    """Draw a look at random.  `held_out_hue` draws the ground inside the held-out hue band, else outside it."""
+    """A random transform.  `held_out_hue`: its background is inside the held-out hue band, else outside it."""
     family = str(rng.choice(list(families or TRAINED_FAMILIES)))
-    ground, ink, second = _colours(family, rng, held_out_hue)
-    return StyleTransform(family, ground, ink, second, float(rng.random()), int(rng.integers(2**31)))
+    background, foreground, accent = _colours(family, rng, held_out_hue)
+    return StyleTransform(family, background, foreground, accent, float(rng.random()), int(rng.integers(2**31)))
 
 
-def apply_transform(treatment: StyleTransform, picture: RgbaArray) -> RgbArray:
-    """Draw an RGBA picture again in this look; same height and width, ground filled."""
-    return _FAMILIES[treatment.kind](picture, treatment, np.random.default_rng(treatment.seed))
+def apply_transform(transform: StyleTransform, picture: RgbaArray) -> RgbArray:
+    """Render an RGBA drawing in this style: RGB of the same height and width, the background filled."""
+    return _FAMILIES[transform.kind](picture, transform, np.random.default_rng(transform.seed))
 
 
 def _hue(rng: np.random.Generator, held_out: bool) -> float:
@@ -82,23 +82,23 @@ def _hsv(hue: float, saturation: float, value: float) -> Colour:
 
 
 def _colours(family: str, rng: np.random.Generator, held_out: bool) -> tuple[Colour, Colour, Colour]:
-    """A ground, an ink that reads on it, and a third colour; each family has its own habit of light and dark."""
+    """A background, a foreground that contrasts with it, and an accent; lightness depends on the family."""
     hue = _hue(rng, held_out)
     other = (hue + float(rng.uniform(0.25, 0.75))) % 1
     third = (hue + float(rng.uniform(0, 1))) % 1
-    dark_ground = {"neon": 1.0, "chalk": 1.0, "pencil": 0.0, "watercolour": 0.0, "hatching": 0.15}.get(family, 0.4)
-    if rng.random() < dark_ground:
-        ground = _hsv(hue, float(rng.uniform(0.5, 1)), float(rng.uniform(0.08, 0.38)))
-        ink = _hsv(other, float(rng.uniform(0.05, 0.75)), float(rng.uniform(0.88, 1)))
+    dark_background = {"neon": 1.0, "chalk": 1.0, "pencil": 0.0, "watercolour": 0.0, "hatching": 0.15}.get(family, 0.4)
+    if rng.random() < dark_background:
+        background = _hsv(hue, float(rng.uniform(0.5, 1)), float(rng.uniform(0.08, 0.38)))
+        foreground = _hsv(other, float(rng.uniform(0.05, 0.75)), float(rng.uniform(0.88, 1)))
     else:
         pale = family in ("pencil", "watercolour")
         saturation = float(rng.uniform(0.03, 0.2)) if pale else float(rng.uniform(0.1, 0.75))
-        ground = _hsv(hue, saturation, float(rng.uniform(0.88, 1)))
-        ink = _hsv(other, float(rng.uniform(0.4, 1)), float(rng.uniform(0.08, 0.45)))
+        background = _hsv(hue, saturation, float(rng.uniform(0.88, 1)))
+        foreground = _hsv(other, float(rng.uniform(0.4, 1)), float(rng.uniform(0.08, 0.45)))
     if not held_out and family in ("plain", "outline") and rng.random() < 0.25:
-        ground = (255, 255, 255) if rng.random() < 0.7 else (24, 24, 24)
-        ink = (24, 24, 24) if ground[0] > 128 else (245, 245, 245)
-    return ground, ink, _hsv(third, float(rng.uniform(0.5, 1)), float(rng.uniform(0.5, 1)))
+        background = (255, 255, 255) if rng.random() < 0.7 else (24, 24, 24)
+        foreground = (24, 24, 24) if background[0] > 128 else (245, 245, 245)
+    return background, foreground, _hsv(third, float(rng.uniform(0.5, 1)), float(rng.uniform(0.5, 1)))
 
 
 def _rgb(picture: RgbaArray) -> FloatPixels:
@@ -109,7 +109,7 @@ def _alpha(picture: RgbaArray) -> FloatPixels:
     return (picture[..., 3:].astype(np.float32) / 255).astype(np.float32)
 
 
-def _c(colour: Colour) -> FloatPixels:
+def _unit(colour: Colour) -> FloatPixels:
     return np.array(colour, np.float32) / 255
 
 
@@ -117,8 +117,8 @@ def _finish(x: FloatPixels) -> RgbArray:
     return (np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _mix(under: FloatPixels, over: FloatPixels, share: FloatPixels) -> FloatPixels:
-    return under + (over - under) * share
+def _mix(under: FloatPixels, over: FloatPixels, alpha: FloatPixels) -> FloatPixels:
+    return under + (over - under) * alpha
 
 
 def _on_white(picture: RgbaArray) -> FloatPixels:
@@ -126,7 +126,7 @@ def _on_white(picture: RgbaArray) -> FloatPixels:
 
 
 def _tone(picture: RgbaArray) -> FloatPixels:
-    """Luminance on white, stretched so that even a one-colour drawing has darks: [h, w] in 0..1."""
+    """Luminance over white, contrast-stretched so that one-colour drawings have shadows too: [h, w] in 0..1."""
     grey = _on_white(picture) @ np.array([0.299, 0.587, 0.114], np.float32)
     low, high = float(np.percentile(grey, 2)), 1.0
     return np.clip((grey - low) / max(high - low, 0.15), 0, 1).astype(np.float32)
@@ -137,7 +137,7 @@ def _blur(x: FloatPixels, sigma: float) -> FloatPixels:
 
 
 def _edges(picture: RgbaArray, width: float) -> FloatPixels:
-    """How much each pixel lies on a contour of colour or of the silhouette: [h, w] in 0..1, lines `width` px wide."""
+    """Contours of colour and silhouette as lines `width` pixels wide: [h, w] in 0..1."""
     stack = np.dstack([_on_white(picture), _alpha(picture)]).astype(np.float32)
     stack = _blur(stack, 0.9)
     gx = cast("FloatPixels", cv2.Sobel(stack, cv2.CV_32F, 1, 0))
@@ -150,31 +150,36 @@ def _edges(picture: RgbaArray, width: float) -> FloatPixels:
 
 
 def _noise(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> FloatPixels:
-    """Smooth noise of mean 0 and unit spread."""
+    """Gaussian-smoothed noise of mean 0 and standard deviation 1."""
     field = _blur(rng.standard_normal(shape).astype(np.float32), sigma)
     return field / max(float(field.std()), 1e-6)
 
 
 def _plain(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
-    return _finish(_mix(_c(t.background), _rgb(p), _alpha(p)))
+    return _finish(_mix(_unit(t.background), _rgb(p), _alpha(p)))
 
 
 def _palette(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     steps = np.stack(
-        [_c(t.foreground), 0.5 * _c(t.foreground) + 0.5 * _c(t.accent), _c(t.accent), 0.4 * _c(t.accent) + 0.6]
+        [
+            _unit(t.foreground),
+            0.5 * _unit(t.foreground) + 0.5 * _unit(t.accent),
+            _unit(t.accent),
+            0.4 * _unit(t.accent) + 0.6,
+        ]
     )
     index = np.minimum((_blur(_tone(p), 0.7) * 4).astype(int), 3)
-    return _finish(_mix(_c(t.background), steps[index], (_alpha(p) > 0.5).astype(np.float32)))
+    return _finish(_mix(_unit(t.background), steps[index], (_alpha(p) > 0.5).astype(np.float32)))
 
 
 def _duotone(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     tone = _tone(p)[..., None]
-    return _finish(_mix(_c(t.foreground), _c(t.background), tone))
+    return _finish(_mix(_unit(t.foreground), _unit(t.background), tone))
 
 
 def _pixel(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     side = 16 if t.amount < 0.5 else 21
-    flat = _mix(_c(t.background), _rgb(p), _alpha(p))
+    flat = _mix(_unit(t.background), _rgb(p), _alpha(p))
     small = cast("FloatPixels", cv2.resize(flat, (side, side), interpolation=cv2.INTER_AREA))
     small = np.round(small * 4) / 4
     return _finish(cast("FloatPixels", cv2.resize(small, p.shape[1::-1], interpolation=cv2.INTER_NEAREST)))
@@ -191,7 +196,7 @@ def _hatching(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbA
         dark = np.clip((level - tone) / level, 0, 1)
         ink = np.maximum(ink, np.clip((wave - (1 - (0.35 + 0.5 * dark))) * 4, 0, 1) * (dark > 0.02))
     ink = np.maximum(ink, _edges(p, 2.0))
-    return _finish(_mix(_c(t.background), _c(t.foreground), ink[..., None]))
+    return _finish(_mix(_unit(t.background), _unit(t.foreground), ink[..., None]))
 
 
 def _watercolour(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
@@ -199,21 +204,21 @@ def _watercolour(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> R
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
     push = 2.2
     dx, dy = _noise(shape, 5.0, rng) * push, _noise(shape, 5.0, rng) * push
-    flat = np.dstack([_mix(_c(t.background), _rgb(p), _alpha(p)), _alpha(p)]).astype(np.float32)
+    flat = np.dstack([_mix(_unit(t.background), _rgb(p), _alpha(p)), _alpha(p)]).astype(np.float32)
     warped = _blur(cast("FloatPixels", cv2.remap(flat, x + dx, y + dy, cv2.INTER_LINEAR, borderMode=1)), 1.6)
     wash, share = warped[..., :3], warped[..., 3:]
     rim = np.clip(_blur(share[..., 0], 1.0) - _blur(share[..., 0], 4.0), 0, 1)[..., None]
     bloom = _noise(shape, 7.0, rng)[..., None] * 0.09
     paper = _noise(shape, 0.8, rng)[..., None] * 0.015
-    washed = _mix(_c(t.background), wash, np.clip(0.72 * share + bloom * share, 0, 1))
+    washed = _mix(_unit(t.background), wash, np.clip(0.72 * share + bloom * share, 0, 1))
     return _finish(washed * (1 - 0.55 * rim) + paper)
 
 
 def _neon(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     line = _edges(p, 2.5)
     glow = np.clip(_blur(line, 2.0) * 1.0 + _blur(line, 6.0) * 1.1, 0, 1)
-    colour = _c(t.accent) / max(float(_c(t.accent).max()), 1e-3)
-    ground = _c(t.background) * 0.6
+    colour = _unit(t.accent) / max(float(_unit(t.accent).max()), 1e-3)
+    ground = _unit(t.background) * 0.6
     lit = ground + colour * glow[..., None] * 0.95
     return _finish(_mix(lit, 0.35 * colour + 0.65, np.clip(line * 1.2 - 0.3, 0, 1)[..., None]))
 
@@ -224,19 +229,19 @@ def _pencil(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArr
     shade = np.clip((1 - tone) * 0.5 + grain * 0.10 * (tone < 0.97), 0, 1)
     line = np.clip(_edges(p, 1.6) * (0.8 + 0.2 * grain), 0, 1)
     graphite = np.full(3, 0.22, np.float32)
-    return _finish(_mix(_c(t.background), graphite, np.clip(np.maximum(shade, line * 0.95), 0, 1)[..., None]))
+    return _finish(_mix(_unit(t.background), graphite, np.clip(np.maximum(shade, line * 0.95), 0, 1)[..., None]))
 
 
 def _outline(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
-    return _finish(_mix(_c(t.background), _c(t.foreground), _edges(p, 2.5 + 3 * t.amount)[..., None]))
+    return _finish(_mix(_unit(t.background), _unit(t.foreground), _edges(p, 2.5 + 3 * t.amount)[..., None]))
 
 
 def _papercut(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
     """Two layers of coloured paper, light and dark parts, each casting a soft shadow."""
     alpha, tone = _blur(_alpha(p)[..., 0], 1.0), _blur(_tone(p), 1.5)
-    canvas = np.broadcast_to(_c(t.background), (*alpha.shape, 3)).astype(np.float32)
+    canvas = np.broadcast_to(_unit(t.background), (*alpha.shape, 3)).astype(np.float32)
     middle = float(np.median(tone[alpha > 0.5])) if (alpha > 0.5).any() else 0.5
-    layers = ((alpha > 0.5, _c(t.accent)), ((alpha > 0.5) & (tone < middle - 0.02), _c(t.foreground)))
+    layers = ((alpha > 0.5, _unit(t.accent)), ((alpha > 0.5) & (tone < middle - 0.02), _unit(t.foreground)))
     for mask, colour in layers:
         sheet = mask.astype(np.float32)
         shadow = np.roll(_blur(sheet, 2.5), (3, 3), (0, 1)) * 0.5
@@ -255,9 +260,9 @@ def _halftone(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbA
     screen = 0.5 + 0.25 * (np.cos(u * 2 * np.pi / period) + np.cos(v * 2 * np.pi / period))
     dark = 1 - _blur(_tone(p), 1.2)
     dots = np.clip((dark * 0.9 + screen - 1.0) * 5, 0, 1)
-    tint = _mix(_c(t.background), _c(t.accent), 0.45 * _alpha(p))
+    tint = _mix(_unit(t.background), _unit(t.accent), 0.45 * _alpha(p))
     ink = np.maximum(dots, _edges(p, 1.5) * 0.9)[..., None]
-    return _finish(_mix(tint, _c(t.foreground), ink.astype(np.float32)))
+    return _finish(_mix(tint, _unit(t.foreground), ink.astype(np.float32)))
 
 
 def _chalk(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
@@ -265,7 +270,7 @@ def _chalk(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArra
     grain = _noise(p.shape[:2], 0.8, rng)
     rough = np.clip(0.75 + 0.4 * grain, 0, 1)[..., None]
     own = 0.55 * _rgb(p) + 0.45
-    fill = _mix(_c(t.background), own, 0.42 * _alpha(p) * rough)
+    fill = _mix(_unit(t.background), own, 0.42 * _alpha(p) * rough)
     return _finish(_mix(fill, 0.3 * own + 0.7, _edges(p, 2.2)[..., None] * rough))
 
 
@@ -274,7 +279,7 @@ def _sticker(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbAr
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
     border = _blur(cast("FloatPixels", cv2.dilate(alpha, kernel)), 0.7)
     shadow = np.roll(_blur(border, 3.0), (3, 2), (0, 1)) * 0.5
-    canvas = _c(t.background) * (1 - shadow[..., None])
+    canvas = _unit(t.background) * (1 - shadow[..., None])
     return _finish(_mix(_mix(canvas, np.ones(3, np.float32), border[..., None]), _rgb(p), alpha[..., None]))
 
 
@@ -282,7 +287,7 @@ def _emboss(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArr
     relief = _blur(0.6 * _alpha(p)[..., 0] + 0.6 * (1 - _tone(p)), 1.2)
     across, down = cv2.Sobel(relief, cv2.CV_32F, 1, 0), cv2.Sobel(relief, cv2.CV_32F, 0, 1)
     slope = cast("FloatPixels", across) + cast("FloatPixels", down)
-    return _finish(_c(t.background) * (0.85 + 0.45 * np.clip(slope, -1.6, 1.6))[..., None])
+    return _finish(_unit(t.background) * (0.85 + 0.45 * np.clip(slope, -1.6, 1.6))[..., None])
 
 
 def _cross_stitch(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> RgbArray:
@@ -296,8 +301,8 @@ def _cross_stitch(p: RgbaArray, t: StyleTransform, rng: np.random.Generator) -> 
     stitch = np.tile(np.clip(1.6 - cross, 0.12, 1), (side, side))[..., None].astype(np.float32)
     big = np.kron(colour, np.ones((cell, cell, 1), np.float32))
     on = np.kron((share > 0.5).astype(np.float32), np.ones((cell, cell, 1), np.float32))
-    weave = _c(t.background) * (0.93 + 0.07 * np.tile((x + y) % 2, (side, side))[..., None])
-    canvas = np.broadcast_to(_c(t.background), (*p.shape[:2], 3)).astype(np.float32).copy()
+    weave = _unit(t.background) * (0.93 + 0.07 * np.tile((x + y) % 2, (side, side))[..., None])
+    canvas = np.broadcast_to(_unit(t.background), (*p.shape[:2], 3)).astype(np.float32).copy()
     canvas[: side * cell, : side * cell] = _mix(weave, big, on * stitch)[: p.shape[0], : p.shape[1]]
     return _finish(canvas)
 

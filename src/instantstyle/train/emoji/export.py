@@ -90,7 +90,7 @@ def export(
     if bundled_names():  # of what people type a pack knows nothing, and the table does not depend on what was trained
         shutil.copyfile(build_vocabulary.TARGET, new / build_vocabulary.VOCABULARY_FILE)
     else:
-        build_vocabulary.write(new / build_vocabulary.VOCABULARY_FILE)
+        build_vocabulary.write_vocabulary(new / build_vocabulary.VOCABULARY_FILE)
     for name, file in adapters.items():
         weights = load_file(file)
         weights["image_proj.proj.weight"] /= louder

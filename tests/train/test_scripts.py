@@ -56,7 +56,7 @@ def test_the_claim_is_compared_arm_by_arm(script: Callable[[str], ModuleType], t
     with Image.open(tmp_path / "claim.png") as figure:
         assert min(figure.size) > 200
     speeds = {"all": 90.0, "style": 130.0}
-    assert claim.fitting(25, speeds, 200, 32, 3, 96, 2) > claim.fitting(25, speeds, 200, 32, 3, 96, 1) > 100
+    assert claim.steps_in(25, speeds, 200, 32, 3, 96, 2) > claim.steps_in(25, speeds, 200, 32, 3, 96, 1) > 100
     made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")}
     claim.main([*argv, "--seeds", "1", "--processes", "1", "--out", str(out)])
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.npz")} == made, "what is there is not made again"

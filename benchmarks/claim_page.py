@@ -80,7 +80,7 @@ def page(scores: Mapping[str, Sequence[Columns]], tasks: Sequence[Task], notes: 
         if arm in (*ARMS, "loud")
         for seed, each in enumerate(found)
     ]
-    apart = {
+    differences = {
         arm: {
             m: interval(
                 [a[m] - b[m] for a, b in zip(scores[arm], scores["mute"], strict=True)],
@@ -92,8 +92,8 @@ def page(scores: Mapping[str, Sequence[Columns]], tasks: Sequence[Task], notes: 
         for arm in ("style", "paired", "loud")
     }
     differences = [
-        [f"{arm} - mute", *(format_interval(each, sign=True) for each in found.values())]
-        for arm, found in apart.items()
+        [f"{arm} - mute", *(format_interval(i, sign=True) for i in found.values())]
+        for arm, found in differences.items()
     ]
     return "\n".join(
         [
@@ -103,16 +103,16 @@ def page(scores: Mapping[str, Sequence[Columns]], tasks: Sequence[Task], notes: 
             "",
             "Means and 95 % intervals over questions and seeds; things, styles and seeds are resampled, and of seeds "
             "there are few. Of the first three measures more is better, of the others less: *off* is how far the "
-            "ground lies from the reference's, in Lab; *leak* how much likelier the classifier finds what the reference "
-            "shows than what other references show.",
+            "background is from the reference's, in Lab; *leak* how much likelier the classifier finds what the "
+            "reference shows than what other references show.",
             "",
             *markdown_table(header, rows),
             "",
             "## Apart from `mute`, question by question",
             "",
-            *markdown_table(header, differences),
+            *markdown_table(header, rows_of_differences),
             "",
-            *(f"- {arm}: {_verdict(found)}" for arm, found in apart.items()),
+            *(f"- {arm}: {_verdict(found)}" for arm, found in differences.items()),
             "",
             "## Seed by seed",
             "",

@@ -1,10 +1,9 @@
-"""Guidance and its rescaling in the built-in model, on *trained* cells: what may be chosen by, and nothing held out.
+"""Guidance and its rescaling in the built-in model on *trained* cells: by these, defaults may be chosen.
 
     python benchmarks/guidance.py [--count 144] [--out benchmarks/results/guidance.md]
 
-Known things by known sets in looks drawn for the occasion, by the judge `strokes` alone: `conv` is kept for what is
-held out.  Distance is the mean absolute one to the true picture, contrast the standard deviation of a
-picture, in levels.
+Trained concepts of trained icon sets in random transforms, by the classifier `strokes` alone: `conv` is for held-out
+cells.  Distance is the mean absolute one to the true image, contrast the standard deviation of an image, in levels.
 """
 
 import argparse
@@ -23,6 +22,7 @@ from instantstyle.loading import load
 from instantstyle.model import Model
 from instantstyle.sampling import Engine
 from instantstyle.utils.atomic_files import write_atomic
+from instantstyle.utils.markdown import markdown_table
 
 OUT = Path(__file__).resolve().parent / "results/guidance.md"
 SEED = 4242
@@ -36,7 +36,7 @@ HEAD = """# Guidance on trained cells
 
 
 def trained_cells(count: int) -> list[Task]:
-    """Questions about (thing, set) cells that were trained on, treatment families in equal numbers."""
+    """Tasks of (concept, icon set) cells that were trained on, transform families in equal numbers."""
     rng, known = np.random.default_rng(SEED), {each.label: each for each in concepts()}
     cells: list[tuple[str, str]] = [
         (thing, name)
@@ -44,19 +44,19 @@ def trained_cells(count: int) -> list[Task]:
         for name in TRAINED_SETS
         if splits().trains(thing, name) and in_set(name, known[thing])
     ]
-    asked: list[Task] = []
+    tasks: list[Task] = []
     for number, row in enumerate(rng.permutation(len(cells))[:count]):
-        look = sample_transform(rng, [TRAINED_FAMILIES[number % len(TRAINED_FAMILIES)]])
-        asked.append(make_task(*cells[int(row)], look, rng, SEED + number))
-    return asked
+        transform = sample_transform(rng, [TRAINED_FAMILIES[number % len(TRAINED_FAMILIES)]])
+        tasks.append(make_task(*cells[int(row)], transform, rng, SEED + number))
+    return tasks
 
 
-def drawn(model: Model, asked: list[Task], guidance: float, rescale: float) -> Pixels:
-    """The answers at a guidance and a rescaling, the style speaking at the preset's blocks."""
+def generate_images(model: Model, tasks: list[Task], guidance: float, rescale: float) -> Pixels:
+    """The images at a guidance and a rescaling, the style at the preset's blocks."""
     images: list[Image.Image] = []
-    for first in range(0, len(asked), BATCH):
+    for first in range(0, len(tasks), BATCH):
         engine = Engine(model)
-        for each in asked[first : first + BATCH]:
+        for each in tasks[first : first + BATCH]:
             changed = {"guidance": guidance, "guidance_rescale": rescale}
             engine.submit(to_request(each, Setting(), model).model_copy(update=changed))
         images += [result.images[0] for result in engine.run()]
@@ -64,26 +64,29 @@ def drawn(model: Model, asked: list[Task], guidance: float, rescale: float) -> P
 
 
 def main() -> None:
-    """Ask, judge, write."""
+    """Generate, classify, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=144, help="questions a row")
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    model, asked = load(), trained_cells(given.count)
-    truths = np.stack([each.truth for each in asked])
-    things, families = [each.target for each in asked], [each.style.transform.kind for each in asked]
+    args = parser.parse_args()
+    model, tasks = load(), trained_cells(args.count)
+    truths = np.stack([each.truth for each in tasks])
+    targets, families = [each.target for each in tasks], [each.style.transform.kind for each in tasks]
     rows = {"real pictures": truths}
-    rows |= {f"{scale:g}, rescaled {share:g}": drawn(model, asked, scale, share) for scale, share in TRIED}
-    lines = ["| guidance | content right | family right | distance | contrast |", "|---|---|---|---|---|"]
+    rows |= {f"{scale:g}, rescaled {share:g}": generate_images(model, tasks, scale, share) for scale, share in TRIED}
+    cells: list[list[str]] = []
     for name, pixels in rows.items():
-        said = predict(load_classifier("strokes"), pixels)
-        right = [said.correct(what, true).mean() for what, true in (("concept", things), ("family", families))]
-        apart = np.abs(pixels.astype(float) - truths).mean()
+        predictions = predict(load_classifier("strokes"), pixels)
+        correct = [
+            predictions.correct(head, true).mean() for head, true in (("concept", targets), ("family", families))
+        ]
+        distance = np.abs(pixels.astype(float) - truths).mean()
         contrast = pixels.astype(float).std((1, 2)).mean()
-        lines.append(f"| {name} | {right[0]:.2f} | {right[1]:.2f} | {apart:.1f} | {contrast:.1f} |")
-    head = HEAD.format(count=given.count, steps=STEPS, weights=model.weights_fingerprint[:12])
+        cells.append([name, *(f"{share:.2f}" for share in correct), f"{distance:.1f}", f"{contrast:.1f}"])
+    lines = markdown_table(["guidance", "content right", "family right", "distance", "contrast"], cells)
+    head = HEAD.format(count=args.count, steps=STEPS, weights=model.weights_fingerprint[:12])
     print("\n".join(lines))
-    write_atomic(given.out, (head + "\n".join(lines) + "\n").encode())
+    write_atomic(args.out, (head + "\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""By what door does a drawing set's hand reach the built-in model: the style blocks, all blocks, words, or none?
+"""By which conditioning is an icon set's style reproduced: at the style blocks, at all blocks, by the prompt, or none?
 
     python benchmarks/hand.py [--count 192] [--out benchmarks/results/hand.md]
 
-Untreated held-out cells, put in each way; which of the nine sets drew the picture is said by two judges that were
-taught by real pictures, and by the nearest true picture.  What no door reaches is not for a plan of blocks to mend.
+Held-out cells without transform, in each setting; the icon set of the images is predicted by two classifiers and by the
+nearest true image.  What no setting reproduces, no block plan can mend.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from instantstyle.evaluate.metrics import wilson
 from instantstyle.evaluate.tasks import SEED, STEPS, Setting, held_out_tasks, run_tasks
 from instantstyle.loading import load
 from instantstyle.utils.atomic_files import write_atomic
+from instantstyle.utils.markdown import markdown_table
 
 OUT = Path(__file__).resolve().parent / "results/hand.md"
-WAYS = {
+SETTINGS = {
     "no reference": Setting("none"),
     "set named in words": Setting("none", style_in_prompt=True),
     "style blocks": Setting(),
@@ -36,24 +37,25 @@ whose set is right, of nine (chance .11), with 95 % intervals that take question
 
 
 def main() -> None:
-    """Ask, judge, write."""
+    """Generate, classify, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=192, help="questions a way")
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    model, asked = load(), held_out_tasks(given.count, ("plain",), SEED + 1)
-    truths = np.stack([each.truth for each in asked])
-    back = pixels_of([model.decode_latents(model.encode_latents(Image.fromarray(each)))[0] for each in truths])
-    rows = {"real pictures": truths, "real pictures through the VAE": back}
-    rows |= {name: run_tasks(model, asked, way).pixels for name, way in WAYS.items()}
-    told = {name: icon_set_accuracy(asked, drawn) for name, drawn in rows.items()}
-    lines = [f"| | {' | '.join(told['no reference'])} |", "|---|---|---|---|"]
-    for name, by in told.items():
-        shares = [(right.mean(), *wilson(int(right.sum()), len(right))) for right in by.values()]
-        lines.append(f"| {name} | {' | '.join('{:.2f} ({:.2f} to {:.2f})'.format(*share) for share in shares)} |")
-    head = HEAD.format(count=given.count, steps=STEPS, weights=model.weights_fingerprint[:12])
+    args = parser.parse_args()
+    model, tasks = load(), held_out_tasks(args.count, ("plain",), SEED + 1)
+    truths = np.stack([each.truth for each in tasks])
+    decoded = pixels_of([model.decode_latents(model.encode_latents(Image.fromarray(each)))[0] for each in truths])
+    rows = {"real pictures": truths, "real pictures through the VAE": decoded}
+    rows |= {name: run_tasks(model, tasks, setting).pixels for name, setting in SETTINGS.items()}
+    accuracy = {name: icon_set_accuracy(tasks, images) for name, images in rows.items()}
+    cells: list[list[str]] = []
+    for name, by_classifier in accuracy.items():
+        shares = [(correct.mean(), *wilson(int(correct.sum()), len(correct))) for correct in by_classifier.values()]
+        cells.append([name, *("{:.2f} ({:.2f} to {:.2f})".format(*share) for share in shares)])
+    lines = markdown_table(["", *accuracy["no reference"]], cells)
+    head = HEAD.format(count=args.count, steps=STEPS, weights=model.weights_fingerprint[:12])
     print("\n".join(lines))
-    write_atomic(given.out, (head + "\n".join(lines) + "\n").encode())
+    write_atomic(args.out, (head + "\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

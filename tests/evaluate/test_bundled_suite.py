@@ -15,7 +15,7 @@ import pytest
 from instantstyle.emoji.captions import with_article
 from instantstyle.evaluate import experiments, generation_cache, ground_truth, suite
 from instantstyle.evaluate.ground_truth import render
-from instantstyle.evaluate.report import evaluate
+from instantstyle.evaluate.report import run_evaluation
 from instantstyle.evaluate.suite import CELLS
 from instantstyle.evaluate.tasks import Setting, Task, to_request
 from instantstyle.loading import load
@@ -66,12 +66,12 @@ def report(without_drawings: None, built_in: Model, tmp_path_factory: pytest.Tem
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation_cache, "run_tasks", interrupted)
         with pytest.raises(Interrupted):
-            evaluate(built_in, folder, **ARGUMENTS, log=lambda line: None)
+            run_evaluation(built_in, folder, **ARGUMENTS, log=lambda line: None)
     first = {path.name: path.stat().st_mtime_ns for path in (folder / "pictures").glob("*.png")}
     assert first
     assert not (folder / "report.md").exists(), "a report is complete or not there"
     lines: list[str] = []
-    evaluate(built_in, folder, **ARGUMENTS, log=lines.append)
+    run_evaluation(built_in, folder, **ARGUMENTS, log=lines.append)
     images = {path.name: path.stat().st_mtime_ns for path in (folder / "pictures").glob("*.png")}
     assert first.items() <= images.items(), "cached images are not generated again"
     match = re.match(r"(\d+) pictures to draw", lines[0])

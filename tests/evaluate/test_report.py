@@ -34,7 +34,7 @@ from instantstyle.evaluate.experiments import (
 )
 from instantstyle.evaluate.generation_cache import ImageCache, JobProgress
 from instantstyle.evaluate.metrics import leakage_nats
-from instantstyle.evaluate.report import evaluate
+from instantstyle.evaluate.report import run_evaluation
 from instantstyle.evaluate.results import difference, write_scores
 from instantstyle.evaluate.suite import BLOCK, CELLS, evaluation_suite, factorial_block, subsample
 from instantstyle.evaluate.tasks import Outputs, Setting, Task, run_tasks
@@ -57,7 +57,7 @@ def report(synthetic_world: None, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("referee")
     lines: list[str] = []
     progress: list[JobProgress] = []
-    evaluate(
+    run_evaluation(
         MODEL(),
         folder,
         subset="small",
@@ -114,11 +114,11 @@ def test_a_second_run_generates_nothing_and_writes_the_same(report: Path, monkey
     monkeypatch.setattr(generation_cache, "run_tasks", _fail)
     before = (report / "report.md").read_text("utf-8")
     arguments: dict[str, Any] = {"subset": "small", "count": 2, "methods": ["instantstyle", "ip-adapter"], "steps": 2}
-    evaluate(MODEL(), report, **arguments, log=lambda line: None)
+    run_evaluation(MODEL(), report, **arguments, log=lambda line: None)
     assert (report / "report.md").read_text("utf-8") == before
     arguments["steps"] = 3
     with pytest.raises(AssertionError, match="generated again"):  # other steps are other images
-        evaluate(MODEL(), report, **arguments, log=lambda line: None)
+        run_evaluation(MODEL(), report, **arguments, log=lambda line: None)
 
 
 def test_scores_have_a_row_an_image_with_and_without_pyarrow(

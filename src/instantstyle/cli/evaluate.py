@@ -43,13 +43,13 @@ def evaluate(
     from instantstyle.cli.progress import hush, standing
 
     hush()
-    from instantstyle.evaluate.report import evaluate as run
+    from instantstyle.evaluate.report import run_evaluation
     from instantstyle.loading import load
 
     loaded = load(model, adapter=adapter)
     load_again = partial(load, model, adapter=adapter) if jobs > 1 else None
     with standing("drawing") as update:
-        report = run(
+        report = run_evaluation(
             loaded,
             out,
             subset=subset,
@@ -99,12 +99,11 @@ def probe(
     if write and plan:
         raise InputError("presets are found by probing each module alone: leave --plan out, or --write")
     hush()
-    from instantstyle.evaluate.block_probe import infer_presets, probe_figure, probe_table, write_presets
-    from instantstyle.evaluate.block_probe import probe as run
+    from instantstyle.evaluate.block_probe import infer_presets, probe_blocks, probe_figure, probe_table, write_presets
     from instantstyle.loading import load
 
     loaded = load(model, adapter=adapter)
-    scores = run(loaded, count, steps, plan, without=without, layout=layout)
+    scores = probe_blocks(loaded, count, steps, plan, without=without, layout=layout)
     typer.echo(probe_table(scores))
     if out is not None:
         typer.echo(write_png(probe_figure(scores), out))

@@ -1,4 +1,4 @@
-"""`instantstyle invert`: how well DDIM inversion gives a picture back, by steps and guidance, as a table and a figure.
+"""`instantstyle invert`: how well DDIM inversion reconstructs a picture by steps and guidance, as a table and figure.
 
 The paper (arXiv 2404.02733) names inversion's instability as a reason to do without it; this shows how much there is.
 """
@@ -30,12 +30,12 @@ def invert(
     from instantstyle.utils.atomic_files import check_writable
 
     counts, scales = _numbers("--steps", steps, 1.0, 1000.0), _numbers("--guidance", guidance, 0.0, 50.0)
-    whole = [int(count) for count in counts]
-    if whole != counts:
+    step_counts = [int(count) for count in counts]
+    if step_counts != counts:
         raise InputError(f"--steps are whole numbers, not {steps!r}")
     if max(scales) > 1 and not prompt.strip():
         raise InputError("guidance is towards what the picture shows: say it with --prompt, or give --guidance 1")
-    given = images.load_image(picture)
+    image = images.load_image(picture)
     check_writable(out)
 
     hush()
@@ -43,32 +43,34 @@ def invert(
     from instantstyle.methods.ddim_inversion import ddim_round_trip
 
     loaded = load(model, device=device, dtype=dtype)
-    fitted = images.resize_to(given, "squash", loaded.family.size)
-    z = loaded.encode_latents(fitted)
-    ceiling = loaded.decode_latents(z)[0]
+    resized = images.resize_to(image, "squash", loaded.family.size)
+    latents = loaded.encode_latents(resized)
+    ceiling = loaded.decode_latents(latents)[0]
     rows: list[dict[str, Any]] = []
-    shown: list[list[Any]] = []
-    done, total = 0, len(scales) * sum(whole) * (2 + refine)
+    grid: list[list[Any]] = []
+    done, total = 0, len(scales) * sum(step_counts) * (2 + refine)
     with bar(picture.name) as tick:
         for scale in scales:
-            line: list[Any] = [fitted, ceiling]
-            for count in whole:
-                back = loaded.decode_latents(ddim_round_trip(loaded, z, prompt, count, scale, refine=refine))[0]
+            line: list[Any] = [resized, ceiling]
+            for count in step_counts:
+                reconstruction = loaded.decode_latents(
+                    ddim_round_trip(loaded, latents, prompt, count, scale, refine=refine)
+                )[0]
                 done += count * (2 + refine)
                 tick(done, total)
-                rows.append({"guidance": scale, "steps": count, "psnr": _psnr(back, ceiling)})
-                line.append(back)
-            shown.append(line)
-    columns = ["picture", "VAE alone", *(f"{count} steps" for count in whole)]
-    sheet = images.image_grid(shown, rows=[f"guidance {scale:g}" for scale in scales], columns=columns)
+                rows.append({"guidance": scale, "steps": count, "psnr": _psnr(reconstruction, ceiling)})
+                line.append(reconstruction)
+            grid.append(line)
+    columns = ["picture", "VAE alone", *(f"{count} steps" for count in step_counts)]
+    sheet = images.image_grid(grid, rows=[f"guidance {scale:g}" for scale in scales], columns=columns)
     images.write_png(sheet, out)
     if as_json:
-        typer.echo(json.dumps({"written": str(out), "vae_psnr": _psnr(ceiling, fitted), "reconstructions": rows}))
+        typer.echo(json.dumps({"written": str(out), "vae_psnr": _psnr(ceiling, resized), "reconstructions": rows}))
         return
-    typer.echo(f"PSNR in dB to what the VAE alone gives back, which is {_psnr(ceiling, fitted):.1f} to the picture")
-    typer.echo("guidance  " + "".join(f"{count:>6} steps" for count in whole))
+    typer.echo(f"PSNR in dB to what the VAE alone gives back, which is {_psnr(ceiling, resized):.1f} to the picture")
+    typer.echo("guidance  " + "".join(f"{count:>6} steps" for count in step_counts))
     for i, scale in enumerate(scales):
-        line_of = rows[i * len(whole) : (i + 1) * len(whole)]
+        line_of = rows[i * len(step_counts) : (i + 1) * len(step_counts)]
         typer.echo(f"{scale:8g}  " + "".join(f"{row['psnr']:12.1f}" for row in line_of))
     typer.echo(str(out))
 
@@ -87,6 +89,6 @@ def _psnr(one: Any, other: Any) -> float:
     """Decibels; 99 for pictures that are the same."""
     import numpy as np
 
-    apart = np.asarray(one, np.float64) - np.asarray(other, np.float64)
-    square = float((apart**2).mean())
+    difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    square = float((difference**2).mean())
     return 99.0 if square == 0 else min(99.0, 10 * float(np.log10(255**2 / square)))

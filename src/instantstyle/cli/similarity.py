@@ -46,8 +46,11 @@ def similarity(
         if out.suffix.lower() not in (".csv", ".md"):
             raise InputError(f"the table is a .csv or .md file, not {str(out)!r}")
         check_writable(out)
-    references, truths = _each("--reference", reference or [], pictures), _each("--truth", truth or [], pictures)
-    prompts = [prompt if clip is None or prompt is not None else _remembered(path) for path in pictures]
+    references, truths = (
+        _one_for_each("--reference", reference or [], pictures),
+        _one_for_each("--truth", truth or [], pictures),
+    )
+    prompts = [prompt if clip is None or prompt is not None else _stored_prompt(path) for path in pictures]
     if not reference and not truth and (clip is None or not any(prompts)):
         raise InputError(
             "there is nothing to compare with, for CLIP reads a prompt or sees another picture, and DINO and CSD see "
@@ -60,33 +63,34 @@ def similarity(
         CAUTION,
         HashedImage,
         SimilarityTask,
+        encode_table,
         load_clip,
         load_dino,
-        markdown,
+        markdown_text,
         measure_similarity,
         similarity_table,
     )
-    from instantstyle.evaluate.similarity_metrics import written as content
     from instantstyle.utils.device import pick_device
 
-    where = pick_device(device)
-    asked = [
-        SimilarityTask(HashedImage.of(path), said, style and HashedImage.of(style), right and HashedImage.of(right))
-        for path, said, style, right in zip(pictures, prompts, references, truths, strict=True)
+    torch_device = pick_device(device)
+    tasks = [
+        SimilarityTask(HashedImage.of(path), text, style and HashedImage.of(style), right and HashedImage.of(right))
+        for path, text, style, right in zip(pictures, prompts, references, truths, strict=True)
     ]
     kinds = ((clip, load_clip), (dino, load_dino), (csd, load_csd))
-    sights = [load(path, where) for path, load in kinds if path is not None]
+    extractors = [load(path, torch_device) for path, load in kinds if path is not None]
     with bar("similarity") as tick:
-        columns = measure_similarity(sights, asked, tick)
+        columns = measure_similarity(extractors, tasks, tick)
     names = [str(path) for path in pictures]
-    typer.echo(markdown(similarity_table(names, columns)), nl=False)
+    typer.echo(markdown_text(similarity_table(names, columns)), nl=False)
     if any("to reference" in name for name in columns):
         typer.echo(f"note: {CAUTION}", err=True)
     if out is not None:
-        typer.echo(f"note: the table is in {write_atomic(out, content(names, columns, out.suffix.lower()))}", err=True)
+        written = write_atomic(out, encode_table(names, columns, out.suffix.lower()))
+        typer.echo(f"note: the table is in {written}", err=True)
 
 
-def _each(flag: str, given: Sequence[Path], pictures: Sequence[Path]) -> list[Path | None]:
+def _one_for_each(flag: str, given: Sequence[Path], pictures: Sequence[Path]) -> list[Path | None]:
     """One for each picture.  Raises InputError."""
     if len(given) > 1 and len(given) != len(pictures):
         raise InputError(
@@ -96,7 +100,7 @@ def _each(flag: str, given: Sequence[Path], pictures: Sequence[Path]) -> list[Pa
     return [*given] if len(given) > 1 else [given[0] if given else None] * len(pictures)
 
 
-def _remembered(path: Path) -> str | None:
+def _stored_prompt(path: Path) -> str | None:
     """The prompt in a picture's metadata, ours or another program's; where there is none, a note says so."""
     from instantstyle.request.third_party_metadata import read_third_party_request
 

@@ -149,7 +149,7 @@ def clip_labels(model: Model, images: Sequence[Image.Image]) -> list[str]:
     return [TRAINED_CONCEPTS[int(i)] for i in similarity.argmax(-1)]
 
 
-def probe(
+def probe_blocks(
     model: Model,
     count: int = 48,
     steps: int = 25,

@@ -1,6 +1,6 @@
-"""CSD (arXiv 2404.01292) from its published checkpoint: CLIP's visual tower with a style head and a content head.
+"""CSD (arXiv 2404.01292) from its published checkpoint: CLIP's vision encoder with a style head and a content head.
 
-The file holds OpenAI's names, and often the optimiser and the script's arguments; the tower is transformers' own.
+The file has OpenAI's parameter names, and often the optimiser and the script's arguments; the encoder is transformers'.
 """
 
 import importlib
@@ -31,13 +31,13 @@ _RENAMED = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
-"""OpenAI's names in CLIP's visual tower, and transformers'."""
+"""OpenAI's parameter names of CLIP's vision encoder, and transformers'."""
 
 
 def load_csd(path: str | Path, device: torch.device) -> FeatureExtractor:
     """CSD from a checkpoint's `model_state_dict`, or from .safetensors of the same names.  Raises WeightsError.
 
-    Its layers are told from shapes; an attention head has 64 numbers, as in every CLIP of OpenAI's.
+    Sizes are inferred from shapes; an attention head has 64 dimensions, as in every CLIP by OpenAI.
     """
     path = Path(path).expanduser()
     transformers: Any = importlib.import_module("transformers")
@@ -58,7 +58,7 @@ def load_csd(path: str | Path, device: torch.device) -> FeatureExtractor:
         num_attention_heads=width // 64,
         image_size=side,
         patch_size=patch,
-        hidden_act="quick_gelu",  # what OpenAI's towers were trained with: by GELU they see something else
+        hidden_act="quick_gelu",  # what OpenAI trained with; GELU gives other embeddings
     )
 
     def make() -> Any:
@@ -70,11 +70,11 @@ def load_csd(path: str | Path, device: torch.device) -> FeatureExtractor:
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
 
     def embed(pixels: Tensor) -> Mapping[str, Tensor]:
-        seen = net(pixels.to(device)).pooler_output
-        return {f"CSD {name}": seen @ head for name, head in heads.items()}
+        embeds = net(pixels.to(device)).pooler_output
+        return {f"CSD {name}": embeds @ head for name, head in heads.items()}
 
     return FeatureExtractor(
-        path, lambda shown: processor(images=list(shown), return_tensors="pt")["pixel_values"], embed
+        path, lambda images: processor(images=list(images), return_tensors="pt")["pixel_values"], embed
     )
 
 
@@ -90,15 +90,15 @@ def _tensors(path: Path, file: TensorFile) -> dict[str, Tensor]:
 
 
 def _renamed(tensors: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
-    """Under the names of transformers' network, whose releases do and do not begin them with `vision_model.`."""
-    begin = "vision_model." if any(name.startswith("vision_model.") for name in net.state_dict()) else ""
-    found: dict[str, Tensor] = {}
+    """Tensors under transformers' names, which prefix with `vision_model.` in some releases and not in others."""
+    prefix = "vision_model." if any(name.startswith("vision_model.") for name in net.state_dict()) else ""
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for pattern, ours in _RENAMED:
             name = re.sub(pattern, ours, name)
         if ".in_proj_" in name:
             for which, part in zip("qkv", tensor.chunk(3), strict=True):
-                found[begin + name.replace("in_proj_", f"{which}_proj.")] = part
+                renamed[prefix + name.replace("in_proj_", f"{which}_proj.")] = part
         else:
-            found[begin + name] = tensor
-    return found
+            renamed[prefix + name] = tensor
+    return renamed

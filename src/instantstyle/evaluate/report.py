@@ -48,7 +48,7 @@ CostTotals = Mapping[str, tuple[Mapping[str, int], float]]
 """By experiment the number of images of each kind, and the core seconds they cost."""
 
 
-def evaluate(
+def run_evaluation(
     model: Model,
     folder: Path,
     *,

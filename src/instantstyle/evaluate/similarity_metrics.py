@@ -1,9 +1,9 @@
-"""Measures of similarity that papers publish, by weights that the user has: CLIP-T, CLIP-I, DINO and CSD.
+"""Similarity metrics that papers publish, by the user's own weights: CLIP-T, CLIP-I, DINO and CSD.
 
 All are cosines of embeddings, from -1 to 1, computed in float32, neither scaled nor clamped.  CLIP-T is of a picture
 and a text; the others are of two pictures: CLIP-I by CLIP's projected image embedding, DINO by the class token behind
-the last norm, CSD by the two heads of `csd`.  Preprocessing is what each folder says.  None of them is a referee: what
-they reward is said in `CAUTION`.  Nothing is ever fetched.
+the last norm, CSD by the two heads of `csd`.  Preprocessing is the one of each folder.  None of them is ground truth:
+`CAUTION` says what they reward.  Nothing is ever fetched.
 """
 
 import csv
@@ -26,6 +26,7 @@ from torch import Tensor
 from instantstyle.encoders.clip import TextEncoder, load_tokenizer
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.utils import images
+from instantstyle.utils.markdown import markdown_table
 from instantstyle.weights.resolve import read_json
 from instantstyle.weights.strict_load import from_pretrained_strict, silence_progress
 
@@ -34,7 +35,7 @@ CAUTION = (
     "method that copies can still top it."
 )
 BATCH = 32
-"""Pictures that go through a network at a time."""
+"""Images per forward pass."""
 DINO: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "vit": ("ViTModel", {"add_pooling_layer": False}),
     "dinov2": ("Dinov2Model", {}),
@@ -43,28 +44,28 @@ DINO: Mapping[str, tuple[str, Mapping[str, object]]] = {
 }
 """The kinds of DINO by the `model_type` of their folders: a class of transformers, and how it is made."""
 Column = npt.NDArray[np.float64]
-"""One measure of n pictures, [n]; NaN where nothing was given to measure by."""
+"""One metric of n images, [n]; NaN where there was nothing to compare with."""
 Embed = Callable[[Float[Tensor, "n 3 h w"]], Mapping[str, Tensor]]
 Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class HashedImage:
-    """A picture by what is in it: pictures of the same pixels are one, so a copy of the reference scores 1 exactly."""
+    """An image file, equal to others with the same pixels, so that a copy of the reference scores exactly 1."""
 
     digest: str
     path: Path = field(compare=False)
 
     @classmethod
     def of(cls, path: str | Path) -> "HashedImage":
-        """The picture in a file.  Raises PictureError."""
+        """The image in a file.  Raises PictureError."""
         picture = images.load_image(path)
         return cls(hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest(), Path(path))
 
 
 @dataclass(frozen=True)
 class SimilarityTask:
-    """A picture to be measured, and what by: any of these may be missing."""
+    """An image with the prompt and images that it is compared with, each optional."""
 
     picture: HashedImage
     prompt: str | None = None
@@ -74,64 +75,64 @@ class SimilarityTask:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """One network with its preprocessing; some give two embeddings, and one reads texts too."""
+    """A network with its preprocessing: embeddings of images and, for CLIP, of texts."""
 
-    where: Path
-    prepare: Callable[[Sequence[Image.Image]], Float[Tensor, "n 3 h w"]]
+    source: Path
+    preprocess: Callable[[Sequence[Image.Image]], Float[Tensor, "n 3 h w"]]
     embed: Embed
-    """By its measure's name an embedding each, [n, dim]."""
-    read: Callable[[Sequence[str]], Float[Tensor, "n dim"]] | None = None
+    """Embeddings [n, dim] by the metric's name."""
+    embed_texts: Callable[[Sequence[str]], Float[Tensor, "n dim"]] | None = None
 
     @torch.no_grad()
-    def see(self, shown: Sequence[HashedImage]) -> dict[str, npt.NDArray[np.float64]]:
-        """Embeddings of pictures, each [n, dim].  Raises PictureError; WeightsError where the network takes others."""
-        pixels = self.prepare([images.load_image(each.path) for each in shown])
+    def image_embeddings(self, shown: Sequence[HashedImage]) -> dict[str, npt.NDArray[np.float64]]:
+        """Embeddings of images, [n, dim] each.  Raises PictureError; WeightsError where the network takes others."""
+        pixels = self.preprocess([images.load_image(each.path) for each in shown])
         try:
-            seen = self.embed(pixels)
+            embeddings = self.embed(pixels)
         except ValueError as e:  # the preprocessing beside the weights is another network's
-            raise WeightsError(f"the network in {self.where} does not take what its preprocessing gives: {e}") from e
-        return {name: self._checked(rows) for name, rows in seen.items()}
+            raise WeightsError(f"the network in {self.source} does not take what its preprocessing gives: {e}") from e
+        return {name: self._checked(rows) for name, rows in embeddings.items()}
 
     @torch.no_grad()
-    def said(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+    def text_embeddings(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """Embeddings of texts, [n, dim].  Raises InputError for one that is too long."""
-        assert self.read is not None
-        return self._checked(self.read(texts))
+        assert self.embed_texts is not None
+        return self._checked(self.embed_texts(texts))
 
     def _checked(self, rows: Tensor) -> npt.NDArray[np.float64]:
-        found = rows.double().cpu().numpy()
-        lengths = np.square(found).sum(-1)
-        if not (np.isfinite(lengths) & (lengths > 0)).all():
-            raise WeightsError(f"the network in {self.where} gives an embedding that is no direction: it is damaged")
-        return found
+        values = rows.double().cpu().numpy()
+        squared_norms = np.square(values).sum(-1)
+        if not (np.isfinite(squared_norms) & (squared_norms > 0)).all():
+            raise WeightsError(f"the network in {self.source} gives an embedding that is no direction: it is damaged")
+        return values
 
 
 def measure_similarity(
-    sights: Sequence[FeatureExtractor], asked: Sequence[SimilarityTask], tick: Tick = lambda done, of: None
+    extractors: Sequence[FeatureExtractor], tasks: Sequence[SimilarityTask], tick: Tick = lambda done, of: None
 ) -> dict[str, Column]:
-    """Every measure that sights and questions allow, by its name, in the order of the sights.
+    """Every metric that extractors and tasks allow, by its name, in the order of the extractors.
 
-    Raises InputError when they allow none, and as `Sight.see` does.
+    Raises InputError when they allow none, and as `FeatureExtractor.image_embeddings` does.
     """
-    against = {"reference": [each.reference for each in asked], "truth": [each.truth for each in asked]}
+    against = {"reference": [each.reference for each in tasks], "truth": [each.truth for each in tasks]}
     against = {whose: theirs for whose, theirs in against.items() if any(theirs)}
-    texts = list(dict.fromkeys(each.prompt for each in asked if each.prompt))
-    used = [sight for sight in sights if against or (sight.read is not None and texts)]
+    texts = list(dict.fromkeys(each.prompt for each in tasks if each.prompt))
+    used = [extractor for extractor in extractors if against or (extractor.embed_texts is not None and texts)]
     if not used:
         raise InputError("there is nothing to compare with: CLIP needs a prompt or a picture, DINO and CSD a picture")
-    own = [each.picture for each in asked]
+    own = [each.picture for each in tasks]
     distinct = list(dict.fromkeys([*own, *(each for theirs in against.values() for each in theirs if each)]))
     places = {shown: i for i, shown in enumerate(distinct)}
     columns: dict[str, Column] = {}
-    for n, sight in enumerate(used):
+    for n, extractor in enumerate(used):
         parts: list[dict[str, npt.NDArray[np.float64]]] = []
         for i in range(0, len(distinct), BATCH):
-            parts.append(sight.see(distinct[i : i + BATCH]))
+            parts.append(extractor.image_embeddings(distinct[i : i + BATCH]))
             tick(n * len(distinct) + min(i + BATCH, len(distinct)), len(used) * len(distinct))
-        if sight.read is not None and texts:
-            said = dict(zip(texts, sight.said(texts), strict=True))
+        if extractor.embed_texts is not None and texts:
+            embeddings = dict(zip(texts, extractor.text_embeddings(texts), strict=True))
             rows = np.concatenate([part["CLIP-I"] for part in parts])
-            columns["CLIP-T"] = _cosines([(rows[places[a.picture]], said.get(a.prompt or "")) for a in asked])
+            columns["CLIP-T"] = _cosines([(rows[places[a.picture]], embeddings.get(a.prompt or "")) for a in tasks])
         for name in parts[0]:
             rows = np.concatenate([part[name] for part in parts])
             for whose, theirs in against.items():
@@ -143,7 +144,7 @@ def measure_similarity(
 
 
 def _cosines(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]]) -> Column:
-    """1 exactly for the same numbers: the root of a square is what was squared."""
+    """Cosine similarities, exactly 1 for equal embeddings: the root of a square is exact."""
 
     def cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64] | None) -> float:
         return math.nan if b is None else float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
@@ -152,7 +153,7 @@ def _cosines(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float
 
 
 def similarity_table(names: Sequence[str], columns: Mapping[str, Column], digits: int = 3) -> list[list[str]]:
-    """A head, a row a picture, and for several the mean of each measure over the pictures that have it."""
+    """A header, a row an image, and for several the mean of each metric over the images that have it."""
     rows = [["picture", *columns]]
     rows += [[name, *(_number(c[i], digits) for c in columns.values())] for i, name in enumerate(names)]
     if len(names) > 1:
@@ -160,16 +161,15 @@ def similarity_table(names: Sequence[str], columns: Mapping[str, Column], digits
     return rows
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of words."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"
+def markdown_text(rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown, ending with a newline; the first row is the header."""
+    return "\n".join(markdown_table(rows[0], rows[1:])) + "\n"
 
 
-def written(names: Sequence[str], columns: Mapping[str, Column], suffix: str) -> bytes:
+def encode_table(names: Sequence[str], columns: Mapping[str, Column], suffix: str) -> bytes:
     """A file of the table: `.csv` to six digits and without the mean, or `.md`, with what the figures reward."""
     if suffix == ".md":
-        return f"{markdown(similarity_table(names, columns))}\n{CAUTION}\n".encode(errors="surrogateescape")
+        return f"{markdown_text(similarity_table(names, columns))}\n{CAUTION}\n".encode(errors="surrogateescape")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(similarity_table(names, columns, 6)[: len(names) + 1])
     return text.getvalue().encode(errors="surrogateescape")
@@ -180,9 +180,9 @@ def _number(value: float, digits: int) -> str:
 
 
 def load_clip(folder: str | Path, device: torch.device) -> FeatureExtractor:
-    """CLIP from a folder of transformers' with both its towers, tokenizer and preprocessing.  Raises WeightsError."""
+    """CLIP from a transformers folder with both encoders, tokenizer and preprocessing.  Raises WeightsError."""
     folder = Path(folder).expanduser()
-    _kind(folder, {"clip": ""}, "the folder of a whole CLIP", "openai/clip-vit-large-patch14")
+    _model_type(folder, {"clip": ""}, "the folder of a whole CLIP", "openai/clip-vit-large-patch14")
     kind = importlib.import_module("transformers").CLIPModel
     prepare, tokenizer = _preprocessing(folder), load_tokenizer(folder)
     net = from_pretrained_strict(kind, folder, torch.float32, device)
@@ -199,30 +199,32 @@ def load_clip(folder: str | Path, device: torch.device) -> FeatureExtractor:
 
 
 def load_dino(folder: str | Path, device: torch.device) -> FeatureExtractor:
-    """DINO, DINOv2 or DINOv3 from a folder of transformers'.  Raises WeightsError."""
+    """DINO, DINOv2 or DINOv3 from a transformers folder.  Raises WeightsError."""
     folder = Path(folder).expanduser()
-    kind, more = DINO[_kind(folder, DINO, "the folder of a DINO", "facebook/dino-vitb16 or facebook/dinov2-base")]
+    kind, more = DINO[_model_type(folder, DINO, "the folder of a DINO", "facebook/dino-vitb16 or facebook/dinov2-base")]
     prepare = _preprocessing(folder)
     cls = getattr(importlib.import_module("transformers"), kind)
     net = from_pretrained_strict(cls, folder, torch.float32, device, besides=r"pooler\.", **more)
     return FeatureExtractor(folder, prepare, lambda pixels: {"DINO": net(pixels.to(device)).last_hidden_state[:, 0]})
 
 
-def _kind(folder: Path, known: Mapping[str, object], wanted: str, example: str) -> str:
-    """The `model_type` of a folder.  Raises WeightsError when it is none of those that are known."""
+def _model_type(folder: Path, known: Mapping[str, object], wanted: str, example: str) -> str:
+    """The `model_type` of a folder.  Raises WeightsError when it is not among those that are known."""
     if not folder.is_dir():
         raise WeightsError(
             f"there is no folder {str(folder)!r}: give {wanted} as transformers saves it, such as a download of "
             f"{example} (nothing is fetched here)"
         )
-    said = read_json(folder / "config.json").get("model_type")
-    if said not in known:
-        raise WeightsError(f"{folder} holds a network of the kind {said!r}, not {' or '.join(known)}: give {wanted}")
-    return str(said)
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type not in known:
+        raise WeightsError(
+            f"{folder} holds a network of the kind {model_type!r}, not {' or '.join(known)}: give {wanted}"
+        )
+    return str(model_type)
 
 
 def _preprocessing(folder: Path) -> Callable[[Sequence[Image.Image]], Tensor]:
-    """What a folder's preprocessor_config.json says, done by transformers with Pillow.  Raises WeightsError."""
+    """The preprocessing of preprocessor_config.json, by transformers with Pillow.  Raises WeightsError."""
     read_json(folder / "preprocessor_config.json")
     with silence_progress():
         try:
@@ -230,6 +232,6 @@ def _preprocessing(folder: Path) -> Callable[[Sequence[Image.Image]], Tensor]:
                 folder, local_files_only=True, backend="pil"
             )
         except Exception as e:  # as many kinds as of weights
-            said = (str(e).strip().splitlines() or [repr(e)])[0]
-            raise WeightsError(f"cannot read the preprocessing in {folder}: {said[:200]}") from e
+            message = (str(e).strip().splitlines() or [repr(e)])[0]
+            raise WeightsError(f"cannot read the preprocessing in {folder}: {message[:200]}") from e
     return lambda shown: processor(images=list(shown), return_tensors="pt")["pixel_values"]

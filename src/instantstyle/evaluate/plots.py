@@ -94,6 +94,7 @@ def _draw_panel(ax: "Axes", panel: Panel, names: Sequence[str]) -> None:
     points = _known(panel.points)
     _error_bars(ax, points, color="#222222", fmt="x", markersize=7, elinewidth=0.8, alpha=0.8)
     _annotate(ax, points, "#222222")
+    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))  # shares: without 0 their differences look larger than they are
 
 
 def _error_bars(ax: "Axes", points: Sequence[Point], **style: Any) -> None:

@@ -95,7 +95,7 @@ def training_set(model: Model, folder: Path, looks: int, processes: int = 1) -> 
 
     def text_embeds() -> Tensor:
         fitted = [fit_to_square(model, text)[0] for text in texts]
-        parts = [model.encode_prompt(fitted[i : i + _CHUNK]) for i in range(0, len(short), _CHUNK)]
+        parts = [model.encode_prompt(fitted[i : i + _CHUNK]) for i in range(0, len(fitted), _CHUNK)]
         return torch.cat(
             [
                 torch.cat([p.prompt_embeds.flatten(1), cast("Tensor", p.pooled_prompt_embeds)], dim=1).half()
@@ -195,8 +195,7 @@ def run_all(function: Callable[[str], str], runs: Sequence[str], processes: int)
 
     began, before = time.monotonic(), signal.signal(signal.SIGTERM, interrupt)
     try:
-        serial = ((run, function(run)) for run in runs)
-        with closing(map_in_workers(function, runs, processes) if processes > 1 else serial) as finished:
+        with closing(map_in_workers(function, runs, processes)) as finished:
             for done, (run, _) in enumerate(finished, start=1):
                 minutes = (time.monotonic() - began) / 60
                 left = minutes / done * (len(runs) - done)

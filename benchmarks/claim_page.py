@@ -91,7 +91,7 @@ def page(scores: Mapping[str, Sequence[Columns]], tasks: Sequence[Task], notes: 
         }
         for arm in ("style", "paired", "loud")
     }
-    differences = [
+    difference_rows = [
         [f"{arm} - mute", *(format_interval(i, sign=True) for i in found.values())]
         for arm, found in differences.items()
     ]
@@ -110,7 +110,7 @@ def page(scores: Mapping[str, Sequence[Columns]], tasks: Sequence[Task], notes: 
             "",
             "## Apart from `mute`, question by question",
             "",
-            *markdown_table(header, rows_of_differences),
+            *markdown_table(header, difference_rows),
             "",
             *(f"- {arm}: {_verdict(found)}" for arm, found in differences.items()),
             "",

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -20,13 +20,17 @@ Result = TypeVar("Result")
 
 def map_in_workers(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[tuple[Item, Result]]:
-    """Each item with its result, as they complete; items are begun in their order.
+) -> Generator[tuple[Item, Result]]:
+    """Each item with its result, as they complete; items are begun in their order.  One worker is this process.
 
     `function` and items are pickled.  However the iteration ends, no worker outlives it or this process: workers get
     SIGTERM, which raises SystemExit in them, so that files being written are cleaned up.  Raises what `function`
     raises, and BrokenProcessPool when a worker dies.
     """
+    if workers <= 1:
+        for item in items:
+            yield item, function(item)
+        return
     context = multiprocessing.get_context("spawn")
     # Nothing is ever written into this pipe: workers see its end when this process closes it or is gone.
     reader, writer = context.Pipe(duplex=False)

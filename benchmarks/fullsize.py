@@ -104,7 +104,7 @@ def _noise() -> Tensor:
 
 
 def _fill(tensor: Tensor, noise: Tensor) -> None:
-    """Random numbers again and again the same, since drawing two thousand million of them takes minutes."""
+    """Fill with the same random numbers repeated, since drawing two thousand million of them takes minutes."""
     flat = tensor.view(-1)
     for start in range(0, len(flat), len(noise)):
         part = flat[start : start + len(noise)]
@@ -112,7 +112,7 @@ def _fill(tensor: Tensor, noise: Tensor) -> None:
 
 
 def inputs(width: int, pooled: int, latent: int) -> dict[str, Tensor]:
-    """What both sides are given: one row of latents, its text, its picture, 512 pixels either way."""
+    """The inputs of both sides: one row of latents, its text and image embeddings, 512 x 512 pixels."""
     make = torch.Generator().manual_seed(1)
     shapes = {"latents": (1, 4, latent, latent), "context": (1, 77, width), "pooled": (1, pooled), "image": (1, pooled)}
     random = {name: torch.randn(shape, generator=make).bfloat16() for name, shape in shapes.items()}
@@ -174,8 +174,8 @@ def _memory() -> dict[str, float]:
     return {name: int(lines[key].split()[0]) / 2**20 for name, key in (("peak", "VmHWM"), ("private", "RssAnon"))}
 
 
-def forget(folder: Path) -> None:
-    """Put the files of a folder out of the page cache, where the system can be asked to."""
+def drop_page_cache(folder: Path) -> None:
+    """Drop a folder's files from the page cache, where the system supports it."""
     for path in folder.rglob("*"):
         if path.is_file() and hasattr(os, "posix_fadvise"):
             with path.open("rb") as file:
@@ -183,14 +183,14 @@ def forget(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def apart(folder: Path) -> float:
-    """How far apart the two predictions are, relative to diffusers' (root mean squares)."""
+def relative_difference(folder: Path) -> float:
+    """The difference of the two predictions relative to diffusers', by root mean squares."""
     ours, theirs = (torch.load(folder / f".{side}.pt", weights_only=True) for side in SIDES)
     return float((ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt())
 
 
 def _run(given: argparse.Namespace, what: str) -> str:
-    """One part of the work in a process of its own; what it printed last."""
+    """Run one part in a process of its own; returns the last line it printed."""
     command = [sys.executable, __file__, "--folder", str(given.folder), "--part", what]
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
     try:
@@ -227,15 +227,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         _run(given, "write")
     rows: list[str] = []
     for side in SIDES:
-        forget(given.folder)
-        found = json.loads(_run(given, side))
-        seconds = " | ".join(f"{found[name]:.1f}" for name in ("load", "first", "second"))
-        rows.append(f"| {side} | {seconds} | {found['peak']:.2f} | {found['private']:.2f} |")
+        drop_page_cache(given.folder)
+        result = json.loads(_run(given, side))
+        seconds = " | ".join(f"{result[name]:.1f}" for name in ("load", "first", "second"))
+        rows.append(f"| {side} | {seconds} | {result['peak']:.2f} | {result['private']:.2f} |")
     size = "small" if given.small else "full size, 512 x 512 pixels"
     table = f"SDXL, {size}, random bfloat16, style block, UNet steps of one row; {torch.get_num_threads()} threads, "
     table += f"{platform.machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}. Loading counts imports "
     table += "but torch's; files out of the page cache.\n"
-    table += f"The predictions differ by {apart(given.folder):.1e} of their size.\n\n"
+    table += f"The predictions differ by {relative_difference(given.folder):.1e} of their size.\n\n"
     table += "| side | load s | first step s | second step s | peak GiB | private GiB at the end |\n"
     table += "|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     if given.out:

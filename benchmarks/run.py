@@ -3,7 +3,7 @@
     python benchmarks/run.py [--rounds 7] [--steps 25] [--model FOLDER] [--out FILE]
 
 Measured in fp32 and bf16: cold start to the first picture on disk and peak memory (a fresh process each), and seconds
-a picture once loaded (both in this process, turn and turn about).  Pictures are compared before anything is timed; in
+a picture once loaded (both in this process, alternating).  Pictures are compared before anything is timed; in
 fp32 a difference above one of 255 levels is an error.  It says nothing of quality, and nothing of speed on a GPU.
 """
 
@@ -37,7 +37,7 @@ LEVELS = 1
 
 @dataclass(frozen=True)
 class Case:
-    """What both sides are asked for."""
+    """What both sides generate."""
 
     model: Path
     reference: Path
@@ -125,12 +125,12 @@ def cold(side: Side, case: Case, folder: Path) -> Cost:
     child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr
     with child.stderr:
-        complaint = child.stderr.read()
+        stderr = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise RuntimeError(f"{side} failed in its own process:\n{complaint.decode()}")
+        raise RuntimeError(f"{side} failed in its own process:\n{stderr.decode()}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes there, KiB on Linux
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 2**20)
 
@@ -151,14 +151,14 @@ def difference(draws: dict[Side, Draw], seeds: Sequence[int]) -> int:
 
 
 def measure(case: Case, rounds: int, folder: Path) -> tuple[int, dict[Side, list[Cost]], dict[Side, list[Cost]]]:
-    """Differences, warm costs and cold costs.  Each round goes both ways about, the first side changing.
+    """The largest difference, warm costs and cold costs.  The side that goes first alternates by round.
 
-    Raises RuntimeError when fp32 pictures differ: what draws another picture is not compared.
+    Raises RuntimeError when fp32 pictures differ: their speeds are not comparable.
     """
     draws: dict[Side, Draw] = {side: LOAD[side](case) for side in SIDES}
-    apart = difference(draws, range(3))
-    if case.dtype == "float32" and apart > LEVELS:
-        raise RuntimeError(f"the pictures differ by {apart} of 255 levels in fp32, so there is nothing to compare")
+    largest = difference(draws, range(3))
+    if case.dtype == "float32" and largest > LEVELS:
+        raise RuntimeError(f"the pictures differ by {largest} of 255 levels in fp32, so there is nothing to compare")
     hot: dict[Side, list[Cost]] = {side: [] for side in SIDES}
     fresh: dict[Side, list[Cost]] = {side: [] for side in SIDES}
     for i in range(rounds):
@@ -167,7 +167,7 @@ def measure(case: Case, rounds: int, folder: Path) -> tuple[int, dict[Side, list
     for i in range(rounds):
         for side in SIDES if i % 2 else SIDES[::-1]:
             fresh[side].append(cold(side, case, folder))
-    return apart, hot, fresh
+    return largest, hot, fresh
 
 
 def _cell(values: Sequence[float], digits: int) -> str:
@@ -193,16 +193,16 @@ def rows(dtype: Dtype, hot: dict[Side, list[Cost]], fresh: dict[Side, list[Cost]
 
 
 def hardware() -> list[str]:
-    """Where and with what this was measured, one fact a line."""
+    """Hardware and versions, as a Markdown list."""
     import diffusers as peer
     import torch
     import transformers
 
     try:
-        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:  # only Linux has it
-        facts = ""
-    names = [line.partition(":")[2].strip() for line in facts.splitlines() if line.startswith("model name")]
+        cpuinfo = ""
+    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     changed = subprocess.run(
@@ -243,34 +243,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=DTYPES, help="only this one")
     parser.add_argument("--reference", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
 
-    if given.worker:
+    if args.worker:
         _one_thread()
-        LOAD[given.worker](Case(given.model, given.reference, given.dtype, given.steps))(0).save(given.out)
+        LOAD[args.worker](Case(args.model, args.reference, args.dtype, args.steps))(0).save(args.out)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model: Path = given.model or BUILT_IN
+        model: Path = args.model or BUILT_IN
         what = "the built-in emoji model" if model == BUILT_IN else f"a model given by hand, {model.name}"
         reference = picture(folder, model)
         _one_thread()
         notes: list[str] = []
         table: list[str] = []
-        for dtype in DTYPES if given.dtype is None else (given.dtype,):
-            apart, hot, fresh = measure(Case(model, reference, dtype, given.steps), given.rounds, folder)
-            notes.append(f"- {dtype}: the two sides' pictures differ by at most {apart} of 255 levels (three seeds)")
+        for dtype in DTYPES if args.dtype is None else (args.dtype,):
+            largest, hot, fresh = measure(Case(model, reference, dtype, args.steps), args.rounds, folder)
+            notes.append(f"- {dtype}: the two sides' pictures differ by at most {largest} of 255 levels (three seeds)")
             table += rows(dtype, hot, fresh)
     page = [
         "# Side by side with diffusers",
         "",
-        f"`python benchmarks/run.py --rounds {given.rounds} --steps {given.steps}` on {what}; prompt {PROMPT!r}, one "
+        f"`python benchmarks/run.py --rounds {args.rounds} --steps {args.steps}` on {what}; prompt {PROMPT!r}, one "
         f"reference at the style blocks, guidance {GUIDANCE:g}.",
         "",
         *hardware(),
         *notes,
         "",
-        f"Medians of {given.rounds} alternating runs, least and greatest in brackets; the last column is diffusers "
+        f"Medians of {args.rounds} alternating runs, least and greatest in brackets; the last column is diffusers "
         "over ours: above 1 we take less.",
         "",
         "| dtype | what | ours | diffusers | ratio |",
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         *table,
     ]
     text = "\n".join(page) + "\n"
-    out: Path = given.out or ROOT / f"benchmarks/results/{date.today()}.md"
+    out: Path = args.out or ROOT / f"benchmarks/results/{date.today()}.md"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     print(text)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from instantstyle.utils.atomic_files import write_atomic
+from instantstyle.utils.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT_IN = ROOT / "src/instantstyle/assets/emoji"
@@ -40,12 +41,12 @@ KINDS: Sequence[Kind] = ("training", "saving", "starting")
 
 @dataclass(frozen=True)
 class Kill:
-    """One that happened."""
+    """One SIGKILL."""
 
     kind: Kind
-    """Where it was when the kill came: while saving, half a checkpoint is left."""
+    """What the training was doing: while saving, a partial checkpoint is left."""
     step: int
-    """Steps in the log by then."""
+    """Steps in the log at that time."""
     seconds: float
     """Since that process was started."""
 
@@ -53,14 +54,14 @@ class Kill:
 def pictures(folder: Path) -> Path:
     """The reference pictures of the examples, with captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    for shown in sorted((ROOT / "examples/references").glob("*.png")):
-        (folder / shown.name).write_bytes(shown.read_bytes())
-        (folder / shown.name).with_suffix(".txt").write_text(f"a {shown.stem.replace('-', ' ')}")
+    for image in sorted((ROOT / "examples/references").glob("*.png")):
+        (folder / image.name).write_bytes(image.read_bytes())
+        (folder / image.name).with_suffix(".txt").write_text(f"a {image.stem.replace('-', ' ')}")
     return folder
 
 
 def command(data: Path, out: Path, steps: int) -> list[str]:
-    """The training, saving often; of a copy of the model, for the soak is long and the model may be made anew."""
+    """The training command, saving often; on a copy of the model, which may change in a long run."""
     model = out.parent / "model"
     if not model.exists():
         shutil.copytree(BUILT_IN, model)
@@ -70,63 +71,63 @@ def command(data: Path, out: Path, steps: int) -> list[str]:
     return [*argv, "--reference", "same", "--device", "cpu", "--sheet-every", "0"]
 
 
-def fitting(folder: Path, minutes: float) -> int:
-    """The steps that two trainings take in so many minutes, by the pace of one of forty; kept in the folder."""
-    kept = folder / "steps"
-    if not kept.exists():
+def steps_in(folder: Path, minutes: float) -> int:
+    """The steps of two trainings in so many minutes, by the speed of one of 40 steps; cached in the folder."""
+    cached = folder / "steps"
+    if not cached.exists():
         argv = command(pictures(folder / "pictures"), folder / "pace.safetensors", 40)
-        said = subprocess.run(argv, check=True, capture_output=True, text=True).stderr
-        pace = float(re.findall(r"([\d.]+) samples/s", said)[-1]) / BATCH  # starting is not in it
-        write_atomic(kept, str(max(40, int(minutes * 30 * pace))).encode())
-    return int(kept.read_text())
+        log = subprocess.run(argv, check=True, capture_output=True, text=True).stderr
+        speed = float(re.findall(r"([\d.]+) samples/s", log)[-1]) / BATCH  # starting is not in it
+        write_atomic(cached, str(max(40, int(minutes * 30 * speed))).encode())
+    return int(cached.read_text())
 
 
-class Run:
-    """The training that is killed."""
+class KilledTraining:
+    """A training that is started and killed."""
 
-    def __init__(self, argv: Sequence[str], work: Path, said: IO[str]) -> None:
-        self._argv, self._said = argv, said
+    def __init__(self, argv: Sequence[str], work: Path, log: IO[str]) -> None:
+        self._argv, self._log = argv, log
         self.work, self.losses = work, work / "losses.csv"
         self.started = 2.0
-        """Seconds from the start of a process to its first row, as last seen."""
+        """Seconds from the start of the last process to its first step."""
 
-    def killed(self, kind: Kind, after: int, rng: random.Random) -> Kill | None:
+    def start_and_kill(self, kind: Kind, after: int, rng: random.Random) -> Kill | None:
         """Start it, and kill it once the log has more than `after` steps; None when it ended before."""
-        had, grown, began = self.step(), False, time.monotonic()
-        child = subprocess.Popen(self._argv, stderr=self._said, stdout=subprocess.DEVNULL)
+        first, stepped, began = self.step(), False, time.monotonic()
+        child = subprocess.Popen(self._argv, stderr=self._log, stdout=subprocess.DEVNULL)
 
-        def waited(seconds: float) -> bool:
-            """Whether it still runs after so long."""
+        def runs_after(seconds: float) -> bool:
+            """Whether it still runs after so many seconds."""
             try:
                 code = child.wait(seconds)
             except subprocess.TimeoutExpired:
                 return True
             if code:
-                raise RuntimeError(f"the training ended with {code}: {self._said.name} says why")
+                raise RuntimeError(f"the training ended with {code}: {self._log.name} says why")
             return False
 
         if kind == "starting":
-            runs = waited(rng.random() * self.started)
+            runs = runs_after(rng.random() * self.started)
         else:
-            while runs := waited(0.02):
-                if not grown and self.step() > had:
-                    self.started, grown = time.monotonic() - began, True
+            while runs := runs_after(0.02):
+                if not stepped and self.step() > first:
+                    self.started, stepped = time.monotonic() - began, True
                 if self.step() > after:
                     break
             if runs and kind == "training":
-                runs = waited(rng.random() * 0.2)
+                runs = runs_after(rng.random() * 0.2)
             while kind == "saving" and runs and not self.parts():
-                runs = waited(0.001)
+                runs = runs_after(0.001)
         if not runs:
             return None
         child.kill()
         child.wait()
-        kind = "saving" if self.parts() else "training" if grown or self.step() > had else "starting"
+        kind = "saving" if self.parts() else "training" if stepped or self.step() > first else "starting"
         return Kill(kind, self.step(), time.monotonic() - began)
 
     def finish(self) -> None:
         """Run it to its end."""
-        subprocess.run(self._argv, check=True, stderr=self._said, stdout=subprocess.DEVNULL)
+        subprocess.run(self._argv, check=True, stderr=self._log, stdout=subprocess.DEVNULL)
 
     def parts(self) -> bool:
         """Whether half a checkpoint lies there."""
@@ -143,14 +144,14 @@ class Run:
             return 0
 
 
-def shot(run: Run, kills: int, steps: int, rng: random.Random) -> list[Kill]:
-    """Kill it so often at random steps, and let it end; fewer when it ended before."""
-    asked: list[Kind] = [KINDS[number % len(KINDS)] for number in range(kills)]
-    rng.shuffle(asked)
+def kill_repeatedly(run: KilledTraining, kills: int, steps: int, rng: random.Random) -> list[Kill]:
+    """Kill it `kills` times at random steps, and let it finish; fewer where it finished before."""
+    kinds: list[Kind] = [KINDS[number % len(KINDS)] for number in range(kills)]
+    rng.shuffle(kinds)
     done: list[Kill] = []
-    for kind, after in zip(asked, sorted(rng.randrange(steps * 8 // 10) for _ in asked), strict=True):
+    for kind, after in zip(kinds, sorted(rng.randrange(steps * 8 // 10) for _ in kinds), strict=True):
         while True:
-            kill = run.killed(kind, after, rng)
+            kill = run.start_and_kill(kind, after, rng)
             if kill is None:
                 return done
             done.append(kill)
@@ -161,10 +162,11 @@ def shot(run: Run, kills: int, steps: int, rng: random.Random) -> list[Kill]:
     return done
 
 
-def page(done: Sequence[Kill], steps: int, kills: int, minutes: float, same: bool, said: str) -> str:
-    """What happened, as Markdown."""
-    resumed = re.findall(r"(?:resumed at step (\d+)|begins)$", said, re.MULTILINE)
+def page(done: Sequence[Kill], steps: int, kills: int, minutes: float, same: bool, log: str) -> str:
+    """The results as Markdown."""
+    resumed = re.findall(r"(?:resumed at step (\d+)|begins)$", log, re.MULTILINE)
     by_kind = ", ".join(f"{sum(kill.kind == kind for kill in done)} while {kind}" for kind in KINDS)
+    rows = [[str(n), kill.kind, str(kill.step), f"{kill.seconds:.1f}"] for n, kill in enumerate(done, 1)]
     lines = [
         "# A training that is killed again and again",
         "",
@@ -175,15 +177,13 @@ def page(done: Sequence[Kill], steps: int, kills: int, minutes: float, same: boo
         f"The losses of all steps and the adapters are **{'the same to the bit' if same else 'DIFFERENT'}**. The "
         f"killed run went on from the steps {', '.join(step or '0' for step in resumed)}.",
         "",
-        "| kill | while | steps in the log | seconds after the start |",
-        "|---|---|---|---|",
-        *(f"| {n} | {kill.kind} | {kill.step} | {kill.seconds:.1f} |" for n, kill in enumerate(done, 1)),
+        *markdown_table(["kill", "while", "steps in the log", "seconds after the start"], rows),
     ]
     return "\n".join([*lines, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare the two."""
+    """Train undisturbed and killed, and compare."""
     parser = argparse.ArgumentParser(description="Kill a training at random, and compare it with an undisturbed one.")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--kills", type=int, default=10)
@@ -191,29 +191,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args(argv)
-    folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
+    args = parser.parse_args(argv)
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    steps = given.steps or fitting(folder, given.minutes)
+    steps = args.steps or steps_in(folder, args.minutes)
     print(f"{steps} steps in {folder}", file=sys.stderr, flush=True)
     data = pictures(folder / "pictures")
-    whole, broken = folder / "whole.safetensors", folder / "killed.safetensors"
-    subprocess.run(command(data, whole, steps), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    undisturbed, killed = folder / "whole.safetensors", folder / "killed.safetensors"
+    subprocess.run(command(data, undisturbed, steps), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     print(f"undisturbed: {(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr, flush=True)
-    with (folder / "killed.log").open("a+") as said:
-        run = Run(command(data, broken, steps), Path(f"{broken}.work"), said)
-        done = shot(run, given.kills, steps, random.Random(given.seed))
-        said.seek(0)
-        told = said.read()
-    pairs = [(Path(f"{whole}.work/losses.csv"), run.losses), (whole, broken)]
+    with (folder / "killed.log").open("a+") as log:
+        run = KilledTraining(command(data, killed, steps), Path(f"{killed}.work"), log)
+        done = kill_repeatedly(run, args.kills, steps, random.Random(args.seed))
+        log.seek(0)
+        log_text = log.read()
+    pairs = [(Path(f"{undisturbed}.work/losses.csv"), run.losses), (undisturbed, killed)]
     same = all(one.read_bytes() == other.read_bytes() for one, other in pairs)
-    with run.losses.open(newline="") as log:
-        same = same and [int(row["step"]) for row in csv.DictReader(log)] == list(range(1, steps + 1))
+    with run.losses.open(newline="") as losses:
+        same = same and [int(row["step"]) for row in csv.DictReader(losses)] == list(range(1, steps + 1))
     minutes = (time.monotonic() - began) / 60
-    write_atomic(given.out, page(done, steps, given.kills, minutes, same, told).encode())
+    write_atomic(args.out, page(done, steps, args.kills, minutes, same, log_text).encode())
     print(f"{steps} steps, {len(done)} kills, {minutes:.1f} minutes: {'the same' if same else 'DIFFERENT'}")
-    short = len(done) < given.kills or any(sum(k.kind == kind for k in done) < given.kills // 3 for kind in KINDS)
+    short = len(done) < args.kills or any(sum(k.kind == kind for k in done) < args.kills // 3 for kind in KINDS)
     sys.exit(not same or short)
 
 

@@ -6,7 +6,7 @@
     python benchmarks/training.py [--rounds 3] [--steps 10] [--batch 8] [--skip timed|counted] [--out FILE]
 
 At the built-in size it is run, a fresh process each, turn and turn about; at SDXL's, 1024 pixels, it is counted on the
-meta device: floating-point operations and saved activations.  Ours reads features computed before; the published script
+meta device: floating-point operations and saved activations.  Ours reads cached features; the published script
 (github.com/tencent-ailab/IP-Adapter, tutorial_train_sdxl.py) encodes picture, text and reference at every step, with
 diffusers' UNet and AdamW over projection and all blocks.  All are in float32 on one thread and see the same shapes; of
 what is counted its encoders are no part.  It says nothing of what adapters are worth, nor of a GPU's speed.
@@ -34,7 +34,7 @@ NAMES = {"style": "ours, style blocks", "all": "ours, all blocks", "published": 
 
 
 def ours(blocks: str, batch: int) -> Callable[[int], float]:
-    """Our step, of features that are at hand; a step's number to its loss."""
+    """Our training step on cached features: from a step's number to its loss."""
     import numpy as np
     import torch
 
@@ -46,27 +46,27 @@ def ours(blocks: str, batch: int) -> Callable[[int], float]:
 
     model = load(BUILT_IN, device="cpu", dtype="float32")
     config, side = model.family.unet, float(model.family.size[0])
-    said = model.encode_prompt(["a cat"] * batch)
-    rows = Batch(
+    text = model.encode_prompt(["a cat"] * batch)
+    batch_of_features = Batch(
         torch.randn(batch, config.in_channels, 8, 8),
         torch.randn(batch, config.pooled_projection_dim or 0),
         torch.tensor([[side, side, 0, 0, side, side]]).repeat(batch, 1),
-        said.prompt_embeds,
-        said.pooled_prompt_embeds,
+        text.prompt_embeds,
+        text.pooled_prompt_embeds,
         ("a cat",) * batch,
     )
 
-    class AtHand:
+    class CachedFeatures:
         def read(self, *_: object) -> Batch:
-            return rows
+            return batch_of_features
 
     net = TrainableAdapter(model.unet, model.family.presets[blocks])
-    order = BatchSampler([(64, 64)] * batch, np.zeros(batch, np.int64), "same", batch, 0)
-    lesson = AdapterLoss(model, net, cast("Any", AtHand()), order, LossConfig())
+    sampler = BatchSampler([(64, 64)] * batch, np.zeros(batch, np.int64), "same", batch, 0)
+    loss_fn = AdapterLoss(model, net, cast("Any", CachedFeatures()), sampler, LossConfig())
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-2)
 
     def step(number: int) -> float:
-        loss = lesson(net, MicroBatch(number, 0, batch, batch))
+        loss = loss_fn(net, MicroBatch(number, 0, batch, batch))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -76,7 +76,7 @@ def ours(blocks: str, batch: int) -> Callable[[int], float]:
 
 
 def published(batch: int) -> Callable[[int], float]:
-    """The published script's step, written with diffusers."""
+    """The published script's training step, written with diffusers."""
     import torch
     import torch.nn.functional as F
     from diffusers import DDPMScheduler, StableDiffusionXLPipeline
@@ -84,31 +84,34 @@ def published(batch: int) -> Callable[[int], float]:
     pipeline: Any = cast("Any", StableDiffusionXLPipeline).from_pretrained(BUILT_IN, add_watermarker=False)
     pipeline.to(torch.float32)
     pipeline.load_ip_adapter(BUILT_IN, subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
-    unet, vae, eyes = pipeline.unet, pipeline.vae, pipeline.image_encoder
-    for part in (unet, vae, eyes, pipeline.text_encoder, pipeline.text_encoder_2):
+    unet, vae, image_encoder = pipeline.unet, pipeline.vae, pipeline.image_encoder
+    for part in (unet, vae, image_encoder, pipeline.text_encoder, pipeline.text_encoder_2):
         part.requires_grad_(False)
-    learns = [p for each in unet.attn_processors.values() if hasattr(each, "to_k_ip") for p in each.parameters()]
-    learns += list(unet.encoder_hid_proj.parameters())
-    for parameter in learns:
+    parameters = [p for each in unet.attn_processors.values() if hasattr(each, "to_k_ip") for p in each.parameters()]
+    parameters += list(unet.encoder_hid_proj.parameters())
+    for parameter in parameters:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(learns, lr=1e-4, weight_decay=1e-2)
-    noises: Any = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2)
+    scheduler: Any = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     pixels = torch.rand(batch, 3, 64, 64) * 2 - 1
-    seen = torch.rand(batch, 3, eyes.config.image_size, eyes.config.image_size)
+    image_input = torch.rand(batch, 3, *(image_encoder.config.image_size,) * 2)
     sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(batch, 1)
 
     def step(number: int) -> float:
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
             context, _, pooled, _ = pipeline.encode_prompt(["a cat"] * batch, do_classifier_free_guidance=False)
-            embeds = eyes(seen).image_embeds
+            embeds = image_encoder(image_input).image_embeds
         noise = torch.randn_like(latents)
-        when = torch.randint(0, 1000, (batch,))
-        more = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [embeds[:, None]]}
-        said = unet(
-            noises.add_noise(latents, noise, when), when, encoder_hidden_states=context, added_cond_kwargs=more
+        timesteps = torch.randint(0, 1000, (batch,))
+        conditions = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [embeds[:, None]]}
+        prediction = unet(
+            scheduler.add_noise(latents, noise, timesteps),
+            timesteps,
+            encoder_hidden_states=context,
+            added_cond_kwargs=conditions,
         ).sample
-        loss = F.mse_loss(said.float(), noise.float())
+        loss = F.mse_loss(prediction.float(), noise.float())
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -117,23 +120,23 @@ def published(batch: int) -> Callable[[int], float]:
     return step
 
 
-class Saved:
-    """While entered, the memory that autograd keeps for the backward pass; what was there before is not counted."""
+class SavedActivations:
+    """While entered, measures the memory that autograd saves for the backward pass; weights are not counted."""
 
-    def __init__(self, weights: Sequence[Any], shaped: Callable[[tuple[int, ...]], bool] = lambda shape: True) -> None:
+    def __init__(self, weights: Sequence[Any], counts: Callable[[tuple[int, ...]], bool] = lambda shape: True) -> None:
         import torch
 
         self._weights = {p.untyped_storage()._cdata for p in weights}
-        self._shaped, self._kept = shaped, dict[int, Any]()
+        self._counts, self._kept = counts, dict[int, Any]()
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
 
     def _keep(self, tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._weights and self._shaped(tuple(tensor.shape)):
-            self._kept[storage._cdata] = storage  # kept alive, so that its number is not given again
+        if storage._cdata not in self._weights and self._counts(tuple(tensor.shape)):
+            self._kept[storage._cdata] = storage  # kept alive, so that its address is not reused
         return tensor
 
-    def __enter__(self) -> "Saved":
+    def __enter__(self) -> "SavedActivations":
         self._hooks.__enter__()
         return self
 
@@ -142,7 +145,7 @@ class Saved:
 
     @property
     def bytes(self) -> int:
-        """How much it is."""
+        """Size of the saved tensors' storages."""
         return sum(storage.nbytes() for storage in self._kept.values())
 
 
@@ -162,12 +165,12 @@ def worker(side: str, steps: int, batch: int) -> dict[str, float]:
         times.append(time.process_time() - began)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    with Saved(weights) as saved:
+    with SavedActivations(weights) as saved:
         step(steps + 2)
     return {"seconds": statistics.median(times[2:]), "saved": saved.bytes / 2**20, "peak": peak}
 
 
-def counted(blocks: str) -> tuple[float, float, float]:
+def count_sdxl_step(blocks: str) -> tuple[float, float, float]:
     """SDXL, one row at 1024 pixels in bfloat16: TFLOP of a step, GiB of saved activations, millions that learn."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -187,58 +190,59 @@ def counted(blocks: str) -> tuple[float, float, float]:
             text = unet.precompute_kv(torch.randn(1, 77, 2048, **kind))
             state = first(x.to(**kind), torch.rand(1), text, torch.randn(1, 1280, **kind), torch.randn(1, 6))
         net = net.to(torch.bfloat16)
-        with Saved([*unet.parameters(), *net.parameters()], _no_matrix) as saved:
+        with SavedActivations([*unet.parameters(), *net.parameters()], _is_no_attention_matrix) as saved:
             loss = rest(state, text, attend=net.attend(torch.randn(1, 1280, **kind))).float().square().mean()
         loss.backward()
     learn = sum(p.numel() for p in net.parameters())
     return flops.get_total_flops() / 1e12, saved.bytes / 2**30, learn / 1e6
 
 
-def _no_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether this is none of attention's matrices: the kernels that training uses keep none."""
+def _is_no_attention_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether it is not an attention matrix: the fused kernels used in training save none."""
     *_, queries, keys = (0, 0, *shape)
     return not (keys in (77, 4) or keys == queries >= 1024)
 
 
-def timed(rounds: int, steps: int, batch: int) -> list[str]:
-    """The rows of what was run, as Markdown."""
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+def time_built_in_steps(rounds: int, steps: int, batch: int) -> list[str]:
+    """Times and memory of all sides, as a Markdown table."""
+    from instantstyle.utils.markdown import markdown_table
+
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in SIDES:
             argv = [sys.executable, __file__, "--worker", side, "--steps", str(steps), "--batch", str(batch)]
-            shown = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found[side].append(json.loads(shown.splitlines()[-1]))
-    middle = {s: {k: statistics.median(cost[k] for cost in costs) for k in costs[0]} for s, costs in found.items()}
-    theirs = middle["published"]
-    lines = ["| | CPU seconds a step | times faster | saved activations (MiB) | peak (MiB) |", "|---|---|---|---|---|"]
-    for side, cost in middle.items():
+            output = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+            runs[side].append(json.loads(output.splitlines()[-1]))
+    medians = {s: {k: statistics.median(cost[k] for cost in costs) for k in costs[0]} for s, costs in runs.items()}
+    theirs = medians["published"]
+    rows: list[list[str]] = []
+    for side, cost in medians.items():
         faster = theirs["seconds"] / cost["seconds"]
-        lines.append(
-            f"| {NAMES[side]} | {cost['seconds']:.3f} | {faster:.2f} | {cost['saved']:.1f} | {cost['peak']:.0f} |"
-        )
-    return lines
+        memory = (f"{cost['saved']:.1f}", f"{cost['peak']:.0f}")
+        rows.append([NAMES[side], f"{cost['seconds']:.3f}", f"{faster:.2f}", *memory])
+    return markdown_table(["", "CPU seconds a step", "times faster", "saved activations (MiB)", "peak (MiB)"], rows)
 
 
-def page(given: argparse.Namespace) -> str:
-    """What was found, with all that is needed to find it again."""
+def page(args: argparse.Namespace) -> str:
+    """The results, with all that is needed to reproduce them."""
     import torch
 
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before it began"
     parts = [
         "# What a training step costs",
         "",
-        f"`python benchmarks/training.py --rounds {given.rounds} --steps {given.steps} --batch {given.batch}` on "
+        f"`python benchmarks/training.py --rounds {args.rounds} --steps {args.steps} --batch {args.batch}` on "
         f"{date.today()}, torch {torch.__version__}, {platform.machine()}, {load}.",
     ]
-    if given.skip != "timed":
-        parts += ["", f"## Run: the built-in model, batch {given.batch}, float32, one thread", ""]
-        parts += [*timed(given.rounds, given.steps, given.batch), ""]
+    if args.skip != "timed":
+        parts += ["", f"## Run: the built-in model, batch {args.batch}, float32, one thread", ""]
+        parts += [*time_built_in_steps(args.rounds, args.steps, args.batch), ""]
         parts += [
             "Medians over rounds, a fresh process each; peak memory is the process's, with torch and all networks that "
             "it loads. *Published* also encodes picture, reference and text at every step, as the script does."
         ]
-    if given.skip != "counted":
-        rows = {blocks: counted(blocks) for blocks in ("style", "all")}
+    if args.skip != "counted":
+        rows = {blocks: count_sdxl_step(blocks) for blocks in ("style", "all")}
         parts += ["", "## Counted: SDXL, one row at 1024 x 1024 in bfloat16, forward and backward", ""]
         parts += ["| blocks | learn (M) | TFLOP a step | saved activations (GiB) |", "|---|---|---|---|"]
         parts += [f"| {name} | {learn:.1f} | {flop:.2f} | {saved:.2f} |" for name, (flop, saved, learn) in rows.items()]
@@ -262,15 +266,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip", choices=("timed", "counted"), default="")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.worker:
-        print(json.dumps(worker(given.worker, given.steps, given.batch)))
+    args = parser.parse_args(argv)
+    if args.worker:
+        print(json.dumps(worker(args.worker, args.steps, args.batch)))
         return
     from instantstyle.utils.atomic_files import write_atomic
 
-    said = page(given)
-    write_atomic(given.out, said.encode())
-    print(said)
+    text = page(args)
+    write_atomic(args.out, text.encode())
+    print(text)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,11 @@ def resolve_control(model: Model, kind: str) -> tuple[str, ControlNet]:
         which = next(iter(nets))
     name = which or how
     if name in nets:
+        if how == "depth" and model.depth is None:
+            raise InputError(
+                "a depth picture is made by a depth model, and none was loaded: load with depth=... (--depth-model), "
+                "such as depth-anything/Depth-Anything-V2-Small-hf, or give a depth picture as kind 'image:depth'"
+            )
         return how, nets[name]
     if nets:
         known = tuple(nets)
@@ -152,12 +157,7 @@ def make_control_image(model: Model, request: Request, control: Control) -> Imag
     picture, size = control.image.open(), request.size or model.family.size
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    if how == "depth":
-        if model.depth is None:
-            raise InputError(
-                "a depth picture is made by a depth model, and none was loaded: load with depth=... (--depth-model), "
-                "such as depth-anything/Depth-Anything-V2-Small-hf, or give a depth picture as kind 'image:depth'"
-            )
+    if how == "depth" and model.depth is not None:
         return Image.fromarray(model.depth.estimate(picture)).convert("RGB")
     make = PREPROCESSORS.get(how)
     return picture if make is None else Image.fromarray(make(np.asarray(picture))).convert("RGB")

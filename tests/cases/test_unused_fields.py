@@ -53,6 +53,16 @@ def test_a_field_of_a_request_is_used_or_refused(method: str, name: str) -> None
             resolve(model, request(method, **given))
 
 
+def test_all_that_is_unused_is_named_at_once() -> None:
+    asked = request("swapped", {"plan": "all", "mask": WHITE}, combine="average")
+    with pytest.raises(InputError) as refused:
+        resolve(tiny_models.model("emoji"), asked)
+    assert str(refused.value) == (
+        "method 'swapped' does not use combine and mask of a reference and plan of a reference: leave them out, or use "
+        "method 'instantstyle' or 'ip-adapter'"
+    )
+
+
 def test_the_bare_model_takes_no_reference() -> None:
     with pytest.raises(InputError, match="method 'none' draws without a reference"):
         resolve(tiny_models.model("emoji"), request("none"))

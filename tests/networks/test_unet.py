@@ -152,7 +152,7 @@ def test_errors_are_sentences() -> None:
     down, mid = _residuals(unet, inputs)
     with pytest.raises(InputError, match=r"8 ControlNet residuals were given, but this UNet has 9 places"):
         unet(inputs.latents, inputs.time, text, inputs.pooled, inputs.sizes, residuals=(down[:-1], mid))
-    with pytest.raises(PlanError, match=r"no block 'up\.0\.4' to cut at: it has .*did you mean 'up\.0\.\d'"):
+    with pytest.raises(PlanError, match=r"no block 'up\.0\.4' to split at: it has .*did you mean 'up\.0\.\d'"):
         unet.split_at("up.0.4")
 
 

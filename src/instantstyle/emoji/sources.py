@@ -6,7 +6,6 @@ disk, the archives are read in place.
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import tarfile
@@ -20,6 +19,7 @@ from typing import Any
 
 from instantstyle.emoji.sets import EMOJIBASE, SETS, Package
 from instantstyle.errors import WeightsError
+from instantstyle.utils.cache import cache_folder
 
 _OBJECT_GROUPS = frozenset({3, 4, 5, 6, 7})
 """emojibase groups of objects: animals and nature, food, travel and places, activities, objects."""
@@ -46,12 +46,6 @@ class EmojiConcept:
         """The label as iconify spells it: lower case, words joined by hyphens."""
         plain = unicodedata.normalize("NFKD", self.label.lower()).encode("ascii", "ignore").decode()
         return re.sub(r"[^a-z0-9]+", "-", plain.replace("\N{RIGHT SINGLE QUOTATION MARK}", "")).strip("-")
-
-
-def cache_folder() -> Path:
-    """Where fetched packages and rendered pictures are kept: `INSTANTSTYLE_CACHE`, else the XDG cache folder."""
-    base = os.environ.get("INSTANTSTYLE_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instantstyle"
 
 
 def fetch(package: Package) -> Path:

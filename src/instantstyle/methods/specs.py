@@ -5,7 +5,7 @@ code is imported when it is first used.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -271,18 +271,24 @@ def check_fields(spec: MethodSpec, request: Request) -> None:
     Without a reference there is nothing that could be used; `resolve` warns of it.
     """
     if request.references and not spec.takes_references:
-        raise InputError(
-            f"method {spec.name!r} draws without a reference: leave the references out, or use {_using('method')}"
-        )
-    for name in unused_fields(spec, request) if request.references else ():
-        raise InputError(f"method {spec.name!r} does not use {name}: leave it out, or use {_using(name)}")
-    for reference in request.references:
-        for name, default in REFERENCE_FIELDS.items():
-            if getattr(reference, name) not in (default, ()) and name not in spec.reference_fields:
-                raise InputError(
-                    f"method {spec.name!r} does not use {name.replace('_', ' ')} of a reference: leave it out, or use "
-                    f"{_using(name, reference=True)}"
-                )
+        styled = _listed(each.name for each in METHODS.values() if each.takes_references)
+        raise InputError(f"method {spec.name!r} draws without a reference: leave the references out, or use {styled}")
+    if not request.references:
+        return
+    unused = {
+        name: {each.name for each in METHODS.values() if name in each.request_fields}
+        for name in unused_fields(spec, request)
+    }
+    for name, default in REFERENCE_FIELDS.items():
+        given = any(getattr(reference, name) not in (default, ()) for reference in request.references)
+        if given and name not in spec.reference_fields:
+            using = {each.name for each in METHODS.values() if name in each.reference_fields}
+            unused[f"{name.replace('_', ' ')} of a reference"] = using
+    if unused:
+        using = set.intersection(*unused.values())
+        instead = f", or use {_listed(name for name in METHODS if name in using)}" if using else ""
+        them = "it" if len(unused) == 1 else "them"
+        raise InputError(f"method {spec.name!r} does not use {' and '.join(unused)}: leave {them} out{instead}")
 
 
 def unused_fields(spec: MethodSpec, request: Request, used: frozenset[str] | None = None) -> list[str]:
@@ -292,11 +298,7 @@ def unused_fields(spec: MethodSpec, request: Request, used: frozenset[str] | Non
     return [name for name in given if name not in used]
 
 
-def _using(field_name: str, *, reference: bool = False) -> str:
-    """The methods that use a field, for messages."""
-    if field_name == "method":
-        names = [spec.name for spec in METHODS.values() if spec.takes_references]
-    else:
-        fields = ((spec.reference_fields if reference else spec.request_fields) for spec in METHODS.values())
-        names = [name for name, used in zip(METHODS, fields, strict=True) if field_name in used]
-    return "method " + " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
+def _listed(names: Iterable[str]) -> str:
+    """Methods' names for messages: method 'a', 'b' or 'c'."""
+    *some, last = map(repr, names)
+    return "method " + " or ".join(filter(None, (", ".join(some), last)))

@@ -29,7 +29,7 @@ class DenoiserInputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class RunBatch:
     """What does not change from step to step for runs that are stacked."""
 
     parts: Sequence[Conditioning]
@@ -38,7 +38,7 @@ class Batch:
     conditioning: Conditioning
 
     @classmethod
-    def collate(cls, parts: list[Conditioning]) -> "Batch":
+    def collate(cls, parts: list[Conditioning]) -> "RunBatch":
         """The rows of these runs, one below the other."""
         ends = [sum(len(part) for part in parts[: i + 1]) for i in range(len(parts))]
         slices = [slice(end - len(part), end) for end, part in zip(ends, parts, strict=True)]

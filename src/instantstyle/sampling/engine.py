@@ -7,7 +7,7 @@ from torch import Tensor
 
 from instantstyle.model import Model
 from instantstyle.request import Request, Result
-from instantstyle.sampling.batch import Batch, DenoiserInputs
+from instantstyle.sampling.batch import DenoiserInputs, RunBatch
 from instantstyle.sampling.run import Run
 
 MAX_BATCH_ROWS = 64
@@ -20,7 +20,7 @@ class Engine:
     def __init__(self, model: Model, *, max_rows: int = MAX_BATCH_ROWS) -> None:
         self.model, self.max_rows = model, max_rows
         self.runs: list[Run] = []
-        self._batches: dict[tuple[int, ...], Batch] = {}
+        self._batches: dict[tuple[int, ...], RunBatch] = {}
 
     def submit(self, request: Request) -> Run:
         """Begin a request; no network is called here.  Raises InputError when it does not fit the model or method."""
@@ -36,7 +36,7 @@ class Engine:
         """
         self._remove_done()
         self._prepare()
-        used: dict[tuple[int, ...], Batch] = {}
+        used: dict[tuple[int, ...], RunBatch] = {}
         for group in self._groups():
             for run, prediction in self._predict(group, used):
                 self._advance(run, prediction)
@@ -66,7 +66,7 @@ class Engine:
                 training = training or (trains and run.state == "preparing")
 
     def _predict(
-        self, group: Sequence[tuple[Run, DenoiserInputs]], used: dict[tuple[int, ...], Batch]
+        self, group: Sequence[tuple[Run, DenoiserInputs]], used: dict[tuple[int, ...], RunBatch]
     ) -> Iterator[tuple[Run, Tensor]]:
         """The prediction for every run of a group, of one call; where that fails, of a call for each.
 
@@ -75,7 +75,7 @@ class Engine:
         inputs = [each for _, each in group]
         key = tuple(id(each.conditioning) for each in inputs)
         try:
-            batch = used[key] = self._batches.get(key) or Batch.collate([each.conditioning for each in inputs])
+            batch = used[key] = self._batches.get(key) or RunBatch.collate([each.conditioning for each in inputs])
             prediction = batch.forward(inputs)
         except Exception as failure:
             if len(group) == 1:

@@ -285,7 +285,7 @@ def check_fields(spec: MethodSpec, request: Request) -> None:
             using = {each.name for each in METHODS.values() if name in each.reference_fields}
             unused[f"{name.replace('_', ' ')} of a reference"] = using
     if unused:
-        using = set.intersection(*unused.values())
+        using = set(METHODS).intersection(*unused.values())
         instead = f", or use {_listed(name for name in METHODS if name in using)}" if using else ""
         them = "it" if len(unused) == 1 else "them"
         raise InputError(f"method {spec.name!r} does not use {' and '.join(unused)}: leave {them} out{instead}")

@@ -10,6 +10,10 @@ ist.generate(model, request).save("cat.png")
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from instantstyle.utils.threads import set_wait_policy
+
+set_wait_policy()  # before torch is loaded, or it has no effect
+
 if TYPE_CHECKING:
     from instantstyle.blocks import BlockPlan, Site
     from instantstyle.errors import (

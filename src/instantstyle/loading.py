@@ -23,7 +23,7 @@ from instantstyle.errors import PlanError, WeightsError
 from instantstyle.families import BASE_PRESETS, Family, make_presets
 from instantstyle.model import AdapterWithEncoder, Model, OffloadMode
 from instantstyle.networks.unet import UNet
-from instantstyle.utils.device import pick_device, pick_dtype
+from instantstyle.utils.device import limit_threads, pick_device, pick_dtype
 from instantstyle.weights.adapter import load_adapter
 from instantstyle.weights.control import load_controls
 from instantstyle.weights.depth import load_depth
@@ -72,6 +72,7 @@ def load(
 
     Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
     """
+    limit_threads()
     where, found = pick_device(device), resolve_model(model, adapter, image_encoder, content_encoder)
     family = apply_checkpoint_config(family_of(found.config("unet/config.json")), found)
     kind = pick_dtype(dtype, where, count_parameters(family.unet))

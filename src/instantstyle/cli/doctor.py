@@ -54,15 +54,19 @@ def _version(package: str) -> str | None:
 def _machine() -> dict[str, Any]:
     import torch
 
-    from instantstyle.utils.device import pick_device, pick_dtype
+    from instantstyle.utils.device import bf16_is_fast, limit_threads, pick_device, pick_dtype
+    from instantstyle.utils.threads import wait_policy
 
     device = pick_device("auto")
+    limit_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": str(device),
         "device_name": name,
         "dtype": str(pick_dtype("auto", device)).removeprefix("torch."),
+        "bf16_in_hardware": bf16_is_fast(device),
         "threads": torch.get_num_threads(),
+        "waiting_threads": wait_policy(),
         "cuda": torch.version.cuda,
     }
 
@@ -93,10 +97,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
     """The report for people, a fact a line."""
     plain = {name: value for name, value in report.items() if not isinstance(value, dict) and value is not None}
     facts = {**plain, **{name: version or "not installed" for name, version in report["versions"].items()}}
-    lines = [f"{name:<14} {value}" for name, value in facts.items()]
+    lines = [f"{name:<16} {value}" for name, value in facts.items()]
     model = report["model"]
     if "error" in model:
         return lines
-    lines.append(f"{'model':<14} {model['spec']}, family {model['family']}, in {model['folder']}")
+    lines.append(f"{'model':<16} {model['spec']}, family {model['family']}, in {model['folder']}")
     lines += [f"  {file['sha256'][:16]}  {file['bytes']:>13,}  {file['name']}" for file in model["files"]]
     return lines

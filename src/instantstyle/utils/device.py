@@ -1,18 +1,23 @@
-"""Which device and which dtype a model is loaded on: the one place that decides."""
+"""The one place that decides device, number format and number of threads, from what the machine can do."""
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from instantstyle.errors import InputError, did_you_mean
+from instantstyle.utils.threads import max_threads
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-SMALL = 100_000_000
+SMALL_UNET = 100_000_000
 """Parameters of a UNet up to which float32 costs a CPU neither memory nor time worth sparing."""
+CPU_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+"""Processor flags of Linux for bfloat16 products in hardware: Intel's and AMD's vectors, Intel's tiles, Arm's."""
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -33,24 +38,49 @@ def pick_device(device: str | torch.device) -> torch.device:
     return picked
 
 
-def pick_dtype(dtype: str | torch.dtype, device: torch.device, parameters: int = 0) -> torch.dtype:
+def pick_dtype(dtype: str | torch.dtype, device: torch.device, num_parameters: int = 0) -> torch.dtype:
     """The dtype of a name, for a UNet of so many parameters.  Raises InputError.
 
-    Auto is bfloat16 where the device computes with it and float16 on other GPUs; on a CPU without bfloat16, and for
+    Auto is bfloat16 where the device computes in it and float16 on other GPUs; on a CPU without bfloat16, and for
     small networks on any CPU, float32.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
         if device.type == "cpu":
-            return torch.bfloat16 if parameters > SMALL and _cpu_has_bfloat16() else torch.float32
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+            return torch.bfloat16 if num_parameters > SMALL_UNET and bf16_is_fast(device) else torch.float32
+        return torch.bfloat16 if bf16_is_fast(device) else torch.float16
     if dtype not in DTYPES:
         raise InputError(f"there is no dtype {dtype!r}: give auto, {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
     return DTYPES[dtype]
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself, rather than by way of float32.  Torch keeps the question private."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(ask is not None and bool(ask()) for ask in asked)
+def bf16_is_fast(device: str | torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware; where it does not, torch goes by way of float32, slower.
+
+    For generation and training alike.  Apple's GPUs count as without: torch gives them float16.  Raises InputError.
+    """
+    picked = pick_device(device)
+    if picked.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return picked.type == "cpu" and bool(cpu_flags() & CPU_BF16_FLAGS)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """The processor's bfloat16 flags: Linux's list, and what torch's own queries (private, so maybe absent) answer."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    listed = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    queries = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    supported = {flag for flag, name in queries.items() if (query := getattr(torch.cpu, name, None)) and query()}
+    return frozenset(listed.partition(":")[2].split()) | supported
+
+
+def limit_threads() -> None:
+    """Let torch use at most one thread a physical core, where the user set no number; it never raises the number."""
+    limit = max_threads()
+    if limit is not None and torch.get_num_threads() > limit:
+        torch.set_num_threads(limit)

@@ -83,7 +83,9 @@ class Model:
         Raises InputError when one is longer than the encoders read plainly: nothing is dropped unsaid.
         """
         if reading != "plain":
-            context, embeds = encode_weighted_prompts(self.text_encoders, texts, self.family.clip_skip, reading)
+            context, embeds = encode_weighted_prompts(
+                self.text_encoders, texts, self.family.clip_skip, reading, self.device
+            )
             return TextEmbeddings(
                 context, embeds if self.family.unet.pooled_projection_dim is not None else None, embeds
             )

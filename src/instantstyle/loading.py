@@ -27,7 +27,7 @@ from instantstyle.utils.device import limit_threads, pick_device, pick_dtype
 from instantstyle.weights.adapter import load_adapter
 from instantstyle.weights.control import load_controls
 from instantstyle.weights.depth import load_depth
-from instantstyle.weights.lora import lora_file, with_loras
+from instantstyle.weights.lora import lora_file, split_blocks, with_loras
 from instantstyle.weights.resolve import AdapterSpec, ResolvedModel, resolve_model
 from instantstyle.weights.single_file import Part
 from instantstyle.weights.strict_load import (
@@ -66,7 +66,8 @@ def load(
 
     `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are), beside those that
     come with the model; `depth` is a depth model of transformers for the kind depth.  `loras` are LoRAs, each with how
-    much of it: 1 as it was trained.  Both are files, folders, names in a model tree or on the hub.
+    much of it: 1 as it was trained; `FILE:style` or `FILE:content` is that part of a B-LoRA.  Both are files, folders,
+    names in a model tree or on the hub.
 
     `device` auto and `dtype` auto are as `instantstyle.utils.device` decides.
 
@@ -92,7 +93,7 @@ def load(
             f"{family.unet.cross_attention_dim}"
         )
     family = dataclasses.replace(family, max_text_tokens=towers[0].max_length)
-    files = [(lora_file(path, found.folder), weight) for path, weight in loras]
+    files = [(_lora_spec(spec, found.folder), weight) for spec, weight in loras]
     unet, towers = _with_loras(unet, towers, files, family)
     lookers = {path: load_image_encoder(found, path, kind, home, keep=keep) for path in _encoders(found)}
     speakers = {
@@ -139,10 +140,18 @@ def _with_loras(
         nets[f"text_encoder{f'_{i + 1}' if i else ''}"] = (
             tower.net.load() if isinstance(tower.net, ReloadedModule) else tower.net
         )
-    changed = with_loras(nets, loras, family.unet)
+    plans = {"style": family.presets["style"], "content": family.content_blocks}
+    changed = with_loras(nets, loras, family.unet, plans)
     pairs = zip(towers, list(nets)[1:], strict=True)
     told = tuple(t if changed[name] is nets[name] else TextEncoder(t.tokenizer, changed[name]) for t, name in pairs)
     return cast("UNet", changed["unet"]), told
+
+
+def _lora_spec(spec: str | Path, folder: Path) -> str | Path:
+    """The same with the file's path found; the blocks of a B-LoRA, `FILE:style`, stay behind it."""
+    path, blocks = split_blocks(spec)
+    file = lora_file(path, folder)
+    return file if blocks is None else f"{file}:{blocks}"
 
 
 def _offloaded(model: Model) -> Model:

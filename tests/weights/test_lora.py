@@ -45,6 +45,8 @@ def file(path: Path, **changes: Any) -> Path:
         ("C:/a.safetensors", ("C:/a.safetensors", 1.0)),
         ("C:/a.safetensors:-1", ("C:/a.safetensors", -1.0)),
         ("owner/name/a.safetensors:.5", ("owner/name/a.safetensors", 0.5)),
+        ("a.safetensors:0.8:style", ("a.safetensors:style", 0.8)),
+        ("C:/a.safetensors:content", ("C:/a.safetensors:content", 1.0)),
     ],
 )
 def test_what_the_command_line_takes(text: str, expected: tuple[str, float]) -> None:
@@ -91,7 +93,7 @@ def test_another_family_is_told_by_the_width_of_its_text(tmp_path: Path) -> None
         ({f"unet.{ATTN}.to_q.lora_A.weight": (2, 32), f"unet.{ATTN}.to_q.dora_scale": (32,)}, "DoRA"),
         ({"lora_unet_x.hada_w1_a": (2, 2)}, "LoHa"),
         ({"conv_in.weight": (2, 2)}, "is no LoRA file"),
-        ({"lora_unet_down_blocks_1_x.lora_down.weight": (2, 2)}, "not understood"),
+        ({"lora_unet_down_blocks_1_x.lora_down.weight": (2, 2)}, "does not have"),
     ],
 )
 def test_what_is_no_plain_lora_for_this_model(tensors: dict[str, tuple[int, ...]], said: str, tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ def generate_command(
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            help="A LoRA: FILE or FILE:WEIGHT, also a name in a model tree or a path on the hub; may be given often."
+            help="A LoRA: FILE, FILE:WEIGHT, or FILE:WEIGHT:style (or content) for a part of a B-LoRA; also a name in "
+            "a model tree or a path on the hub; may be given often."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",

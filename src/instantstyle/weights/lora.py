@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""LoRA files: low-rank changes of weights, in the three spellings people have (kohya, diffusers, peft).
+"""LoRA files: low-rank changes of weights.
 
-A layer's change is alpha / rank * up @ down (Hu et al., arXiv 2106.09685, section 4.1).  Keys are converted by
-diffusers; every key of a file must end at a weight of the model, or the file is for another family.
+A layer's change is alpha / rank * up @ down (Hu et al., arXiv 2106.09685, section 4.1).  `lora_names` resolves the
+spellings of tensors' names; every one must lead to a weight of the model, or the file is refused.
 """
 
 import json
@@ -11,26 +11,26 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from instantstyle.blocks import UNetConfig
+from instantstyle.blocks import BlockPlan, UNetConfig
 from instantstyle.errors import InputError, WeightsError, did_you_mean
 from instantstyle.families import FAMILIES
+from instantstyle.networks.unet import UNet
 from instantstyle.networks.weight_deltas import with_weight_deltas
 from instantstyle.utils.atomic_files import atomic_write
 from instantstyle.weights import hub, model_folders
+from instantstyle.weights.lora_names import PARTS, Factor, TensorName, locate, module_table, parse_name
 from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 Lora = tuple[str | Path, float]
-"""A file, and how much of it: 1 is what it was trained to be."""
+"""A file, or `FILE:style` or `FILE:content` for one part of a B-LoRA; and how much of it: 1 is as it was trained."""
+B_LORA_BLOCKS = ("style", "content")
 MAX_WEIGHT = 10.0
 """The largest weight of a LoRA, either way: a negative one takes away what the file adds."""
 
@@ -76,32 +76,76 @@ class LoRADeltas(Mapping[str, Tensor]):
 
 
 def parse_lora(text: str) -> Lora:
-    """`FILE` or `FILE:WEIGHT`, as the command line takes it.  Raises InputError."""
-    path, colon, weight = text.rpartition(":")
+    """`FILE`, `FILE:WEIGHT`, `FILE:WEIGHT:BLOCKS` or `FILE:BLOCKS`, BLOCKS being style or content.  Raises InputError.
+
+    The blocks stay part of the file's name, `FILE:style`, as `load` takes them.
+    """
+    rest, blocks = split_blocks(text)
+    path, colon, weight = str(rest).rpartition(":")
     if not colon or "/" in weight or "\\" in weight or not re.match(r"[-+\d.]", weight):
+        ending = weight.lower() if colon and path and len(path) > 1 else ""
+        if blocks is None and (known := did_you_mean(ending, B_LORA_BLOCKS)) and Path(path).suffix:
+            raise InputError(f"a LoRA has no part {weight!r}{known}: give FILE:WEIGHT:style or FILE:WEIGHT:content")
         return text, 1.0  # a colon of the path itself
     try:
-        return path, float(weight)
+        return path + (f":{blocks}" if blocks else ""), float(weight)
     except ValueError:
-        raise InputError(f"a LoRA is FILE or FILE:WEIGHT with a number such as 0.8, not {text!r}") from None
+        raise InputError(
+            f"a LoRA is FILE, FILE:WEIGHT or FILE:WEIGHT:style with a number such as 0.8, not {text!r}"
+        ) from None
 
 
-def with_loras(parts: Mapping[str, Net], loras: Sequence[Lora], config: UNetConfig) -> dict[str, Net]:
+def split_blocks(spec: str | Path) -> tuple[str | Path, str | None]:
+    """A LoRA's file, and which part of a B-LoRA is meant: style, content, or None for the whole."""
+    path, _, blocks = str(spec).rpartition(":")
+    return (path, blocks) if path and blocks in B_LORA_BLOCKS else (spec, None)
+
+
+def with_loras(
+    parts: Mapping[str, Net], loras: Sequence[Lora], config: UNetConfig, plans: Mapping[str, BlockPlan] | None = None
+) -> dict[str, Net]:
     """The networks ("unet", "text_encoder", ...) with each file's changes added, one after the other.
 
-    Tensors that no file names are shared with the networks given, which stay as they are.  Raises WeightsError for a
-    file that does not fit, InputError for a weight that is no strength.
+    `plans` says where the style and content blocks of a B-LoRA are, for files given as `FILE:style`.  Tensors that no
+    file names are shared with the networks given, which stay as they are.  Raises WeightsError for a file that does
+    not fit, InputError for a weight that is no strength.
     """
     changed = dict(parts)
-    for path, weight in loras:
+    for spec, weight in loras:
         if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
             raise InputError(f"a LoRA's weight is a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, not {weight:g}")
         if weight == 0:
             continue
-        for part, factors in read_lora(path, parts, config).items():
+        path, blocks = split_blocks(spec)
+        read = read_lora(path, parts, config)
+        if blocks is not None:
+            read = {"unet": _of_blocks(read.get("unet", {}), blocks, (plans or {})[blocks], path)}
+        for part, factors in read.items():
             shapes = {name: parameter.shape for name, parameter in parts[part].named_parameters()}
             changed[part] = with_weight_deltas(changed[part], LoRADeltas(factors, shapes, weight))
     return changed
+
+
+def _of_blocks(
+    factors: Mapping[str, LoRAFactors], blocks: str, plan: BlockPlan, path: str | Path
+) -> dict[str, LoRAFactors]:
+    """The factors in a B-LoRA's style or content blocks.  Raises WeightsError when the file has none there."""
+    selected: dict[str, LoRAFactors] = {}
+    present: set[str] = set()
+    for name, one in factors.items():
+        match = re.match(r"(?P<stage>down|up)_blocks\.(?P<rest>\d+\.attentions\.\d+)\.|(?P<mid>mid)_block\.", name)
+        block = "mid" if match and match["mid"] else match and f"{match['stage']}.{match['rest']}"
+        if block:
+            block = block.replace(".attentions", "")
+            present.add(block)
+            if any(block == address or block.startswith(f"{address}.") for address in plan.weights):
+                selected[name] = one
+    if not selected:
+        raise WeightsError(
+            f"the LoRA {path} has no {blocks} part: it changes {', '.join(sorted(present)) or 'no attention block'}, "
+            f"and the {blocks} of this model's B-LoRAs is in {', '.join(plan.weights)}"
+        )
+    return selected
 
 
 def read_lora(
@@ -116,27 +160,17 @@ def read_lora(
     with open_tensors(path) as file:
         _check_kind(file, path)
         _check_family(file, config, path)
-        pairs = _pairs(file, config, path)
-        said = _said(file, path)
-        found: dict[str, dict[str, LoRAFactors]] = {}
-        for part, modules in pairs.items():
-            if part not in parts:
-                raise WeightsError(
-                    f"the LoRA {path} changes the {part}, which this model does not have: {_other(config)}"
-                )
-            names = dict(parts[part].named_modules())
-            for module, (down, up) in modules.items():
-                owner = _owner(module, names)
-                weight = getattr(names.get(owner), "weight", None)
-                if not isinstance(weight, Tensor):
-                    raise WeightsError(
-                        f"the LoRA {path} changes {part}.{module}, which this model does not have"
-                        f"{did_you_mean(module, names)}: {_other(config)}"
-                    )
-                factors = LoRAFactors(file.read(up), file.read(down), _scale(file, down, part, module, said))
-                _check_shape(factors, weight, f"{part}.{module}", path, config)
-                found.setdefault(part, {})[f"{owner}.weight"] = factors
-    return found
+        settings = _peft_settings(file, path)
+        factors: dict[str, dict[str, LoRAFactors]] = {}
+        for (part, module), names in _tensor_names(file, parts, config, path).items():
+            if not {"down", "up"} <= names.keys():
+                raise WeightsError(f"the LoRA {path} has {next(iter(names.values()))} without its other half")
+            scale = _scale(file, names, part, module, settings)
+            one = LoRAFactors(file.read(names["up"]), file.read(names["down"]), scale)
+            weight = parts[part].get_parameter(f"{module}.weight")
+            _check_shape(one, weight, f"{part}.{module}", path, config)
+            factors.setdefault(part, {})[f"{module}.weight"] = one
+    return factors
 
 
 def load_factors(path: str | Path, unet: nn.Module, config: UNetConfig) -> dict[str, LoRAFactors]:
@@ -182,26 +216,32 @@ def lora_file(spec: str | Path, near: Path | None = None) -> Path:
     )
 
 
-_PARTS = ("unet", "text_encoder", "text_encoder_2")
 _OTHER_KINDS: Mapping[str, str] = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_w1": "LoHa",
-    "lokr_w": "LoKr",
-    "lora_mid": "a LoCon in Tucker form",
-    "oft_": "OFT",
-    "to_k_ip": "IP-Adapter",
+    r"dora_scale|lora_magnitude_vector": "DoRA",
+    r"hada_w1": "LoHa",
+    r"lokr_w": "LoKr",
+    r"lora_mid": "a LoCon in Tucker form",
+    r"oft_": "OFT",
+    r"\.[ab][12]\.weight$": "GLoRA",
+    r"\.on_input$": "IA3",
+    r"\.diff(_b)?$": "a full difference of weights (LyCORIS full)",
+    r"\.[wb]_norm$": "trained norms (LyCORIS)",
+    r"\.lora_embedding_[AB]": "a LoRA of token embeddings",
+    r"^(bundle_emb|emb_params|clip_[lg]$)": "a textual inversion",
+    r"\.(lora_[AB]|lora_(up|down))(\.\w+)?\.bias$": "a LoRA with biases",
+    r"to_k_ip": "IP-Adapter",
 }
-"""What a part of a tensor's name says the file is, where it is not a plain LoRA."""
-_TRANSFORMERS = ("transformer.", "lora_unet_double_blocks", "lora_unet_joint_blocks", "lora_transformer_", "diffusion_")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<which>[AB])(?:\.\w+)?\.weight")
-_CONTEXT = re.compile(r"attn2[._](?:processor\.)?to_k(?:\.lora_A|\.lora_down|_lora\.down|\.lora\.down)")
-_STEM = re.compile(r"\.lora_(?:A|down)\b|_lora\.down\b|\.lora(?:_linear_layer)?\.down\b")
+"""What a tensor's name says the file is, where it is not a plain LoRA."""
+_TRANSFORMERS = re.compile(
+    r"(transformer|diffusion_model\.(double_blocks|joint_blocks|layers|transformer_blocks))\.|lora_transformer_"
+    r"|lora_unet_(double|single|joint)_blocks|double_blocks\.|single_blocks\.|joint_blocks\."
+)
+_CONTEXT = re.compile(r"attn2[._](?:processor[._])?to_k(?:\.lora_A|\.lora_down|_lora\.down|\.lora\.down)")
 
 
 def _check_kind(file: TensorFile, path: Path) -> None:
-    for mark, kind in _OTHER_KINDS.items():
-        if any(mark in name for name in file.shapes):
+    for pattern, kind in _OTHER_KINDS.items():
+        if any(re.search(pattern, name) for name in file.shapes):
             raise WeightsError(f"{path} is no plain LoRA but {kind}, which is not supported: ask for it as LoRA")
     if not any("lora" in name for name in file.shapes):
         some = ", ".join(list(file.shapes)[:3])
@@ -209,75 +249,56 @@ def _check_kind(file: TensorFile, path: Path) -> None:
 
 
 def _check_family(file: TensorFile, config: UNetConfig, path: Path) -> None:
-    """The width of the text tokens tells families apart; say so before any name or shape is complained about."""
-    if any(name.startswith(_TRANSFORMERS) for name in file.shapes):
+    """The width of the text tokens tells families apart; it is checked before any name or shape."""
+    if any(_TRANSFORMERS.match(name) for name in file.shapes):
         raise WeightsError(
             f"the LoRA {path} is for a diffusion transformer such as Flux or SD 3, and this model is a UNet: "
-            f"{_other(config)}"
+            f"{_other_family(config)}"
         )
     given = next((shape[1] for name, shape in file.shapes.items() if _CONTEXT.search(name) and len(shape) > 1), None)
     if given is not None and given != config.cross_attention_dim:
         raise WeightsError(
-            f"the LoRA {path} is for a UNet whose text tokens are {_named(given)}, but this UNet's are "
-            f"{_named(config.cross_attention_dim)}"
+            f"the LoRA {path} is for a UNet whose text tokens are {_width_in_words(given)}, but this UNet's are "
+            f"{_width_in_words(config.cross_attention_dim)}"
         )
 
 
-def _pairs(file: TensorFile, config: UNetConfig, path: Path) -> dict[str, dict[str, tuple[str, str]]]:
-    """By network and module, the names in the file of its down and up matrices."""
-    names = [name for name in file.shapes if not name.endswith(".alpha")]
-    # diffusers renames tensors; these hold nothing but the number of the name they came from.
-    marked = {name: torch.tensor(float(i)) for i, name in enumerate(names)}
-    try:
-        converted = _converted(marked, config)
-    except (ValueError, KeyError, IndexError) as e:
-        line = " ".join(str(e).split())[:200]
-        raise WeightsError(f"the LoRA {path} has keys that are not understood: {line}; {_other(config)}") from e
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    for key, mark in converted.items():
-        match, original = _FACTOR.fullmatch(key), names[int(mark)]
-        if match is None:
-            raise WeightsError(f"the LoRA {path} holds a tensor named {original}, which is no part of a plain LoRA")
-        part, module = _part(match["module"], original, path)
-        found.setdefault(part, {}).setdefault(module, {})[match["which"]] = original
-    pairs: dict[str, dict[str, tuple[str, str]]] = {}
-    for part, modules in found.items():
-        for module, both in modules.items():
-            if set(both) != {"A", "B"}:
-                raise WeightsError(f"the LoRA {path} has {next(iter(both.values()))} without its other half")
-            pairs.setdefault(part, {})[module] = both["A"], both["B"]
-    return pairs
+def _tensor_names(
+    file: TensorFile, parts: Mapping[str, nn.Module], config: UNetConfig, path: Path
+) -> dict[tuple[str, str], dict[Factor, str]]:
+    """By network and module, the names in the file of its down and up matrices and its alpha.  Raises WeightsError."""
+    tables = {part: module_table(part, net) for part, net in parts.items() if part in PARTS}
+    names: dict[tuple[str, str], dict[Factor, str]] = {}
+    for name in file.shapes:
+        parsed = parse_name(name)
+        if parsed is None:
+            raise WeightsError(f"the LoRA {path} holds a tensor named {name}, which is no part of a plain LoRA")
+        if parsed.part is not None and parsed.part not in tables:
+            raise WeightsError(
+                f"the LoRA {path} changes the {parsed.part}, which this model does not have: {_other_family(config)}"
+            )
+        module = locate(parsed, tables)
+        if module is None:
+            raise WeightsError(
+                f"the LoRA {path} changes {name.removesuffix('.weight')}, which this model does not have"
+                f"{_whose(parsed, tables, config)}"
+            )
+        if parsed.factor in names.setdefault(module, {}):
+            raise WeightsError(f"the LoRA {path} says twice what it changes: {names[module][parsed.factor]} and {name}")
+        names[module][parsed.factor] = name
+    return names
 
 
-def _converted(marked: dict[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
-    """The same under peft's names, `part.module.lora_A.weight`, by diffusers' own conversions."""
-    loaders: Any = import_module("diffusers.loaders.lora_pipeline").StableDiffusionXLLoraLoaderMixin
-    names: Any = import_module("diffusers.utils.state_dict_utils")
-    levels = SimpleNamespace(layers_per_block=config.layers_per_block)
-    bare = {name.removeprefix("base_model.model."): mark for name, mark in marked.items()}
-    spelt: dict[str, Tensor] = loaders.lora_state_dict(bare, unet_config=levels)[0]
-    texts = {name: mark for name, mark in spelt.items() if name.startswith(("text_", "encoder."))}
-    unet = {name: mark for name, mark in spelt.items() if name not in texts}
-    for mapping in (names.DIFFUSERS_OLD_TO_PEFT, names.DIFFUSERS_TO_PEFT):
-        texts = names.convert_state_dict(texts, mapping)
-    return {**names.convert_unet_state_dict_to_peft(unet), **texts}
-
-
-def _part(module: str, original: str, path: Path) -> tuple[str, str]:
-    part, _, rest = module.partition(".")
-    if part in _PARTS:
-        return part, rest
-    if part in ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding", "add_embedding"):
-        return "unet", module
-    if part in ("text_model", "encoder", "text_projection"):
-        return "text_encoder", module
-    raise WeightsError(f"the LoRA {path} holds a tensor named {original}, which belongs to no network that is known")
-
-
-def _owner(module: str, names: Mapping[str, nn.Module]) -> str:
-    """The module's name in this network: libraries have written text encoders with and without `text_model.`."""
-    spellings = (module, module.removeprefix("text_model."), f"text_model.{module}")
-    return next((name for name in spellings if name in names), module)
+def _whose(name: TensorName, tables: Mapping[str, Mapping[str, str]], config: UNetConfig) -> str:
+    """The end of a sentence about a module that the model lacks: whose it is, or the nearest that there is."""
+    for family in FAMILIES.values():
+        if family.unet.cross_attention_dim != config.cross_attention_dim and name.part in (None, "unet"):
+            with torch.device("meta"):
+                table = module_table("unet", UNet(family.unet))
+            if locate(name, {"unet": table}) is not None:
+                return f": it is of a UNet of family {family.name}; {_other_family(config)}"
+    modules = dict.fromkeys(module for part in tables if name.part in (None, part) for module in tables[part].values())
+    return f"{did_you_mean(name.module, modules)}: neither diffusers' names nor the original ones have such a module"
 
 
 def _check_shape(one: LoRAFactors, weight: Tensor, where: str, path: Path, config: UNetConfig) -> None:
@@ -286,16 +307,18 @@ def _check_shape(one: LoRAFactors, weight: Tensor, where: str, path: Path, confi
     if not fits or one.down.flatten(1).shape[1] != rest:
         raise WeightsError(
             f"the LoRA {path} changes {where} by {list(one.up.shape)} times {list(one.down.shape)}, but the weight "
-            f"there has shape {list(weight.shape)}: {_other(config)}"
+            f"there has shape {list(weight.shape)}: {_other_family(config)}"
         )
 
 
-def _scale(file: TensorFile, down: str, part: str, module: str, said: Mapping[str, Mapping[str, Any]]) -> float:
-    """alpha / rank, where the file or what is beside it says an alpha, else 1."""
-    rank, alpha_name = file.shapes[down][0], f"{_STEM.split(down)[0]}.alpha"
-    if alpha_name in file.shapes:
-        return float(file.read(alpha_name)) / rank
-    config = said.get(part)
+def _scale(
+    file: TensorFile, names: Mapping[Factor, str], part: str, module: str, settings: Mapping[str, Mapping[str, Any]]
+) -> float:
+    """alpha / rank, where the file or the settings beside it name an alpha, else 1."""
+    rank = file.shapes[names["down"]][0]
+    if "alpha" in names:
+        return float(file.read(names["alpha"])) / rank
+    config = settings.get(part)
     if config is None:
         return 1.0
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
@@ -304,33 +327,31 @@ def _scale(file: TensorFile, down: str, part: str, module: str, said: Mapping[st
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _said(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
+def _peft_settings(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
     """peft's settings of each network: in the file's metadata as diffusers writes them, or in a file beside it."""
-    said: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     try:
         if "lora_adapter_metadata" in file.metadata:
             flat: dict[str, Any] = json.loads(file.metadata["lora_adapter_metadata"])
             for key, value in flat.items():
                 part, _, name = key.partition(".")
-                said.setdefault(part, {})[name] = value
-            return said
+                settings.setdefault(part, {})[name] = value
+            return settings
         beside = path.with_name("adapter_config.json")
         if path.name.startswith("adapter_model.") and beside.is_file():
-            settings: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-            said = dict.fromkeys(_PARTS, settings)
+            settings = dict.fromkeys(PARTS, json.loads(beside.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as e:
         raise WeightsError(f"the settings of the LoRA {path} cannot be read: {e}") from e
-    return said
+    return settings
 
 
-@cache
-def _widths() -> Mapping[int, str]:
-    return {family.unet.cross_attention_dim: f"family {name}" for name, family in FAMILIES.items()}
+def _width_in_words(width: int) -> str:
+    families = {family.unet.cross_attention_dim: f"family {name}" for name, family in FAMILIES.items()}
+    return f"{width} wide ({families[width]})" if width in families else f"{width} wide"
 
 
-def _named(width: int) -> str:
-    return f"{width} wide ({_widths()[width]})" if width in _widths() else f"{width} wide"
-
-
-def _other(config: UNetConfig) -> str:
-    return f"it is for another family, and this model's UNet reads text tokens {_named(config.cross_attention_dim)}"
+def _other_family(config: UNetConfig) -> str:
+    return (
+        "it is for another family, and this model's UNet reads text tokens "
+        f"{_width_in_words(config.cross_attention_dim)}"
+    )

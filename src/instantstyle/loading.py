@@ -37,7 +37,7 @@ from instantstyle.weights.strict_load import (
     load_unet,
     load_unet_state,
 )
-from instantstyle.weights.unet_config import family_of
+from instantstyle.weights.unet_config import check_scheduler, family_of
 
 PRESETS_FILE = "presets.json"
 """A folder's own presets, `{"style": {"up.0.1": 1.0}, "layout": ...}`: written by `instantstyle probe --write`."""
@@ -76,6 +76,7 @@ def load(
     limit_threads()
     where, found = pick_device(device), resolve_model(model, adapter, image_encoder, content_encoder)
     family = apply_checkpoint_config(family_of(found.config("unet/config.json")), found)
+    check_scheduler(found.config("scheduler/scheduler_config.json"))
     kind = pick_dtype(dtype, where, count_parameters(family.unet))
     home = where if memory != "offload" else torch.device("cpu")
     keep = memory != "free"

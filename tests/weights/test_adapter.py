@@ -323,7 +323,7 @@ def test_a_pickle_of_other_things_is_a_sentence(content: object, tmp_path: Path)
 def test_no_file_a_folder_and_words(tmp_path: Path) -> None:
     assert "there is no weight file at" in _load(tmp_path / "none.safetensors")
     assert "cannot read the weight file" in _load(tmp_path)
-    (tmp_path / "words.safetensors").write_text("<!DOCTYPE html><title>404</title>" * 20)
+    (tmp_path / "words.safetensors").write_text("no weights but words" * 20)
     assert "is truncated, damaged, or no weight file at all" in _load(tmp_path / "words.safetensors")
 
 

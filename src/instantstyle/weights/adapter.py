@@ -2,13 +2,13 @@
 
 Published layout: `image_proj.*` and, for the Nth attention layer of `UNetConfig.sites`, `ip_adapter.N.to_k_ip.weight`
 and `ip_adapter.N.to_v_ip.weight`, [width, context_dim] without bias; flat in .safetensors, two nested dictionaries in
-.bin.  A file may hold only some layers (a style-only adapter is 82 % smaller): that is an error only once a plan asks
-for the others.
+.bin; what training scripts save is read as well.  A file may hold only some layers (a style-only adapter is 82 %
+smaller): that is an error only once a plan asks for the others.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from instantstyle.families import FAMILIES, Family
 from instantstyle.networks.attention import KeyValue, split_heads
 from instantstyle.networks.image_projection import ImageProjection, Resampler
 from instantstyle.utils.atomic_files import atomic_write, check_writable
-from instantstyle.weights.tensor_files import TensorFile, first_row, open_tensors
+from instantstyle.weights.tensor_files import RenamedTensors, TensorFile, first_row, open_tensors
 
 ENCODERS: Mapping[int, str] = {768: "CLIP ViT-L/14", 1024: "OpenCLIP ViT-H/14", 1280: "OpenCLIP ViT-bigG/14"}
 """Who makes image embeddings of a width (after the projection), among the encoders adapters were published for."""
@@ -113,7 +113,7 @@ def load_adapter(
     lacks sites that the plan asks for.
     """
     with ExitStack() as stack:
-        file = stack.enter_context(open_tensors(path))
+        file = stack.enter_context(open_adapter(path))
         names = _sites(file, config, path)
         projection, width, count = _projection(file, config, path)
         if plan is not None:
@@ -133,6 +133,22 @@ def load_adapter(
     if embed_dim is not None:
         adapter.check_encoder(embed_dim)
     return adapter
+
+
+@contextmanager
+def open_adapter(path: str | Path) -> Generator[TensorFile, None, None]:
+    """Open an adapter's file under the published names, also one that IP-Adapter's training scripts have saved.
+
+    Those hold the whole of what was trained together, `image_proj_model.*`, `adapter_modules.N.*` and the frozen
+    `unet.*`, which is not read (IP-Adapter's README, "Train").  Raises WeightsError.
+    """
+    with open_tensors(path) as file:
+        if not any(_TRAINED.match(name) for name in file.shapes):
+            yield file
+            return
+        new_names = {"image_proj_model": "image_proj", "adapter_modules": "ip_adapter"}
+        matches = [match for name in file.shapes if (match := _TRAINED.match(name))]
+        yield RenamedTensors(file, {new_names[m["part"]] + m.string[m.end("part") :]: m.string for m in matches})
 
 
 class LazyWeights(Mapping[Site, Tensor]):
@@ -173,7 +189,7 @@ def adapter_input_dim(path: str | Path) -> tuple[bool, int]:
 
     Raises WeightsError when it is no file of an adapter.
     """
-    with open_tensors(path) as file:
+    with open_adapter(path) as file:
         for name, plus in (("proj_in.weight", True), ("proj.weight", False)):
             shape = file.shapes.get(_PROJECTION + name, ())
             if len(shape) == 2:
@@ -196,7 +212,7 @@ def extract_blocks(path: str | Path, out: str | Path, plan: BlockPlan, config: U
 
     Raises WeightsError when the file lacks what the plan asks for, OutputError when it cannot be written.
     """
-    with open_tensors(path) as file:
+    with open_adapter(path) as file:
         names = _sites(file, config, path)
         sites = [site for site in config.sites if _speaks(plan, site)]
         _check_present([site for site in sites if site not in names], names, f" in {path}")
@@ -207,7 +223,7 @@ def extract_blocks(path: str | Path, out: str | Path, plan: BlockPlan, config: U
 
 def family_of_adapter(path: str | Path) -> Family:
     """The family whose cross-attention an adapter's layers fit.  Raises WeightsError when it is for no family."""
-    with open_tensors(path) as file:
+    with open_adapter(path) as file:
         for family in FAMILIES.values():
             try:
                 _sites(file, family.unet, path)
@@ -221,7 +237,7 @@ def family_of_adapter(path: str | Path) -> Family:
 
 def adapter_modules(path: str | Path, config: UNetConfig) -> tuple[str, ...]:
     """The attention modules that an adapter's file has weights for, in the UNet's order.  Raises WeightsError."""
-    with open_tensors(path) as file:
+    with open_adapter(path) as file:
         return tuple(dict.fromkeys(site.module for site in _sites(file, config, path)))
 
 
@@ -233,6 +249,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(tensors, partial, metadata={"format": "pt"})
 
 
+_TRAINED = re.compile(r"(?:module\.)?(?P<part>image_proj_model|adapter_modules)\.")
 _LAYER = re.compile(r"(?P<layer>ip_adapter\.(?P<number>\d+))\.to_(?P<kind>[kv])_ip\.weight")
 _PROJECTION = "image_proj."
 

@@ -179,7 +179,7 @@ def _locate(spec: str | Path) -> Path:
     hub_id = HUB.get(name, name)
     if isinstance(spec, str) and hub.is_hub_path(hub_id, 0):
         return hub.fetch_model(hub_id)
-    if isinstance(spec, str) and hub.is_hub_path(hub_id, 1) and path.suffix == ".safetensors":
+    if isinstance(spec, str) and hub.is_hub_path(hub_id, 1) and path.suffix in model_folders.SUFFIXES:
         return hub.fetch_file(hub_id)
     known = sorted({*HUB, "emoji"})
     if name == "emoji":

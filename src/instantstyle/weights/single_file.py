@@ -1,4 +1,4 @@
-"""A whole checkpoint in one .safetensors file, as Stability, ComfyUI and A1111 write them, read part by part.
+"""A whole checkpoint in one file, .safetensors or .ckpt, as Stability, ComfyUI and A1111 write them, read part by part.
 
 What such a file does not say in words is told from the shapes in it; names are changed into diffusers' by diffusers'
 own conversion.  Tokenizers are not in such files: all of them use CLIP's.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instantstyle.errors import WeightsError
 from instantstyle.weights.clip_vocab import SIZE
-from instantstyle.weights.tensor_files import TensorFile, open_tensors
+from instantstyle.weights.tensor_files import RenamedTensors, TensorFile, open_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
@@ -53,7 +53,7 @@ class SingleFile:
     @contextmanager
     def unet(self) -> Generator[TensorFile, None, None]:
         """The UNet's tensors by diffusers' names, memory-mapped.  Raises WeightsError for names nobody knows."""
-        with open_tensors(self.path) as file:
+        with _open(self.path) as file:
             own = [name for name in file.shapes if name.startswith(UNET)]
             marks = {name: torch.empty(file.shapes[name], device="meta") for name in own}
             owner = {id(mark): name for name, mark in marks.items()}
@@ -61,12 +61,12 @@ class SingleFile:
             names = {new: owner[id(mark)] for new, mark in converted.items()}
             if left := sorted(set(own) - set(names.values())):
                 raise WeightsError(f"{self.path} holds tensors of a UNet that nobody knows: {', '.join(left[:3])}")
-            yield _Renamed(file, names)
+            yield RenamedTensors(file, names)
 
     def tensors(self, part: Part, net: Any) -> dict[str, Tensor]:
         """The tensors of another part for `net`, which may be on the meta device.  Raises WeightsError."""
         prefix = {"vae": VAE, "text_encoder": self._clip, "text_encoder_2": OPEN_CLIP}[part]
-        with open_tensors(self.path) as file:
+        with _open(self.path) as file:
             skipped = re.compile(r".*(position_ids|logit_scale)$|first_stage_model\.(loss|model_ema)\.")
             names = [name for name in file.shapes if name.startswith(prefix) and not skipped.match(name)]
             stored = {name: file.read(name) for name in names}
@@ -85,13 +85,29 @@ class SingleFile:
         return CLIP["sdxl" if "text_encoder_2/config.json" in self.configs else "sd15"]
 
 
+@contextmanager
+def _open(path: Path) -> Generator[TensorFile, None, None]:
+    """The file, or the `state_dict` in it, with the text encoder's names as transformers has spelt them since 4.31.
+
+    Before, `transformer.text_model.encoder` was `transformer.encoder` in some trainers' files.
+    """
+    with open_tensors(path, inside="state_dict") as file:
+        old = re.compile(rf"({'|'.join(map(re.escape, CLIP.values()))})(?=embeddings\.|encoder\.|final_layer_norm\.)")
+        if any(old.match(name) for name in file.shapes):
+            yield RenamedTensors(file, {old.sub(r"\1text_model.", name): name for name in file.shapes})
+        else:
+            yield file
+
+
 def open_single_file(path: Path) -> SingleFile:
     """Read a checkpoint's header.  Raises WeightsError, saying what the file is, when it is not SDXL's or SD1.5's."""
-    with open_tensors(path) as file:
+    with _open(path) as file:
         shapes, metadata = file.shapes, file.metadata
+        alphas = file.read("alphas_cumprod") if "alphas_cumprod" in shapes else None
     xl = any(name.startswith(OPEN_CLIP) for name in shapes)
     prefix = CLIP["sdxl" if xl else "sd15"]
     _check_kind(shapes, path, prefix)
+    _check_marks(shapes, path)
     try:
         unet = unet_layout(shapes, UNET)
         clip = _clip_layout(shapes, prefix + "text_model.")
@@ -99,7 +115,7 @@ def open_single_file(path: Path) -> SingleFile:
             "unet/config.json": unet,
             "vae/config.json": _vae_layout(shapes, *((0.13025, 1024) if xl else (0.18215, 512))),
             "text_encoder/config.json": clip | {"hidden_act": "quick_gelu", "architectures": ["CLIPTextModel"]},
-            "scheduler/scheduler_config.json": _schedule(shapes, metadata, xl),
+            "scheduler/scheduler_config.json": _schedule(shapes, metadata, xl, _ends_in_noise(alphas, path)),
             "model_index.json": {"force_zeros_for_empty_prompt": xl},
         }
         if xl:
@@ -172,8 +188,6 @@ def _check_kind(shapes: Shapes, path: Path, clip: str) -> None:
         "CLIP's text encoder": any(name.startswith(f"{clip}text_model.") for name in shapes),
     }
     if all(holds.values()):
-        if "edm_mean" in shapes:
-            raise WeightsError(f"{path} is a checkpoint of Playground 2.5, whose noise schedule is not supported")
         return
     told = _told(shapes)
     lacks = [what for what, there in holds.items() if not there]
@@ -185,6 +199,48 @@ def _check_kind(shapes: Shapes, path: Path, clip: str) -> None:
     )
 
 
+_EDM_MARKS: Mapping[str, str] = {
+    "edm_mean": "Playground 2.5",
+    "edm_std": "Playground 2.5",
+    "edm_vpred.sigma_max": "CosXL",
+    "edm_vpred.sigma_min": "CosXL",
+}
+"""Tensors by which ComfyUI's supported_models.py knows checkpoints that were trained with EDM's noise levels."""
+_KNOWN_SCALARS = re.compile(r"v_pred$|ztsnr$|model_ema\.|.*(logit_scale|num_batches_tracked|global_step|epoch|logvar)$")
+
+
+def _check_marks(shapes: Shapes, path: Path) -> None:
+    """Raises WeightsError for marker tensors that say of the checkpoint what is not supported, or not known, here."""
+    if (mark := next((mark for mark in _EDM_MARKS if mark in shapes), None)) is not None:
+        raise WeightsError(
+            f"{path} is a checkpoint of {_EDM_MARKS[mark]} (it holds {mark}), whose noise schedule (EDM) is not "
+            "supported"
+        )
+    parts = (UNET, VAE, "cond_stage_model.", "conditioner.")
+    scalars = [name for name, shape in shapes.items() if shape in ((), (0,), (1,)) and not name.startswith(parts)]
+    if unknown := [name for name in scalars if not _KNOWN_SCALARS.match(name)]:
+        raise WeightsError(
+            f"{path} is marked by {', '.join(unknown[:3])}, which is not known here and may change what its UNet "
+            "predicts: give it as a folder in diffusers' layout"
+        )
+
+
+def _ends_in_noise(alphas: Tensor | None, path: Path) -> bool:
+    """Whether the noise schedule that old checkpoints hold, `alphas_cumprod`, is the published one with zero SNR.
+
+    Raises WeightsError when it is neither that nor the published one.
+    """
+    if alphas is None:
+        return False
+    config = {name: value for name, value in _NOISE.items() if name in ("beta_schedule", "beta_start", "beta_end")}
+    ddim = importlib.import_module("diffusers").DDIMScheduler
+    for zero_snr in (False, True):
+        published: Tensor = ddim(**config, rescale_betas_zero_snr=zero_snr).alphas_cumprod
+        if alphas.shape == published.shape and torch.allclose(alphas.float(), published, atol=2e-3):
+            return zero_snr
+    raise WeightsError(f"{path} holds a noise schedule (alphas_cumprod) that is not Stable Diffusion's: not supported")
+
+
 def _told(shapes: Shapes) -> str | None:
     """What another kind of file is, where that can be told."""
     names = list(shapes)
@@ -192,12 +248,20 @@ def _told(shapes: Shapes) -> str | None:
         "is an IP-Adapter: give it as adapter": r"image_proj\.|ip_adapter\.",
         "is a LoRA: give it as lora": r"lora_(unet|te)|.*\.lora_(A|B|down|up)\.|.*lora_(down|up)\.weight",
         "is a ControlNet: give it as a control": r"control_model\.|controlnet_cond_embedding\.|controlnet_",
+        "is an IP-Adapter as trained: give it as adapter": r"(module\.)?(image_proj_model|adapter_modules)\.",
         "is an image encoder: give it as image encoder": r"vision_model\.|visual_projection\.",
         "is SDXL's refiner, which takes no style": r"conditioner\.embedders\.0\.model\.",
         "is of Stable Diffusion 2": r"cond_stage_model\.model\.",
         "is of Stable Diffusion 3": r".*joint_blocks\.",
         "is of Flux": r".*double_blocks\.",
-        "is a UNet in diffusers' names: give the folder it came in": r"down_blocks\.|up_blocks\.",
+        "is of Stable Cascade": r".*(clip_txt_mapper|clf\.1\.weight|effnet_mapper)",
+        "is of a diffusion transformer": r".*(transformer_blocks\.0\.attn\.|t_embedder\.|x_embedder\.)",
+        "is quantised by bitsandbytes": r".*\.(absmax|quant_map|quant_state)",
+        "is a UNet alone: give the whole checkpoint": r"(diffusion_model\.|unet\.)?(input_blocks|output_blocks)\.",
+        "is a UNet in diffusers' names: give the folder it came in": r"(unet\.)?(down_blocks|up_blocks)\.",
+        "is a textual inversion": r"string_to_param|emb_params$|clip_[lg]$",
+        "is a T2I-Adapter": r"(adapter\.)?body\.\d",
+        "is a text encoder alone": r"(text_model|encoder\.block)\.",
         "is a VAE alone": r"(encoder|decoder)\.(conv_in|mid|down|up)",
     }
     return next((what for what, pattern in telling.items() if any(re.match(pattern, name) for name in names)), None)
@@ -254,11 +318,11 @@ def _text_layout(words: int, places: int, width: int, layers: int, wide: int) ->
     }
 
 
-def _schedule(shapes: Shapes, metadata: Mapping[str, str], xl: bool) -> dict[str, Any]:
+def _schedule(shapes: Shapes, metadata: Mapping[str, str], xl: bool, ends_in_noise: bool) -> dict[str, Any]:
     """The scheduler that was published with the family, with what the file says of its training.
 
-    Velocity and a schedule that ends in pure noise are told by the empty tensors `v_pred` and `ztsnr`, which ComfyUI
-    reads too, or by the metadata that the ModelSpec standard names.
+    Velocity and a schedule that ends in pure noise are marked by the tensors `v_pred` and `ztsnr`, which ComfyUI reads
+    too, by the metadata that the ModelSpec standard names, or by a schedule that the file itself holds.
     """
     velocity = "v_pred" in shapes or metadata.get("modelspec.prediction_type", "").lower() in ("v", "v_prediction")
     given: dict[str, Any] = {
@@ -267,7 +331,7 @@ def _schedule(shapes: Shapes, metadata: Mapping[str, str], xl: bool) -> dict[str
         "prediction_type": "v_prediction" if velocity else "epsilon",
         "timestep_spacing": "leading",
     }
-    if "ztsnr" in shapes:
+    if "ztsnr" in shapes or ends_in_noise:
         # PNDM cannot begin in pure noise; with trailing steps the first is where training's noise ends.
         given |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         given |= {} if xl else {"_class_name": "DDIMScheduler"}
@@ -282,14 +346,3 @@ def _count(shapes: Shapes, prefix: str) -> int:
 
 def _diffusers() -> Any:
     return importlib.import_module("diffusers.loaders.single_file_utils")
-
-
-class _Renamed:
-    """An open file whose tensors go by other names."""
-
-    def __init__(self, file: TensorFile, names: Mapping[str, str]) -> None:
-        self.file, self.names, self.metadata = file, names, file.metadata
-        self.shapes: Shapes = {new: file.shapes[old] for new, old in names.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self.file.read(self.names[name])

@@ -39,6 +39,15 @@ class TensorFile(Protocol):
         ...
 
 
+_NO_WEIGHTS: Mapping[bytes, str] = {
+    b"gguf": "a quantised GGUF file, which is not supported: ask for it as .safetensors",
+    b"version h": "a pointer of Git LFS and not the weights: fetch the file itself (git lfs pull)",
+    b"<!doctype": "a web page and not the weights: download the file itself",
+    b"<html": "a web page and not the weights: download the file itself",
+}
+"""What people have in place of weights, by its first bytes in lower case."""
+
+
 @contextmanager
 def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[TensorFile, None, None]:
     """Open a .safetensors file (tensors are read when asked for) or a torch pickle of nothing but tensors.
@@ -58,6 +67,10 @@ def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[Te
         raise WeightsError(f"cannot read the weight file {path}: {e.strerror or e}") from e
     if not head:
         raise WeightsError(f"the weight file {path} is empty")
+    if (
+        kind := next((kind for start, kind in _NO_WEIGHTS.items() if head.lower().startswith(start)), None)
+    ) is not None:
+        raise WeightsError(f"the file {path} is {kind}")
     if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         yield _PickleFile(path, inside)
         return
@@ -67,6 +80,18 @@ def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[Te
         raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file at all: {e}") from e
     with opened as handle:
         yield _SafetensorsFile(path, handle)
+
+
+class RenamedTensors:
+    """An open file whose tensors go by other names; those without one are left out."""
+
+    def __init__(self, file: TensorFile, names: Mapping[str, str]) -> None:
+        """`names`: the stored name by the new one."""
+        self.file, self.names, self.metadata = file, names, file.metadata
+        self.shapes = {new: file.shapes[stored] for new, stored in names.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self.file.read(self.names[name])
 
 
 class _SafetensorsFile:
@@ -115,6 +140,8 @@ def _beside() -> list[Any]:
 
 def first_row(file: TensorFile, name: str) -> Tensor:
     """The first row of a tensor as stored, without reading the rest where the format allows it."""
+    if isinstance(file, RenamedTensors):
+        return first_row(file.file, file.names[name])
     if isinstance(file, _SafetensorsFile):
         return file.handle.get_slice(name)[:1]
     return file.read(name)[:1]

@@ -1,7 +1,9 @@
 """Which family a UNet belongs to: told from its layout and never from a name, since a folder may be called anything."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, cast
 
 from instantstyle.blocks import UNetConfig
@@ -57,6 +59,26 @@ _MUST: Mapping[str, tuple[object, ...]] = {
     "reverse_transformer_layers_per_block": (None,),
 }
 """What a UNet of ours must say about itself, where it says anything."""
+
+
+def check_scheduler(config: Mapping[str, Any]) -> None:
+    """Raises WeightsError for a `scheduler_config.json` whose noise schedule is not Stable Diffusion's.
+
+    The sampler relies on `alphas_cumprod`, made of betas: EDM's schedulers (Playground 2.5, CosXL) and those of
+    flow matching have none, and another sampler with their settings would draw with a schedule that was never trained.
+    """
+    name = str(config.get("_class_name", "DDIMScheduler"))
+    kind: Any = getattr(import_module("diffusers"), name, None)
+    if kind is None:
+        raise WeightsError(f"the model asks for the scheduler {name}, which this version of diffusers does not have")
+    if "beta_start" not in inspect.signature(kind.__init__).parameters:
+        whose = " as Playground 2.5 and CosXL do" if name.startswith("EDM") else ""
+        raise WeightsError(
+            f"the model asks for the scheduler {name}{whose}, whose noise schedule is not supported: SDXL, SD1.5 and "
+            "fine-tunings with their betas are"
+        )
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise WeightsError(f"the model's scheduler has {config['timestep_type']} time steps, which are not supported")
 
 
 def _unet_config(config: Mapping[str, Any]) -> UNetConfig:

@@ -5,7 +5,7 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from instantstyle.encoders.clip import (
     load_image_encoder,
     load_text_encoder,
 )
-from instantstyle.errors import PlanError, WeightsError
+from instantstyle.errors import InputError, PlanError, WeightsError, did_you_mean
 from instantstyle.families import BASE_PRESETS, Family, make_presets
 from instantstyle.model import AdapterWithEncoder, Model, OffloadMode
 from instantstyle.networks.unet import UNet
@@ -54,7 +54,7 @@ def load(
     loras: Sequence[tuple[str | Path, float]] = (),
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-    memory: OffloadMode = "keep",
+    memory: Literal["keep", "free", "offload"] | OffloadMode = "keep",
     tile: bool = False,
 ) -> Model:
     """Load a model: a built-in's name, "sdxl", "sd15", a folder in diffusers' layout, a checkpoint's file, a hub id.
@@ -62,7 +62,8 @@ def load(
     `adapter` is an IP-Adapter file, its path on the hub or its name in a model tree, by default the one that comes with
     the model; several are a list, known by their files' names, or a dictionary.  `image_encoder` is needed where none
     lies beside model or adapter, `content_encoder` (a CLIP's folder or hub id) to subtract content in an adapter whose
-    CLIP is not the model's.  `memory` says what stays on the device; `tile` decodes large pictures in parts.
+    CLIP is not the model's.  `memory` is an `OffloadMode`, or keep, free or offload for none, reload and sequential;
+    `tile` decodes large pictures in parts.
 
     `controls` are ControlNets by kind (`controls.KINDS`, or any name for pictures given as they are), beside those that
     come with the model; `depth` is a depth model of transformers for the kind depth.  `loras` are LoRAs, each with how
@@ -78,8 +79,9 @@ def load(
     family = apply_checkpoint_config(family_of(found.config("unet/config.json")), found)
     check_scheduler(found.config("scheduler/scheduler_config.json"))
     kind = pick_dtype(dtype, where, count_parameters(family.unet))
-    home = where if memory != "offload" else torch.device("cpu")
-    keep = memory != "free"
+    offload_mode = parse_offload_mode(memory)
+    home = where if offload_mode != "sequential" else torch.device("cpu")
+    keep = offload_mode != "reload"
     unet = load_denoiser(found, family, kind, home)
     known: tuple[tuple[Part, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
     towers = tuple(
@@ -126,8 +128,18 @@ def load(
         dtype=kind,
         source=found,
         loras=tuple((str(path), float(weight)) for path, weight in loras),
+        offload_mode=offload_mode,
     )
-    return _offloaded(loaded) if memory == "offload" else loaded
+    return _offloaded(loaded) if offload_mode == "sequential" else loaded
+
+
+def parse_offload_mode(text: str) -> OffloadMode:
+    """An offload mode by either of its names.  Raises InputError."""
+    modes: dict[str, OffloadMode] = {"keep": "none", "free": "reload", "offload": "sequential"}
+    modes |= {mode: mode for mode in modes.values()}
+    if text not in modes:
+        raise InputError(f"there is no memory mode {text!r}: give keep, free or offload{did_you_mean(text, modes)}")
+    return modes[text]
 
 
 def _with_loras(

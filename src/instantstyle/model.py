@@ -7,6 +7,7 @@ tokenizers are borrowed from transformers and diffusers, here and in `encoders`.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Literal, cast
 
 import torch
@@ -27,9 +28,9 @@ from instantstyle.weights.depth import DepthEstimator
 from instantstyle.weights.fingerprint import sampled, weights_hash
 from instantstyle.weights.resolve import ResolvedModel
 
-OffloadMode = Literal["keep", "free", "offload"]
-"""What stays on the device: everything; all but the text and image encoders, which are read anew for each use; or the
-layer that is at work, the rest waiting in main memory (accelerate's sequential offload)."""
+OffloadMode = Literal["none", "reload", "sequential"]
+"""What stays on the device: everything; all but the text and image encoders, which are read from their files for each
+use; or the layer that computes, the rest waiting in main memory (accelerate's `cpu_offload`)."""
 
 TEXT_TOWERS: Mapping[int, str] = {
     768: "openai/clip-vit-large-patch14",
@@ -75,6 +76,7 @@ class Model:
     source: ResolvedModel
     loras: tuple[tuple[str, float], ...] = ()
     """The LoRA files whose changes are in the weights, and how much of each."""
+    offload_mode: OffloadMode = "none"
 
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str], reading: PromptMode = "plain") -> TextEmbeddings:
@@ -281,7 +283,8 @@ class Model:
 
     def _tensors(self, *, peek: bool = False) -> Iterator[tuple[str, Tensor]]:
         for part, net in self.networks.items():
-            yield from ((f"{part}.{name}", tensor) for name, tensor in net.state_dict().items())
+            state = _offloaded_state(net) if self.offload_mode == "sequential" else net.state_dict()
+            yield from ((f"{part}.{name}", tensor) for name, tensor in state.items())
         for name, adapter in self._adapters.items():
             for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
                 for site in weights:
@@ -293,6 +296,13 @@ class Model:
         others = {f"adapter.{name}": each.adapter for name, each in list(self.adapters.items())[1:]}
         named = {"adapter": self.adapter, "style_adapter": self.style_adapter, **others}
         return {name: adapter for name, adapter in named.items() if adapter is not None}
+
+
+def _offloaded_state(net: nn.Module) -> Mapping[str, Tensor]:
+    """The state of a network whose layers accelerate keeps elsewhere; of one that it does not, its own."""
+    modeling: Any = import_module("accelerate.utils.modeling")
+    has_hooks = any(hasattr(module, "_hf_hook") for module in net.modules())
+    return modeling.get_state_dict_offloaded_model(net) if has_hooks else net.state_dict()
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 
 from instantstyle.blocks import Site
+from instantstyle.errors import InputError
 from instantstyle.families import Family, LoRATraining
 from instantstyle.methods.content_subtraction import effective_weight
 from instantstyle.methods.injection import Injection, Preparation, PreparationStep
@@ -34,6 +35,11 @@ def b_lora(model: Model, request: ResolvedRequest) -> Preparation[Injection]:
     sites = [site for site in model.family.unet.sites if request.plan.scale(site)]
     if not sites:
         return Injection(window=request.window)
+    if model.offload_mode == "sequential":
+        raise InputError(
+            "method 'b-lora' changes the UNet's weights, which are not there between steps when layers are offloaded: "
+            "load the model with memory keep or free"
+        )
     content = ", ".join(dict.fromkeys(phrase for each in request.references for phrase in each.content))
     pictures = [reference.given.image.open() for reference in request.references]
     training = cached_or_train(model, pictures, _training_settings(model.family, request.options, content))

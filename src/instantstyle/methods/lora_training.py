@@ -117,10 +117,11 @@ def train_lora(
     parameters = [p for layer in layers.values() for p in (layer.down, layer.up)]
     optimiser = torch.optim.AdamW(parameters, lr=fitting.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
     loss, watch = _loss(model, net, pictures, plan, fitting, seed), _watch.get()
-    step, saved_at = _resume(keep, parameters, optimiser), time.monotonic()
+    step, saved_at, in_step = _resume(keep, parameters, optimiser), time.monotonic(), False
     with _defer_sigint() as asked:
         try:
             while step < fitting.steps:
+                in_step = True
                 with torch.enable_grad():  # an engine steps without
                     value = loss(step)
                 if not value.isfinite():
@@ -129,7 +130,7 @@ def train_lora(
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-                step += 1
+                step, in_step = step + 1, False
                 progress = TrainProgress(step, fitting.steps, float(value.detach()))
                 if watch is not None:
                     watch(progress)
@@ -141,8 +142,9 @@ def train_lora(
                     saved_at = time.monotonic()
         except InstantStyleError:
             raise
-        except BaseException:  # between two steps, where the state is whole
-            _save(keep, step, parameters, optimiser)
+        except BaseException:
+            if not in_step:  # a step that failed may have spoiled the state
+                _save(keep, step, parameters, optimiser)
             raise
     factors = {name: LoRAFactors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
     if keep is not None:

@@ -21,6 +21,8 @@ class DepthEstimator:
     net: Any
     processor: Any
     spec: str
+    device: torch.device
+    """Where it computes; the parameters of an offloaded network are elsewhere."""
 
     @torch.no_grad()
     def estimate(self, picture: Image.Image) -> UInt8[np.ndarray, "height width"]:
@@ -29,7 +31,7 @@ class DepthEstimator:
         Models of relative depth (MiDaS, Depth Anything) give more for what is nearer; those that say of themselves that
         they measure metres give less, and are turned round.
         """
-        pixels = self.processor(images=picture, return_tensors="pt").to(self.net.device, self.net.dtype)
+        pixels = self.processor(images=picture, return_tensors="pt").to(self.device, self.net.dtype)
         seen = self.processor.post_process_depth_estimation(self.net(**pixels), [picture.size[::-1]])
         near = seen[0]["predicted_depth"].float().cpu().numpy().astype(np.float64)
         if getattr(self.net.config, "depth_estimation_type", "relative") == "metric":
@@ -56,4 +58,4 @@ def load_depth(spec: str | Path, device: torch.device) -> DepthEstimator:
             ) from e
     if missing := sorted(info.get("missing_keys") or ()):
         raise WeightsError(f"the depth model {spec} lacks {len(missing)} weights: {', '.join(missing[:3])}")
-    return DepthEstimator(net.to(device).requires_grad_(False).eval(), processor, str(spec))
+    return DepthEstimator(net.to(device).requires_grad_(False).eval(), processor, str(spec), device)

@@ -45,7 +45,7 @@ def sparing(memory: Any) -> Model:
 def drawn(model: Model, fields: dict[str, Any]) -> torch.Tensor:
     options = {"fit-steps": 1, "fit-rank": 1} if fields.get("method") == "b-lora" else {}
     references = [] if fields.get("method") == "none" else [StyleReference(tiny_models.picture(1))]
-    given = {"prompt": "a cat", "references": references, "steps": 2, "seed": 3, "options": options}
+    given: dict[str, Any] = {"prompt": "a cat", "references": references, "steps": 2, "seed": 3, "options": options}
     run = Engine(model).submit(Request(**(given | fields)))
     for _ in run:
         pass
@@ -91,7 +91,8 @@ def test_no_state_is_kept_of_a_step_that_was_not_done(
     model, keep = tiny_models.model("sdxl"), tmp_path / "fit.state"
     fitting = LoRATraining(rank=1, steps=3, learning_rate=1e-3, batch=1, prompt="a cat")
     calls = 0
-    step = torch.optim.AdamW.step
+    adamw: Any = torch.optim.AdamW
+    step = adamw.step
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls

@@ -86,7 +86,12 @@ class Model:
         """
         if reading != "plain":
             context, embeds = encode_weighted_prompts(
-                self.text_encoders, texts, self.family.clip_skip, reading, self.device
+                self.text_encoders,
+                texts,
+                self.family.clip_skip,
+                reading,
+                self.device,
+                final_norm=self.family.clip_skip_final_norm,
             )
             return TextEmbeddings(
                 context, embeds if self.family.unet.pooled_projection_dim is not None else None, embeds

@@ -103,7 +103,7 @@ def test_no_state_is_kept_of_a_step_that_was_not_done(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", broken)
     with pytest.raises(RuntimeError, match="out of luck"):
-        train_lora(model, [tiny_models.picture(1)], b_lora_blocks(model.family), fitting, keep=keep)
+        list(train_lora(model, [tiny_models.picture(1)], b_lora_blocks(model.family), fitting, keep=keep))
     assert not keep.exists()
     monkeypatch.undo()
 
@@ -111,5 +111,5 @@ def test_no_state_is_kept_of_a_step_that_was_not_done(
         raise InterruptedError
 
     with pytest.raises(InterruptedError), on_progress(stop):
-        train_lora(model, [tiny_models.picture(1)], b_lora_blocks(model.family), fitting, keep=keep)
+        list(train_lora(model, [tiny_models.picture(1)], b_lora_blocks(model.family), fitting, keep=keep))
     assert torch.load(keep, weights_only=True)["step"] == 1

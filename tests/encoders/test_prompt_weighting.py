@@ -1,5 +1,6 @@
 """Long and weighted texts are compel's own embeddings of the same folder; plain texts stay what they were."""
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -80,3 +81,12 @@ def test_runs_with_long_texts_go_beside_others() -> None:
     assert runs[1].result().images
     with pytest.raises(InputError, match="tokens long"):
         engine.submit(long.model_copy(update={"reading": "plain"}))
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_clip_skip_is_the_same_in_every_mode(name: str, clip_skip: int) -> None:
+    model = tiny_models.model(name)
+    skipped = dataclasses.replace(model, family=dataclasses.replace(model.family, clip_skip=clip_skip))
+    plain, weighted = (skipped.encode_prompt(["a red cat"], mode).prompt_embeds for mode in ("plain", "weighted"))
+    torch.testing.assert_close(plain, weighted, atol=1e-5, rtol=1e-4)

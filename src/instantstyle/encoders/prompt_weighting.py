@@ -26,18 +26,24 @@ PromptMode = Literal["plain", "long", "weighted"]
 
 
 def encode_weighted_prompts(
-    text_encoders: Sequence[TextEncoder], texts: Sequence[str], clip_skip: int, mode: PromptMode, device: torch.device
+    text_encoders: Sequence[TextEncoder],
+    texts: Sequence[str],
+    clip_skip: int,
+    mode: PromptMode,
+    device: torch.device,
+    *,
+    final_norm: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The hidden states of texts, [n, chunks x length, context_dim], and their projected embedding [n, dim], if any.
 
-    The embedding is of the first chunk and knows no weights, as in compel and diffusers.  `clip_skip` as
-    `TextEncoder.encode` takes it; `device` is where the encoders compute.  Raises InputError for what cannot be read.
+    The embedding is of the first chunk and knows no weights, as in compel and diffusers.  `clip_skip` and
+    `final_norm` as `TextEncoder.encode` takes them; `device` is where the encoders compute.  Raises InputError for what cannot be read.
     """
     contexts: list[list[Tensor]] = []
     empty_contexts: list[Tensor] = []
     embeds: Tensor | None = None
     for text_encoder in text_encoders:
-        compel = _compel(text_encoder, clip_skip, device)
+        compel = _compel(text_encoder, clip_skip, device, final_norm=final_norm)
         encoded = [_encode_weighted(compel, text) if mode == "weighted" else _encode(compel, text) for text in texts]
         contexts.append([context for context, _ in encoded])
         empty_contexts.append(compel.conditioning_provider.empty_z)
@@ -70,7 +76,7 @@ class _EncoderOnDevice:
         return getattr(self.net, name)
 
 
-def _compel(text_encoder: TextEncoder, clip_skip: int, device: torch.device) -> Any:
+def _compel(text_encoder: TextEncoder, clip_skip: int, device: torch.device, *, final_norm: bool) -> Any:
     """Compel with the hidden states that the family reads."""
     if clip_skip not in (1, 2):
         raise InputError(
@@ -79,13 +85,14 @@ def _compel(text_encoder: TextEncoder, clip_skip: int, device: torch.device) -> 
     compel: Any = import_module("compel")
     net = text_encoder.net.load() if isinstance(text_encoder.net, ReloadedModule) else text_encoder.net
     kinds = compel.ReturnedEmbeddingsType
+    penultimate = (
+        kinds.PENULTIMATE_HIDDEN_STATES_NORMALIZED if final_norm else kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+    )
     return compel.Compel(
         tokenizer=text_encoder.tokenizer,
         text_encoder=_EncoderOnDevice(net, device),
         truncate_long_prompts=False,
-        returned_embeddings_type=(
-            kinds.LAST_HIDDEN_STATES_NORMALIZED if clip_skip == 1 else kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
-        ),
+        returned_embeddings_type=kinds.LAST_HIDDEN_STATES_NORMALIZED if clip_skip == 1 else penultimate,
         model_max_length=text_encoder.max_length,
         device=device,
     )

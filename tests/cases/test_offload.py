@@ -12,7 +12,6 @@ from instantstyle.errors import InputError
 from instantstyle.families import LoRATraining
 from instantstyle.loading import load, parse_offload_mode
 from instantstyle.methods import METHODS
-from instantstyle.methods.b_lora import b_lora_blocks
 from instantstyle.methods.lora_training import on_progress, train_lora
 from instantstyle.model import Model
 from instantstyle.request import Init, Request, StyleReference
@@ -103,7 +102,7 @@ def test_no_state_is_kept_of_a_step_that_was_not_done(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", broken)
     with pytest.raises(RuntimeError, match="out of luck"):
-        list(train_lora(model, [tiny_models.picture(1)], b_lora_blocks(model.family), fitting, keep=keep))
+        list(train_lora(model, [tiny_models.picture(1)], model.family.b_lora_blocks, fitting, keep=keep))
     assert not keep.exists()
     monkeypatch.undo()
 
@@ -111,5 +110,5 @@ def test_no_state_is_kept_of_a_step_that_was_not_done(
         raise InterruptedError
 
     with pytest.raises(InterruptedError), on_progress(stop):
-        list(train_lora(model, [tiny_models.picture(1)], b_lora_blocks(model.family), fitting, keep=keep))
+        list(train_lora(model, [tiny_models.picture(1)], model.family.b_lora_blocks, fitting, keep=keep))
     assert torch.load(keep, weights_only=True)["step"] == 1

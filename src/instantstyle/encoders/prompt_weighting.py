@@ -37,7 +37,8 @@ def encode_weighted_prompts(
     """The hidden states of texts, [n, chunks x length, context_dim], and their projected embedding [n, dim], if any.
 
     The embedding is of the first chunk and knows no weights, as in compel and diffusers.  `clip_skip` and
-    `final_norm` as `TextEncoder.encode` takes them; `device` is where the encoders compute.  Raises InputError for what cannot be read.
+    `final_norm` as `TextEncoder.encode` takes them; `device` is where the encoders compute.  Raises InputError for what
+    cannot be read.
     """
     contexts: list[list[Tensor]] = []
     empty_contexts: list[Tensor] = []

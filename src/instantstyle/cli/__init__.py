@@ -17,6 +17,8 @@ from instantstyle.cli.generate import generate_command
 from instantstyle.cli.help import RequestCommand
 from instantstyle.cli.invert import invert
 from instantstyle.cli.output import print_note, robust_streams
+from instantstyle.cli.serve import EPILOG as SERVE_EXAMPLES
+from instantstyle.cli.serve import serve
 from instantstyle.cli.similarity import similarity
 from instantstyle.cli.style import style
 from instantstyle.cli.train import app as train
@@ -39,6 +41,7 @@ app.command()(compare)
 app.command()(evaluate)
 app.command()(probe)
 app.command()(similarity)
+app.command(epilog=SERVE_EXAMPLES)(serve)
 app.add_typer(style)
 app.add_typer(adapter)
 app.add_typer(train)

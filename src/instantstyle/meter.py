@@ -1,0 +1,144 @@
+"""Meter: did the style arrive?  From the model's own CLIP, against the same seed without the reference.
+
+Three numbers, each a cosine between -1 and 1:
+
+    prompt   cos(image(x), text(prompt))                                    how near the picture is to its words
+    look     cos(image(x) - P x, image(r) - P r), P the span of the words   how near it is to the reference's look
+    content  cos(image(x), text(what the reference shows))                  how much of the reference's content came along
+
+The words that are taken out for `look` are the prompt's and the content's: what both pictures show is no likeness of
+their style.  What CLIP does not see (a brush's exact hand, small detail) the meter does not see either; how far it
+agrees with true pictures is measured by benchmarks/meter.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from instantstyle.errors import InputError
+from instantstyle.methods.content_subtraction import subtract
+from instantstyle.methods.reference_embedding import look as embed_references
+from instantstyle.methods.reference_embedding import understand as normalize_prompt
+from instantstyle.model import Model
+from instantstyle.request import Request, StyleReference
+
+
+@dataclass(frozen=True)
+class MeterReading:
+    """Cosines of one picture, and of the picture of the same seed without the reference."""
+
+    prompt: float
+    look: float
+    content: float | None
+    """None where nobody said what the reference shows and the model has no vocabulary to guess from."""
+    prompt_without: float
+    look_without: float
+    content_without: float | None
+    content_words: str | None
+
+    @property
+    def score(self) -> float:
+        """What pictures of one request are ranked by: words and look gained, content that came along taken off."""
+        leaked = 0.0 if self.content is None else max(0.0, self.content - (self.content_without or 0.0))
+        return self.prompt + self.look - leaked
+
+    def as_dict(self) -> dict[str, float | str | None]:
+        """For JSON; rounded to what can be told apart."""
+        given = {name: round(x, 4) if isinstance(x, float) else x for name, x in asdict(self).items()}
+        return {**given, "score": round(self.score, 4)}
+
+
+def without_reference(request: Request) -> Request:
+    """The same request with no style: what the meter compares with."""
+    return request.model_copy(update={"references": (), "method": "none", "plan": "style", "options": {}})
+
+
+def can_measure(model: Model, request: Request) -> bool:
+    """Whether there is a reference, and a CLIP that sees and reads in one space."""
+    if not request.references or model.eyes is None:
+        return False
+    try:
+        _texts(model, ["a"], _width(model))
+    except InputError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def measure(
+    model: Model, request: Request, images: Sequence[Image.Image], without: Sequence[Image.Image]
+) -> list[MeterReading]:
+    """A reading of each picture of a request; `without` are those of `without_reference(request)`, as many.
+
+    Raises InputError where the model has no CLIP for it: see `can_measure`.
+    """
+    references = [each for each in request.references if each.weight] or list(request.references)
+    if not references:
+        raise InputError("there is no reference to measure by: give the request a style reference")
+    width = _width(model)
+    seen, bare = F.normalize(_see(model, images), dim=-1), F.normalize(_see(model, without), dim=-1)
+    shown = F.normalize(_reference(model, request, references), dim=-1)
+    prompt = _texts(model, [request.prompt], width)
+    words = content_of(model, request, references, shown)
+    content = _texts(model, words, width) if words else None
+    spanned = prompt if content is None else torch.cat([prompt, content])
+    readings: list[MeterReading] = []
+    numbers = [_cosines(x, shown, prompt, content, spanned) for x in (seen, bare)]
+    for (p, look, c), (p0, look0, c0) in zip(*numbers, strict=True):
+        readings.append(MeterReading(p, look, c, p0, look0, c0, ", ".join(words) or None))
+    return readings
+
+
+def content_of(
+    model: Model, request: Request, references: Sequence[StyleReference], shown: Float[Tensor, "1 dim"]
+) -> list[str]:
+    """What the references show: as said, else the nearest word of the model's vocabulary, else nothing."""
+    said = [phrase for each in references for phrase in each.contents if phrase.strip().lower() != "auto"]
+    if said:
+        return list(dict.fromkeys(said))
+    if not model.vocabulary:
+        return []
+    nearest = (shown @ F.normalize(model.vocabulary_embeds(shown.shape[-1]), dim=-1).T)[0].argmax()
+    return [model.vocabulary[int(nearest)]]
+
+
+def _cosines(
+    x: Float[Tensor, "n dim"],
+    shown: Float[Tensor, "1 dim"],
+    prompt: Float[Tensor, "1 dim"],
+    content: Float[Tensor, "m dim"] | None,
+    spanned: Float[Tensor, "k dim"],
+) -> list[tuple[float, float, float | None]]:
+    near = x @ prompt.T
+    bare, wanted = subtract(x, spanned, 1.0, "projected"), subtract(shown, spanned, 1.0, "projected")
+    look = F.normalize(bare, dim=-1) @ F.normalize(wanted, dim=-1).T
+    came = None if content is None else (x @ content.T).amax(-1)
+    return [
+        (float(near[i, 0]), float(look[i, 0]), None if came is None else float(came[i])) for i in range(len(x))
+    ]
+
+
+def _reference(model: Model, request: Request, references: Sequence[StyleReference]) -> Float[Tensor, "1 dim"]:
+    """The weighted mean of the references' embeddings."""
+    seen = F.normalize(embed_references(model, [each.image for each in references], request.fit).float(), dim=-1)
+    weights = torch.tensor([each.weight or 1.0 for each in references], device=seen.device)
+    return (seen * weights[:, None]).sum(0, keepdim=True)
+
+
+def _see(model: Model, images: Sequence[Image.Image]) -> Float[Tensor, "n dim"]:
+    return model.see(list(images)).float()
+
+
+def _width(model: Model) -> int:
+    assert model.eyes is not None
+    return int(model.eyes.net.config.projection_dim)
+
+
+def _texts(model: Model, texts: Sequence[str], width: int) -> Float[Tensor, "n dim"]:
+    read = [normalize_prompt(model, text).text for text in texts]
+    return F.normalize(model.say_content(read, width).float(), dim=-1)

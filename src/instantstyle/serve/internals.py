@@ -1,0 +1,177 @@
+"""What the studio uses of the package besides its public names, in one place.
+
+No torch is imported with this module, so that a server answers before its model is loaded.
+"""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from instantstyle.blocks import parse_plan
+from instantstyle.encoders.prompt_vocabulary import Names
+from instantstyle.errors import InputError, nearest
+from instantstyle.request import Request, version
+from instantstyle.request.style_card import SUFFIX as CARD_SUFFIX
+from instantstyle.request.style_card import StyleCard, known_cards, read_card
+from instantstyle.request.third_party_metadata import read_request
+from instantstyle.utils import atomic_files, images
+
+if TYPE_CHECKING:
+    from instantstyle.model import Model
+
+__all__ = [
+    "CARD_SUFFIX",
+    "Names",
+    "compare_images",
+    "encode_png",
+    "encode_webp",
+    "known_cards",
+    "load_image",
+    "prompt_vocabulary",
+    "read_card",
+    "read_request",
+    "remove_stale_temp_files",
+    "strip_metadata",
+    "version",
+    "write_png",
+    "write_whole",
+]
+
+load_image = images.read
+encode_png = images.png
+remove_stale_temp_files = atomic_files.sweep
+write_whole = atomic_files.write_whole
+
+
+def write_png(picture: Image.Image, path: Path, request_json: str, parameters: str) -> None:
+    """Write a PNG whole, its request inside.  Raises OutputError."""
+    images.write_png(picture, path, request_json, parameters)
+
+
+def strip_metadata(content: bytes) -> bytes:
+    """The same pixels without a word of how they were made."""
+    with Image.open(io.BytesIO(content)) as opened:
+        return images.png(opened.convert("RGB"))
+
+
+def encode_webp(picture: Image.Image, longest: int) -> bytes:
+    """A small lossy copy, for previews and thumbnails."""
+    small = picture.copy()
+    small.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
+
+
+def compare_images(before: Image.Image, after: Image.Image) -> dict[str, int | bool]:
+    """Whether two pictures are the same to the pixel; else how many differ, and the largest difference of a channel."""
+    if before.size != after.size:
+        pixels = before.width * before.height
+        return {"identical": False, "differing": pixels, "pixels": pixels, "largest": 255}
+    apart = np.abs(np.asarray(before.convert("RGB"), np.int16) - np.asarray(after.convert("RGB"), np.int16)).max(-1)
+    differing = int((apart > 0).sum())
+    return {
+        "identical": differing == 0,
+        "differing": differing,
+        "pixels": int(apart.size),
+        "largest": int(apart.max()),
+    }
+
+
+def check_fits(model: "Model", request: "Request") -> None:
+    """Refuse at once what the model would refuse later.  Raises InputError."""
+    from instantstyle.methods import METHODS
+    from instantstyle.sampling.schedulers import SAMPLERS
+
+    if request.method not in METHODS:
+        raise InputError(
+            f"there is no method {request.method!r}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}"
+        )
+    parse_plan(request.plan, model.family.unet, model.family.presets)
+    if request.sampler is not None and request.sampler not in SAMPLERS:
+        raise InputError(
+            f"there is no sampler {request.sampler!r}: give one of {', '.join(SAMPLERS)}"
+            f"{nearest(request.sampler, SAMPLERS)}"
+        )
+
+
+def method_table(model: "Model") -> list[dict[str, object]]:
+    """Each method with one line on it, its options, and whether its references may be masked."""
+    from instantstyle.methods import METHODS, OPTIONS, REGIONS, STRENGTHS
+
+    return [
+        {
+            "name": name,
+            "help": METHOD_HELP.get(name) or (method.__doc__ or "").strip().splitlines()[0],
+            "strength": STRENGTHS[name].what if name in STRENGTHS else None,
+            "masks": name in REGIONS,
+            "options": [
+                {
+                    "name": option,
+                    "default": spec.default,
+                    "help": spec.what,
+                    "low": spec.low,
+                    "high": spec.high,
+                    "choices": spec.choices,
+                }
+                for option, spec in OPTIONS[name].items()
+            ],
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+METHOD_HELP = {
+    "instantstyle": "The reference speaks only where style lives; what it shows is taken out. Start here.",
+    "ip-adapter": "The reference speaks everywhere: style and content come along.",
+    "style-aligned": "Drawn side by side with the reference, sharing its attention; no adapter is needed.",
+    "swapped": "Attention looks at the reference's keys and values in place of its own.",
+    "stylekeeper": "As swapped, and leakage is pushed away by guidance.",
+    "cleanstyle": "InstantStyle with the reference's content filtered out of its tokens step by step.",
+    "stylestudio": "The text's answer takes on the statistics of the image's.",
+    "b-lora": "Learns the reference as a small LoRA first: slow, close to it.",
+    "none": "No style: the bare model, to compare with.",
+}
+"""One line each, for people who choose."""
+
+
+def prompt_vocabulary(model: "Model") -> Names | None:
+    """The names of things that a model was taught, None for one that reads whatever is typed."""
+    from instantstyle.methods.reference_embedding import names
+
+    return names(model)
+
+
+def sampler_names() -> list[str]:
+    """The samplers a request may name."""
+    from instantstyle.sampling.schedulers import SAMPLERS
+
+    return list(SAMPLERS)
+
+
+def nearest_words(model: "Model", picture: Image.Image, count: int) -> list[str]:
+    """What a picture shows, by the words of the model's vocabulary, the likeliest first; none where it has no words."""
+    import torch.nn.functional as F
+
+    if not model.vocabulary or model.eyes is None:
+        return []
+    seen = model.see([picture])
+    near = (F.normalize(seen, dim=-1) @ F.normalize(model.vocabulary_embeds(seen.shape[-1]), dim=-1).T)[0]
+    return [model.vocabulary[int(i)] for i in near.topk(min(count, len(model.vocabulary))).indices]
+
+
+def make_style_card(
+    model: "Model", name: str, pictures: list[bytes], content: str | None, licence: str, credit: str
+) -> StyleCard:
+    """A card of pictures.  Raises InputError, PictureError."""
+    from instantstyle.methods.reference_embedding import make_card
+
+    return make_card(model, name, pictures, content=content, licence=licence, credit=credit)
+
+
+def count_tokens(model: "Model", text: str) -> int:
+    """Tokens of a text, by the model's first tokenizer, its begin and end left out."""
+    return max(0, len(model.towers[0].tokenizer(text, verbose=False).input_ids) - 2) if model.towers else 0

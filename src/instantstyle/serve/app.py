@@ -104,9 +104,14 @@ def _add_service_routes(app: FastAPI, studio: Studio, guard: Guard) -> None:
         return Response(studio.metrics_text(), headers={"Content-Type": studio.metrics.content_type})
 
     @app.get("/v1/session", tags=["service"])
-    def session(request: Request) -> dict[str, bool]:  # pyright: ignore[reportUnusedFunction]
-        """Whether a token is asked for, and was given: what the page looks at first."""
-        return {"token": guard.token is not None, "known": guard.knows(request.headers)}
+    def session(request: Request) -> dict[str, bool | str | None]:  # pyright: ignore[reportUnusedFunction]
+        """Whether a token is asked for, and was given, and whether the model is there: what the page looks at first."""
+        return {
+            "token": guard.token is not None,
+            "known": guard.knows(request.headers),
+            "ready": studio.worker.ready,
+            "failure": studio.worker.failure,
+        }
 
     guard.public = (*guard.public, "/v1/session")
 

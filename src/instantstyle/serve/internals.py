@@ -108,6 +108,7 @@ def method_table(model: "Model") -> list[dict[str, object]]:
             "help": METHOD_HELP.get(name) or (method.__doc__ or "").strip().splitlines()[0],
             "strength": STRENGTHS[name].what if name in STRENGTHS else None,
             "masks": name in REGIONS,
+            "live": name in LIVE_METHODS,
             "options": [
                 {
                     "name": option,
@@ -124,6 +125,8 @@ def method_table(model: "Model") -> list[dict[str, object]]:
     ]
 
 
+LIVE_METHODS = ("instantstyle", "ip-adapter", "cleanstyle", "stylestudio", "none")
+"""Methods that need nothing computed before their first step, and so can follow a slider."""
 METHOD_HELP = {
     "instantstyle": "The reference speaks only where style lives; what it shows is taken out. Start here.",
     "ip-adapter": "The reference speaks everywhere: style and content come along.",

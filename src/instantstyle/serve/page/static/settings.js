@@ -1,0 +1,110 @@
+// The settings of the next picture: one object, kept over a reload, told to whoever listens.
+
+const KEY = "settings-2";
+
+export const fresh = () => ({
+  prompt: "", negative: "", references: [], strength: 1, method: "instantstyle", plan: "style", seed: 7,
+  width: null, height: null, count: 1, steps: null, guidance: null, sampler: null, options: {},
+  control: null, init: null, live: true,
+});
+
+function restored() {
+  try {
+    return { ...fresh(), ...JSON.parse(localStorage.getItem(KEY) ?? "{}") };
+  } catch {
+    return fresh();
+  }
+}
+
+export const settings = restored();
+export const isFirstVisit = localStorage.getItem(KEY) === null;
+const listeners = new Set();
+
+export const onSettings = (f) => listeners.add(f);
+
+// `what` says what changed, so that forms draw themselves anew only where they must.
+export function change(fields, what = "all") {
+  Object.assign(settings, fields);
+  try {
+    localStorage.setItem(KEY, JSON.stringify(settings));
+  } catch { /* full or forbidden: the page works without memory */ }
+  for (const f of listeners) f(what);
+}
+
+export const plainSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
+
+let references = 0;
+export const newReference = (fields) => ({
+  key: `r${Date.now().toString(36)}${references++}`, url: "", value: null, thumb: "", name: "", style: null,
+  content: "", contentWeight: 0.5, weight: 1, plan: "", mask: null, licence: "", ...fields,
+});
+
+const maskValue = (mask) => (mask ? mask.value ?? mask.url : undefined);
+
+// A Request as JSON.  `given` overrides fields, as grids do.
+export function toRequest(given = {}, source = settings) {
+  const s = { ...source, ...given };
+  const request = { prompt: s.prompt, method: s.method, seed: s.seed, count: s.count };
+  if (s.negative) request.negative = s.negative;
+  if (s.method !== "ip-adapter" && s.plan !== "style") request.plan = s.plan;
+  if (s.width && s.height) request.size = [s.width, s.height];
+  for (const name of ["steps", "guidance", "sampler"]) if (s[name] !== null && s[name] !== "") request[name] = s[name];
+  if (Object.keys(s.options ?? {}).length) request.options = s.options;
+  if (s.references.length && s.method !== "none") {
+    request.references = s.references.map((each) => {
+      const reference = { image: each.value ?? each.url, weight: Math.round(1000 * each.weight * s.strength) / 1000 };
+      if (each.content && s.method !== "ip-adapter") {
+        reference.content = each.content;
+        reference.content_weight = each.contentWeight;
+      }
+      if (each.plan && s.method !== "ip-adapter") reference.plan = each.plan;
+      if (each.mask) reference.mask = maskValue(each.mask);
+      return reference;
+    });
+  } else {
+    request.method = "none";
+    delete request.plan;
+    delete request.options;
+  }
+  if (s.control) request.controls = [{ kind: s.control.kind, image: s.control.value ?? s.control.url, weight: s.control.weight }];
+  if (s.init) {
+    request.init = { image: s.init.value ?? s.init.url, strength: s.init.strength };
+    if (s.init.mask) request.init.mask = maskValue(s.init.mask);
+  }
+  return request;
+}
+
+// Settings of a request as the server shows it: of a job, or of a picture that was dropped.
+export function fromRequest(request) {
+  const reach = (picture) => (picture ? { url: picture.url, thumb: picture.url, value: picture.value ?? null } : null);
+  return {
+    ...fresh(),
+    prompt: request.prompt ?? "",
+    negative: request.negative ?? "",
+    method: request.references?.length ? request.method : "instantstyle",
+    plan: typeof request.plan === "string" ? request.plan : "style",
+    seed: request.seed ?? plainSeed(),
+    width: request.size?.[0] ?? null,
+    height: request.size?.[1] ?? null,
+    count: request.count ?? 1,
+    steps: request.steps ?? null,
+    guidance: request.guidance ?? null,
+    sampler: request.sampler ?? null,
+    options: request.options ?? {},
+    strength: 1,
+    live: settings.live,
+    references: (request.references ?? []).map((each) => newReference({
+      ...reach(each.image),
+      style: each.image?.style ?? null,
+      name: each.image?.style ?? "picture",
+      licence: each.image?.licence ?? "",
+      content: Array.isArray(each.content) ? each.content.join(", ") : each.content ?? "",
+      contentWeight: each.content_weight ?? 0.5,
+      weight: each.weight ?? 1,
+      plan: each.plan ?? "",
+      mask: reach(each.mask),
+    })),
+    control: request.controls?.length ? { ...reach(request.controls[0].image), kind: request.controls[0].kind, weight: request.controls[0].weight } : null,
+    init: request.init ? { ...reach(request.init.image), strength: request.init.strength, mask: reach(request.init.mask) } : null,
+  };
+}

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.serve.store import KeyReusedError
 
 log = logging.getLogger("instantstyle.serve")
 
@@ -102,6 +103,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def _api(_: Request, refused: ApiError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         return error_response(refused.status, refused.message, refused.code, refused.param, refused.headers)
+
+    @app.exception_handler(KeyReusedError)
+    async def _reused(_: Request, refused: KeyReusedError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return error_response(409, str(refused), "key_reused", "Idempotency-Key")
 
     @app.exception_handler(InputError)
     async def _input(_: Request, refused: InputError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]

@@ -124,7 +124,8 @@ def add_error_handlers(app: FastAPI) -> None:
     async def _http(_: Request, bad: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         sentence = {404: "there is nothing at this address", 405: "this address does not take that method"}
         said = sentence.get(bad.status_code, str(bad.detail))
-        return error_response(bad.status_code, said, headers=bad.headers)
+        code = "too_large" if bad.status_code == 413 else None
+        return error_response(bad.status_code, said, code, headers=bad.headers)
 
     @app.exception_handler(Exception)
     async def _any(request: Request, failed: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]

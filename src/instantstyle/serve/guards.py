@@ -10,6 +10,8 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instantstyle.serve.errors import error_response
@@ -167,13 +169,11 @@ class Guard:
             "Access-Control-Allow-Methods": "GET, POST, DELETE",
             "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Client-Id",
         }
-        from starlette.responses import Response
-
         await Response(status_code=204, headers=allowed)(scope, receive, send)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, counting the bytes of bodies that do not say how long they are."""
-        taken, started = 0, False
+        taken = 0
 
         async def counted() -> Message:
             nonlocal taken
@@ -181,23 +181,8 @@ class Guard:
             if message["type"] == "http.request":
                 taken += len(message.get("body", b""))
                 if taken > self.body_bytes:
-                    raise _TooLarge
+                    self.metrics.refused.labels("too_large").inc()
+                    raise HTTPException(413, f"the body is larger than the {self.body_bytes:,} bytes that are read")
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, counted, noted)
-        except _TooLarge:
-            self.metrics.refused.labels("too_large").inc()
-            if not started:
-                sentence = f"the body is larger than the {self.body_bytes:,} bytes that are read"
-                response = error_response(413, sentence, "too_large", headers={"Connection": "close"})
-                await response(scope, receive, send)
-
-
-class _TooLarge(Exception):
-    """More of a body came than is read."""
+        await self.app(scope, counted, send)

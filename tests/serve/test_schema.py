@@ -1,0 +1,46 @@
+"""The whole HTTP description, by schemathesis: what it allows and what it forbids is answered, never a server error."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from starlette.testclient import TestClient
+from studio_server import live_server
+
+from instantstyle.serve.limits import Limits
+
+CONFIG = schemathesis.Config.from_path(Path(__file__).with_name("schemathesis.toml"))
+SEEN: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
+    limits = Limits(steps=2, count=1, wait_seconds=0.2, queued=20)
+    with live_server(tmp_path_factory.mktemp("schema"), limits=limits) as (address, _):
+        yield schemathesis.openapi.from_url(f"{address}/openapi.json", config=CONFIG)
+
+
+lazy = schemathesis.pytest.from_fixture("schema")
+
+
+@lazy.exclude(path_regex="events$").parametrize()
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_route_keeps_its_description(case: schemathesis.Case) -> None:
+    case.call_and_validate()
+
+
+def test_what_is_described(client: TestClient) -> None:
+    said = client.get("/openapi.json").json()
+    paths = said["paths"]
+    for path in (
+        *("/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/events", "/v1/images/{image}", "/v1/styles", "/v1/models"),
+        *("/healthz", "/readyz", "/metrics", "/v1/images/generations", "/v1/images/edits"),
+    ):
+        assert path in paths
+    assert set(paths["/v1/jobs/{job}"]) == {"get", "delete"}
+    assert all("operationId" in each for path in paths.values() for each in path.values())
+    wanted = said["components"]["schemas"]["Request"]
+    assert {"prompt", "references", "seed", "plan"} <= set(wanted["properties"])

@@ -4,7 +4,7 @@ Three numbers, each a cosine between -1 and 1:
 
     prompt   cos(image(x), text(prompt))                                    how near the picture is to its words
     look     cos(image(x) - P x, image(r) - P r), P the span of the words   how near it is to the reference's look
-    content  cos(image(x), text(what the reference shows))                  how much of the reference's content came along
+    content  cos(image(x), text(what the reference shows))                  how much of its content came along
 
 The words that are taken out for `look` are the prompt's and the content's: what both pictures show is no likeness of
 their style.  What CLIP does not see (a brush's exact hand, small detail) the meter does not see either; how far it
@@ -21,9 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from instantstyle.errors import InputError
-from instantstyle.methods.content_subtraction import subtract
-from instantstyle.methods.reference_embedding import look as embed_references
-from instantstyle.methods.reference_embedding import understand as normalize_prompt
+from instantstyle.methods.content_subtraction import subtract_content
+from instantstyle.methods.reference_embedding import embed_references, normalize_prompt
 from instantstyle.model import Model
 from instantstyle.request import Request, StyleReference
 
@@ -60,7 +59,7 @@ def without_reference(request: Request) -> Request:
 
 def can_measure(model: Model, request: Request) -> bool:
     """Whether there is a reference, and a CLIP that sees and reads in one space."""
-    if not request.references or model.eyes is None:
+    if not request.references or model.image_encoder is None:
         return False
     try:
         _texts(model, ["a"], _width(model))
@@ -98,7 +97,7 @@ def content_of(
     model: Model, request: Request, references: Sequence[StyleReference], shown: Float[Tensor, "1 dim"]
 ) -> list[str]:
     """What the references show: as said, else the nearest word of the model's vocabulary, else nothing."""
-    said = [phrase for each in references for phrase in each.contents if phrase.strip().lower() != "auto"]
+    said = [phrase for each in references for phrase in each.content_phrases if phrase.strip().lower() != "auto"]
     if said:
         return list(dict.fromkeys(said))
     if not model.vocabulary:
@@ -115,12 +114,10 @@ def _cosines(
     spanned: Float[Tensor, "k dim"],
 ) -> list[tuple[float, float, float | None]]:
     near = x @ prompt.T
-    bare, wanted = subtract(x, spanned, 1.0, "projected"), subtract(shown, spanned, 1.0, "projected")
+    bare, wanted = subtract_content(x, spanned, 1.0, "projected"), subtract_content(shown, spanned, 1.0, "projected")
     look = F.normalize(bare, dim=-1) @ F.normalize(wanted, dim=-1).T
     came = None if content is None else (x @ content.T).amax(-1)
-    return [
-        (float(near[i, 0]), float(look[i, 0]), None if came is None else float(came[i])) for i in range(len(x))
-    ]
+    return [(float(near[i, 0]), float(look[i, 0]), None if came is None else float(came[i])) for i in range(len(x))]
 
 
 def _reference(model: Model, request: Request, references: Sequence[StyleReference]) -> Float[Tensor, "1 dim"]:
@@ -131,14 +128,14 @@ def _reference(model: Model, request: Request, references: Sequence[StyleReferen
 
 
 def _see(model: Model, images: Sequence[Image.Image]) -> Float[Tensor, "n dim"]:
-    return model.see(list(images)).float()
+    return model.encode_image(list(images)).float()
 
 
 def _width(model: Model) -> int:
-    assert model.eyes is not None
-    return int(model.eyes.net.config.projection_dim)
+    assert model.image_encoder is not None
+    return int(model.image_encoder.net.config.projection_dim)
 
 
 def _texts(model: Model, texts: Sequence[str], width: int) -> Float[Tensor, "n dim"]:
     read = [normalize_prompt(model, text).text for text in texts]
-    return F.normalize(model.say_content(read, width).float(), dim=-1)
+    return F.normalize(model.encode_content_text(read, width).float(), dim=-1)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from studio_server import live_server, make_studio, wait_ready
 
 from instantstyle.serve.app import create_app
 from instantstyle.serve.studio import Studio
+from studio_server import live_server, make_studio, wait_ready
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 from starlette.testclient import TestClient
-from studio_server import live_server
 
 from instantstyle.serve.events import EventBoard, EventStream, Message
 from instantstyle.serve.store import JobStore
+from studio_server import live_server
 
 QUICK: dict[str, Any] = {"prompt": "a cat", "steps": 3, "guidance": 1.0, "seed": 5}
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from starlette.testclient import TestClient
-from studio_server import shared_model
 
 import instantstyle as ist
 from instantstyle.serve.limits import Limits
 from instantstyle.serve.studio import Studio
+from studio_server import shared_model
 
 QUICK: dict[str, Any] = {"prompt": "a cat", "steps": 2, "guidance": 1.0, "seed": 5}
 LONG: dict[str, Any] = {"prompt": "a dog", "steps": 200, "guidance": 1.0, "seed": 6}
@@ -242,7 +242,9 @@ def test_pictures_come_in_as_multipart_data_urls_and_addresses(client: TestClien
         data={"request": json.dumps({**QUICK, "references": [{"image": "attachment:ref"}]})},
         files={"ref": ("r.png", png)},
     ).json()
-    fourth = post(client, {**QUICK, "references": [{"image": first["request"]["references"][0]["image"]["url"]}]}, wait=30)
+    fourth = post(
+        client, {**QUICK, "references": [{"image": first["request"]["references"][0]["image"]["url"]}]}, wait=30
+    )
     made = [picture(client, view).tobytes() for view in (first, second, third, fourth)]
     assert len(set(made)) == 1
     begun = post(client, {**QUICK, "init": {"image": first["images"][0]["url"], "strength": 0.5}}, wait=30)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
-from studio_server import make_studio, wait_ready
 
 from instantstyle.serve.app import create_app
 from instantstyle.serve.guards import COOKIE, host_of, is_loopback
 from instantstyle.serve.limits import Limits
 from instantstyle.serve.studio import Studio
+from studio_server import make_studio, wait_ready
 
 QUICK: dict[str, Any] = {"prompt": "a cat", "steps": 2, "guidance": 1.0, "seed": 5}
 
@@ -33,7 +33,12 @@ def bomb() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100000))
+        + chunk(b"IEND", b"")
+    )
 
 
 def url(content: bytes) -> str:
@@ -49,7 +54,10 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
     ("a path upwards as an input", {"init": {"image": "/v1/inputs/../../x", "strength": 1}}),
     ("a card's file", {"references": [{"image": "x.style.safetensors"}]}),
     ("a bomb", {"references": [{"image": url(bomb())}]}),
-    ("a bomb in a remembered picture", {"init": {"image": {"sha256": "0" * 64, "png": url(bomb())[22:]}, "strength": 1}}),
+    (
+        "a bomb in a remembered picture",
+        {"init": {"image": {"sha256": "0" * 64, "png": url(bomb())[22:]}, "strength": 1}},
+    ),
     ("no picture", {"references": [{"image": url(b"GIF89a but not really")}]}),
     ("an SVG", {"references": [{"image": url(b"<svg xmlns='http://www.w3.org/2000/svg'/>")}]}),
     ("a PostScript", {"references": [{"image": url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")}]}),
@@ -266,7 +274,9 @@ def test_a_client_that_vanishes_in_mid_upload_leaves_nothing(tmp_path: Path) -> 
     with live_server(tmp_path) as (address, studio):
         host, port = address.removeprefix("http://").split(":")
         raw = socket.create_connection((host, int(port)))
-        head = f"POST /v1/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+        head = (
+            f"POST /v1/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n"
+        )
         raw.sendall(head.encode() + b'{"prompt": "a')
         time.sleep(0.1)
         raw.close()

@@ -34,7 +34,9 @@ def serve(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="The folder of jobs, pictures and styles.", show_default="~/.local/share/instantstyle/studio"),
+        typer.Option(
+            help="The folder of jobs, pictures and styles.", show_default="~/.local/share/instantstyle/studio"
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name this server is called by, beside its address; may be given often.")
@@ -72,7 +74,7 @@ def serve(
         raise InputError("a --token is at least 8 printable ASCII characters")
     hush()
 
-    def load_model():  # noqa: ANN202
+    def load_model():
         from instantstyle.loading import load
 
         return load(model, adapter=adapter, device=device, dtype=dtype)

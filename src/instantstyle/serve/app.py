@@ -13,10 +13,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
 from instantstyle.request import Request as DrawRequest
-from instantstyle.serve import api, openai
 from instantstyle.serve.errors import ApiError, ErrorBody, add_error_handlers, documented
 from instantstyle.serve.guards import COOKIE, Guard
-from instantstyle.serve.internals import version
+from instantstyle.serve.internals import package_version
+from instantstyle.serve.routes import images, jobs, model, openai, styles
 from instantstyle.serve.studio import Studio
 
 
@@ -56,7 +56,7 @@ def create_app(
 
     app = FastAPI(
         title="InstantStyle studio",
-        version=version(),
+        version=package_version(),
         summary="Pictures in the style of pictures",
         docs_url=None,  # both load scripts from elsewhere; docs/api.md and /openapi.json stay
         redoc_url=None,
@@ -65,8 +65,8 @@ def create_app(
     )
     app.state.studio = studio
     add_error_handlers(app)
-    app.include_router(openai.router)  # before the pictures' own routes, whose {image} would take its names
-    app.include_router(api.router)
+    for part in (openai, jobs, images, styles, model):
+        app.include_router(part.router)
     guard = Guard(
         app,
         hosts=hosts,
@@ -144,9 +144,9 @@ def _describe(app: FastAPI) -> None:
             error = ErrorBody.model_json_schema(ref_template=template)
             parts.update(error.pop("$defs", {}))
             parts["ErrorBody"] = error
-            parts["Picture"] = {
-                "description": "A picture: a data URL, `attachment:NAME`, the address of one of this server, or as remembered",
-                "anyOf": [{"type": "string", "maxLength": 2**26}, parts["Picture"]],
+            parts["StoredImage"] = {
+                "description": "A data URL, `attachment:NAME`, the address of a picture of this server, or as remembered",
+                "anyOf": [{"type": "string", "maxLength": 2**26}, parts["StoredImage"]],
             }
             app.openapi_schema = schema
         return app.openapi_schema

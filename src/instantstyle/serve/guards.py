@@ -116,7 +116,11 @@ class Guard:
             if site not in (None, "same-origin", "none"):
                 return 403, "a page of another site asked for this, and none may", "cross_site"
             if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
-                return 403, f"a page of {origin[:100]!r} asked for this, and it is not named by --allow-origin", "origin"
+                return (
+                    403,
+                    f"a page of {origin[:100]!r} asked for this, and it is not named by --allow-origin",
+                    "origin",
+                )
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or len(length) > 18:
             return 400, "Content-Length is no number", "length"
@@ -135,7 +139,9 @@ class Guard:
             return False
 
     def _is_public(self, path: str) -> bool:
-        return any(path == each or (each.endswith("/") and each != "/" and path.startswith(each)) for each in self.public)
+        return any(
+            path == each or (each.endswith("/") and each != "/" and path.startswith(each)) for each in self.public
+        )
 
     def knows(self, headers: Headers) -> bool:
         """Whether a request carries the token, or the cookie that the page's login gave."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from instantstyle.request import Picture, Result, remember
-from instantstyle.request.image import PICTURE_SIDE
-from instantstyle.serve.internals import encode_png, remove_stale_temp_files, strip_metadata, write_png, write_whole
+from instantstyle.request import Result, StoredImage, store_image
+from instantstyle.request.image import MAX_IMAGE_SIZE
+from instantstyle.serve.internals import encode_png, remove_stale_temp_files, strip_metadata, write_atomic, write_png
 
 DRAFTS = 64
 """Draft pictures that are kept; they live in memory alone."""
@@ -41,7 +41,7 @@ class ImageFiles:
 
     def write(self, result: Result, index: int) -> str:
         """Write a result's picture with its request inside; its id.  Raises OutputError."""
-        image, memory = secrets.token_hex(16), result.memory(index)
+        image, memory = secrets.token_hex(16), result.metadata(index)
         write_png(result.images[index], self.folder / f"{image}.png", memory.to_json(), memory.parameters())
         return image
 
@@ -67,26 +67,26 @@ class ImageFiles:
                 return None
         return content if metadata else strip_metadata(content)
 
-    def keep_input(self, content: bytes) -> Picture:
+    def keep_input(self, content: bytes) -> StoredImage:
         """Hold a picture that a client sent, bounded and re-encoded, under the hash of what was sent.
 
         Raises PictureError, OutputError.
         """
-        picture = remember(content, PICTURE_SIDE)
+        picture = store_image(content, MAX_IMAGE_SIZE)
         path = self.inputs / f"{picture.sha256}.png"
         if not path.exists():
-            write_whole(path, picture.png)
+            write_atomic(path, picture.png)
             old = sorted(self.inputs.glob("*.png"), key=lambda each: each.stat().st_mtime_ns, reverse=True)[INPUTS:]
             for each in old:
                 each.unlink(missing_ok=True)
         return picture
 
-    def read_input(self, sha256: str) -> Picture | None:
+    def read_input(self, sha256: str) -> StoredImage | None:
         """A picture that was sent before."""
         if not _HASH.fullmatch(sha256):
             return None
         try:
-            return Picture(sha256, (self.inputs / f"{sha256}.png").read_bytes())  # pyright: ignore[reportArgumentType]
+            return StoredImage(sha256, (self.inputs / f"{sha256}.png").read_bytes())  # pyright: ignore[reportArgumentType]
         except FileNotFoundError:
             return None
 

@@ -10,40 +10,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from instantstyle.blocks import parse_plan
-from instantstyle.encoders.prompt_vocabulary import Names
-from instantstyle.errors import InputError, nearest
-from instantstyle.request import Request, version
+from instantstyle.blocks import parse_block_plan
+from instantstyle.encoders.prompt_vocabulary import PromptVocabulary
+from instantstyle.errors import InputError, did_you_mean
+from instantstyle.request import Request, package_version
 from instantstyle.request.style_card import SUFFIX as CARD_SUFFIX
-from instantstyle.request.style_card import StyleCard, known_cards, read_card
-from instantstyle.request.third_party_metadata import read_request
+from instantstyle.request.style_card import StyleCard, list_style_cards, read_card
+from instantstyle.request.third_party_metadata import read_third_party_request
 from instantstyle.utils import atomic_files, images
 
 if TYPE_CHECKING:
     from instantstyle.model import Model
+    from instantstyle.sampling import Run
 
 __all__ = [
     "CARD_SUFFIX",
-    "Names",
+    "PromptVocabulary",
     "compare_images",
     "encode_png",
     "encode_webp",
-    "known_cards",
+    "list_style_cards",
     "load_image",
+    "package_version",
     "prompt_vocabulary",
     "read_card",
-    "read_request",
+    "read_third_party_request",
     "remove_stale_temp_files",
     "strip_metadata",
-    "version",
+    "write_atomic",
     "write_png",
-    "write_whole",
 ]
 
-load_image = images.read
-encode_png = images.png
-remove_stale_temp_files = atomic_files.sweep
-write_whole = atomic_files.write_whole
+load_image = images.load_image
+encode_png = images.encode_png
+remove_stale_temp_files = atomic_files.remove_stale_temp_files
+write_atomic = atomic_files.write_atomic
 
 
 def write_png(picture: Image.Image, path: Path, request_json: str, parameters: str) -> None:
@@ -54,7 +55,7 @@ def write_png(picture: Image.Image, path: Path, request_json: str, parameters: s
 def strip_metadata(content: bytes) -> bytes:
     """The same pixels without a word of how they were made."""
     with Image.open(io.BytesIO(content)) as opened:
-        return images.png(opened.convert("RGB"))
+        return images.encode_png(opened.convert("RGB"))
 
 
 def encode_webp(picture: Image.Image, longest: int) -> bytes:
@@ -88,32 +89,33 @@ def check_fits(model: "Model", request: "Request") -> None:
 
     if request.method not in METHODS:
         raise InputError(
-            f"there is no method {request.method!r}: give one of {', '.join(METHODS)}{nearest(request.method, METHODS)}"
+            f"there is no method {request.method!r}: give one of {', '.join(METHODS)}"
+            f"{did_you_mean(request.method, METHODS)}"
         )
-    parse_plan(request.plan, model.family.unet, model.family.presets)
+    parse_block_plan(request.plan, model.family.unet, model.family.presets)
     if request.sampler is not None and request.sampler not in SAMPLERS:
         raise InputError(
             f"there is no sampler {request.sampler!r}: give one of {', '.join(SAMPLERS)}"
-            f"{nearest(request.sampler, SAMPLERS)}"
+            f"{did_you_mean(request.sampler, SAMPLERS)}"
         )
 
 
 def method_table(model: "Model") -> list[dict[str, object]]:
     """Each method with one line on it, its options, and whether its references may be masked."""
-    from instantstyle.methods import METHODS, OPTIONS, REGIONS, STRENGTHS
+    from instantstyle.methods import METHODS, OPTIONS, STRENGTH_SWEEPS, SUPPORTS_MASK
 
     return [
         {
             "name": name,
             "help": METHOD_HELP.get(name) or (method.__doc__ or "").strip().splitlines()[0],
-            "strength": STRENGTHS[name].what if name in STRENGTHS else None,
-            "masks": name in REGIONS,
+            "strength": STRENGTH_SWEEPS[name].help if name in STRENGTH_SWEEPS else None,
+            "masks": name in SUPPORTS_MASK,
             "live": name in LIVE_METHODS,
             "options": [
                 {
                     "name": option,
                     "default": spec.default,
-                    "help": spec.what,
+                    "help": spec.help,
                     "low": spec.low,
                     "high": spec.high,
                     "choices": spec.choices,
@@ -141,11 +143,11 @@ METHOD_HELP = {
 """One line each, for people who choose."""
 
 
-def prompt_vocabulary(model: "Model") -> Names | None:
+def prompt_vocabulary(model: "Model") -> PromptVocabulary | None:
     """The names of things that a model was taught, None for one that reads whatever is typed."""
-    from instantstyle.methods.reference_embedding import names
+    from instantstyle.methods.reference_embedding import vocabulary_of
 
-    return names(model)
+    return vocabulary_of(model)
 
 
 def sampler_names() -> list[str]:
@@ -159,9 +161,9 @@ def nearest_words(model: "Model", picture: Image.Image, count: int) -> list[str]
     """What a picture shows, by the words of the model's vocabulary, the likeliest first; none where it has no words."""
     import torch.nn.functional as F
 
-    if not model.vocabulary or model.eyes is None:
+    if not model.vocabulary or model.image_encoder is None:
         return []
-    seen = model.see([picture])
+    seen = model.encode_image([picture])
     near = (F.normalize(seen, dim=-1) @ F.normalize(model.vocabulary_embeds(seen.shape[-1]), dim=-1).T)[0]
     return [model.vocabulary[int(i)] for i in near.topk(min(count, len(model.vocabulary))).indices]
 
@@ -177,4 +179,11 @@ def make_style_card(
 
 def count_tokens(model: "Model", text: str) -> int:
     """Tokens of a text, by the model's first tokenizer, its begin and end left out."""
-    return max(0, len(model.towers[0].tokenizer(text, verbose=False).input_ids) - 2) if model.towers else 0
+    return (
+        max(0, len(model.text_encoders[0].tokenizer(text, verbose=False).input_ids) - 2) if model.text_encoders else 0
+    )
+
+
+def total_steps(run: "Run") -> int:
+    """Steps of a run, as far as it knows yet."""
+    return run.num_unet_calls

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.request.style_card import StyleCard, is_name
-from instantstyle.serve.internals import CARD_SUFFIX, known_cards, read_card
+from instantstyle.request.style_card import StyleCard, is_card_name
+from instantstyle.serve.internals import CARD_SUFFIX, list_style_cards, read_card
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class StyleLibrary:
         self._folder, self._lock = folder, threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._entries: dict[str, LibraryEntry] = {}
-        for name, path in known_cards(own=False).items():
+        for name, path in list_style_cards(own=False).items():
             self._read(name, path, shipped=True)
         for path in sorted(folder.glob(f"*{CARD_SUFFIX}")):
             self._read(path.name.removesuffix(CARD_SUFFIX), path, shipped=False)
@@ -48,7 +48,7 @@ class StyleLibrary:
 
     def save(self, card: StyleCard) -> LibraryEntry:
         """Keep a card.  Raises InputError when its name is taken by a shipped one, OutputError."""
-        if not is_name(card.name):
+        if not is_card_name(card.name):
             raise InputError(f"a style cannot be called {card.name!r}: letters, digits, spaces and + - _")
         with self._lock:
             there = self._entries.get(card.name)

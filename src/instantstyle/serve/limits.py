@@ -64,6 +64,4 @@ class Limits:
             if full
             else f"{own['queued']} jobs of yours wait, and no more are taken from one client"
         )
-        raise ApiError(
-            429, f"{sentence}: try again in {wait} s", code="queue_full", headers={"Retry-After": wait}
-        )
+        raise ApiError(429, f"{sentence}: try again in {wait} s", code="queue_full", headers={"Retry-After": wait})

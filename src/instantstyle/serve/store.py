@@ -258,8 +258,8 @@ class JobStore:
         """Begin a queued job: its row and request; None where it was cancelled meanwhile."""
         with self._writing() as db:
             rows = db.execute(
-                "UPDATE jobs SET state = 'running', attempt = attempt + 1, started = ? WHERE id = ? AND state = 'queued'"
-                f" RETURNING {_COLUMNS}, request",
+                "UPDATE jobs SET state = 'running', attempt = attempt + 1, started = ?"
+                f" WHERE id = ? AND state = 'queued' RETURNING {_COLUMNS}, request",
                 (time.time(), job),
             ).fetchall()
             if not rows:
@@ -281,8 +281,8 @@ class JobStore:
         """
         with self._writing() as db:
             rows = db.execute(
-                "UPDATE jobs SET state = ?, outcome = ?, finished = ? WHERE id = ? AND attempt = ? AND state = 'running'"
-                " RETURNING draft",
+                "UPDATE jobs SET state = ?, outcome = ?, finished = ?"
+                " WHERE id = ? AND attempt = ? AND state = 'running' RETURNING draft",
                 (state, json.dumps(outcome), time.time(), job, attempt),
             ).fetchall()
             if not rows:

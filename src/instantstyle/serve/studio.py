@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from instantstyle.request import Picture, Request
+from instantstyle.request import Request, StoredImage
 from instantstyle.request.style_card import StyleCard
 from instantstyle.serve.errors import ApiError
 from instantstyle.serve.events import EventBoard
@@ -96,7 +96,10 @@ class Studio:
             raise ApiError(503, f"there is no model: {self.worker.failure}", code="no_model")
         if self.worker.model is None:
             raise ApiError(
-                503, "the model is still being loaded: try again in a moment", code="loading", headers={"Retry-After": "1"}
+                503,
+                "the model is still being loaded: try again in a moment",
+                code="loading",
+                headers={"Retry-After": "1"},
             )
         return self.worker.model
 
@@ -106,7 +109,9 @@ class Studio:
         self, request: Request, *, client: str, options: JobOptions, key: str | None = None
     ) -> tuple[JobRow, bool]:
         """Accept a request: its job, and whether it is new.  Raises ApiError, InputError."""
-        model = self.worker.model  # while it is being loaded requests are taken, and refused later where they do not fit
+        model = (
+            self.worker.model
+        )  # while it is being loaded requests are taken, and refused later where they do not fit
         if self.worker.failure is not None:
             _ = self.model
         self.limits.check(request, None if model is None else model.family.size)
@@ -216,7 +221,7 @@ class Studio:
 
     # -- what was sent and what is held ----------------------------------------------------------------------------
 
-    def input(self, job: str, place: str) -> Picture | StyleCard | None:
+    def input(self, job: str, place: str) -> StoredImage | StyleCard | None:
         """The picture or card at a place such as `references.0.image` in a job's request."""
         text = self.store.request(job)
         value: Any = None if text is None else json.loads(text)
@@ -232,7 +237,7 @@ class Studio:
         fields = cast("dict[str, Any]", value)
         if "sights" in fields:
             return StyleCard.from_fields(fields)
-        return Picture.from_fields(fields) if fields.keys() == {"sha256", "png"} else None
+        return StoredImage.from_fields(fields) if fields.keys() == {"sha256", "png"} else None
 
     def fetch(self, address: str) -> object:
         """What is held under an address of this server, or a style's name; None for nothing."""
@@ -289,13 +294,17 @@ def summary(request: Request) -> dict[str, Any]:
         if isinstance(value, StyleCard):
             about = {"style": value.name, "licence": value.licence, "credit": value.credit}
             return {**about, "picture": bool(value.thumbnails), "input": place}
-        if isinstance(value, Picture):
+        if isinstance(value, StoredImage):
             return {"sha256": value.sha256, "input": place}
         return value
 
     plain = request.model_dump(
         mode="json",
-        exclude={"references": {"__all__": {"image", "mask"}}, "controls": {"__all__": {"image"}}, "init": {"image", "mask"}},
+        exclude={
+            "references": {"__all__": {"image", "mask"}},
+            "controls": {"__all__": {"image"}},
+            "init": {"image", "mask"},
+        },
     )
     for i, reference in enumerate(request.references):
         plain["references"][i]["image"] = shown(reference.image, f"references.{i}.image")

@@ -20,9 +20,9 @@ from instantstyle.errors import InputError, InstantStyleError
 from instantstyle.request import Request, Result
 from instantstyle.serve.events import EventBoard
 from instantstyle.serve.images import ImageFiles
-from instantstyle.serve.internals import compare_images, encode_webp, load_image
+from instantstyle.serve.internals import compare_images, encode_webp, load_image, total_steps
 from instantstyle.serve.metrics import Metrics
-from instantstyle.serve.store import Event, JobRow, JobStore, State
+from instantstyle.serve.store import JobRow, JobStore, State
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,7 +99,7 @@ class Worker(threading.Thread):
         self._stopping = False
         self._cancels: set[str] = set()
         self._served: dict[str, int] = {}
-        self._turn = 0
+        self._turn = self._steps = 0
         self._unwritten: list[_Unwritten] = []
         self._baselines: OrderedDict[str, list[Image.Image]] = OrderedDict()
         self._finished: dict[str, threading.Event] = {}
@@ -147,7 +147,9 @@ class Worker(threading.Thread):
         try:
             self.model = self._load()
         except Exception as failed:  # the page tells it; there is nothing to draw with
-            self.failure = str(failed) if isinstance(failed, InstantStyleError) else f"{type(failed).__name__}: {failed}"
+            self.failure = (
+                str(failed) if isinstance(failed, InstantStyleError) else f"{type(failed).__name__}: {failed}"
+            )
             return
         import torch
 
@@ -155,25 +157,35 @@ class Worker(threading.Thread):
 
         torch.set_grad_enabled(False)
         drafts, others = Engine(self.model), Engine(self.model)
-        steps = 0
         while not self._stopping:
-            self._wake.clear()
-            self._answer_calls()
-            self._write_again()
-            self._take_cancels()
-            self._admit(drafts, others)
-            if not self.active:
-                self._wake.wait(1.0 if self._unwritten else 5.0)
-                continue
-            steps += 1
-            self._step(drafts)
-            if not drafts.runs or steps % DRAFT_STEPS_PER_STEP == 0:
-                self._step(others)
-            self._after_step()
+            try:
+                self._turn_once(drafts, others)
+            except Exception as failed:  # whatever it was, the thread goes on with new engines and the next jobs
+                self.metrics.log.exception("the engine failed", exc_info=failed)
+                for each in list(self.active.values()):
+                    self._fail(each.row, failed)
+                drafts, others = Engine(self.model), Engine(self.model)
+                self._wake.wait(0.2)
         for each in self.active.values():
             for run in each.runs:
                 run.cancel()
             self._board.tell(self._store.release(each.row.id, each.row.attempt))
+
+    def _turn_once(self, drafts: "Engine", others: "Engine") -> None:
+        """What clients asked for since, then one step of everything, then what came of it."""
+        self._wake.clear()
+        self._answer_calls()
+        self._write_again()
+        self._take_cancels()
+        self._admit(drafts, others)
+        if not self.active:
+            self._wake.wait(1.0 if self._unwritten else 5.0)
+            return
+        self._step(drafts)
+        self._steps += 1
+        if not drafts.runs or self._steps % DRAFT_STEPS_PER_STEP == 0:
+            self._step(others)
+        self._after_step()
 
     def _step(self, engine: "Engine") -> None:
         if not engine.runs:
@@ -261,11 +273,12 @@ class Worker(threading.Thread):
 
     def _tell_progress(self, each: Active, now: float) -> None:
         run, draft = each.run, {"draft": True} if each.row.draft else {}
+        steps = total_steps(run)
         if now - each.progress_at >= PROGRESS_SECONDS:
             each.progress_at = now
-            self._board.tell_live(each.row.id, "progress", {"step": run.step, "steps": run.steps, **draft})
+            self._board.tell_live(each.row.id, "progress", {"step": run.step, "steps": steps, **draft})
         wanted = int(each.row.options.get("partials", 0))
-        if each.partials < wanted and run.step * (wanted + 1) >= run.steps * (each.partials + 1):
+        if each.partials < wanted and run.step * (wanted + 1) >= steps * (each.partials + 1):
             each.partials += 1
             self._board.tell_live(each.row.id, f"partial.{each.partials}", {"image": self._preview(each, "PNG")})
         elif each.row.options.get("preview", True) and self._board.readers and run.step:

@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -21,17 +21,15 @@ from starlette.datastructures import UploadFile
 from instantstyle.errors import InputError, PictureError
 from instantstyle.request import Init, StyleReference
 from instantstyle.request import Request as DrawRequest
-from instantstyle.serve.api import client_of, studio_of
 from instantstyle.serve.bodies import check_pixels, data_url, parse_json
 from instantstyle.serve.errors import ApiError, documented
 from instantstyle.serve.events import EventStream
 from instantstyle.serve.internals import count_tokens, load_image
+from instantstyle.serve.routes.common import Client, In
 from instantstyle.serve.store import FINISHED, JobRow
 from instantstyle.serve.studio import JobOptions, Studio, now
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
-In = Annotated[Studio, Depends(studio_of)]
-Client = Annotated[str, Depends(client_of)]
 MAX_IMAGES = 16
 ALIASES = ("gpt-image", "dall-e", "chatgpt-image")
 """Names that programs send by habit; the model that is loaded draws for them, and says so."""
@@ -143,7 +141,9 @@ async def edits(request: Request, studio: In, client: Client) -> Response | Imag
         place = ".".join(map(str, first["loc"])) or None
         raise ApiError(400, f"{place or 'the body'}: {first['msg']}", code="invalid_value", param=place) from None
     if not 1 <= len(pictures) <= MAX_IMAGES:
-        raise ApiError(400, f"an edit has 1 to {MAX_IMAGES} images, not {len(pictures)}", code="invalid_value", param="image")
+        raise ApiError(
+            400, f"an edit has 1 to {MAX_IMAGES} images, not {len(pictures)}", code="invalid_value", param="image"
+        )
     return await _answer(studio, client, "image_edit", wish, pictures, mask)
 
 
@@ -163,7 +163,9 @@ async def _read_edit(request: Request, studio: Studio) -> tuple[dict[str, Any], 
                 elif name == "mask":
                     mask = await value.read()
                 else:
-                    raise ApiError(400, f"there is no file field {name[:60]!r}: image, image[] and mask", param=name[:60])
+                    raise ApiError(
+                        400, f"there is no file field {name[:60]!r}: image, image[] and mask", param=name[:60]
+                    )
     elif kind == "application/json":
         said = parse_json(await request.body())
         for item in cast("list[Any]", said.pop("images", [])):
@@ -188,8 +190,10 @@ def _draw_request(
     if wish.model not in known:
         if not wish.model.startswith(ALIASES):
             raise ApiError(
-                404, f"there is no model {wish.model!r} here: this server has {', '.join(dict.fromkeys(known))}",
-                code="model_not_found", param="model",
+                404,
+                f"there is no model {wish.model!r} here: this server has {', '.join(dict.fromkeys(known))}",
+                code="model_not_found",
+                param="model",
             )
         warnings.append(f"the model is {studio.spec}, not {wish.model}")
     size, enlarge = _size(studio, wish, warnings)
@@ -228,10 +232,13 @@ def _size(
     width, height = map(int, wish.size.split("x"))
     own_width, own_height = family.size
     if width <= 2 * own_width and height <= 2 * own_height:
-        fits = width % family.multiple == 0 and height % family.multiple == 0
+        fits = width % family.size_multiple == 0 and height % family.size_multiple == 0
         return ((width, height), None) if fits else (family.size, (width, height))
     scale = max(width / own_width, height / own_height)
-    drawn = tuple(max(family.multiple, round(side / scale / family.multiple) * family.multiple) for side in (width, height))
+    drawn = tuple(
+        max(family.size_multiple, round(side / scale / family.size_multiple) * family.size_multiple)
+        for side in (width, height)
+    )
     warnings.append(f"the model draws {drawn[0]}x{drawn[1]}, which was enlarged to {wish.size}")
     return (drawn[0], drawn[1]), (width, height)
 
@@ -265,7 +272,9 @@ async def _answer(
     if row.state != "done":
         raise _failure(row)
     seed = cast("int | None", row.outcome.get("seed"))
-    data = [ImageData(b64_json=each, seed=seed) for each in await run_in_threadpool(_pictures, studio, wish, row, enlarge)]
+    data = [
+        ImageData(b64_json=each, seed=seed) for each in await run_in_threadpool(_pictures, studio, wish, row, enlarge)
+    ]
     said = [*warnings, *cast("list[str]", row.outcome.get("warnings", []))]
     return ImagesResponse(created=now(), data=data, usage=usage, warnings=said, job=row.id, **about)
 
@@ -299,15 +308,20 @@ def _as_asked(content: bytes, wish: ImageWish, enlarge: tuple[int, int] | None) 
 def _about(studio: Studio, wish: ImageWish, wanted: DrawRequest, enlarge: tuple[int, int] | None) -> dict[str, str]:
     width, height = enlarge or wanted.size or studio.model.family.size
     quality = wish.quality if wish.quality in ("low", "medium", "high") else "high"
-    return {"size": f"{width}x{height}", "quality": quality, "background": "opaque", "output_format": wish.output_format}
+    return {
+        "size": f"{width}x{height}",
+        "quality": quality,
+        "background": "opaque",
+        "output_format": wish.output_format,
+    }
 
 
 def _usage(studio: Studio, wanted: DrawRequest) -> dict[str, Any]:
     """Tokens of the prompt, tokens of the references, and the latent pixels of what is drawn."""
     model = studio.model
     width, height = wanted.size or model.family.size
-    text, image = count_tokens(model, wanted.prompt), model.family.image_tokens * len(wanted.references)
-    made = wanted.count * (width // model.scale) * (height // model.scale)
+    text, image = count_tokens(model, wanted.prompt), model.family.num_image_tokens * len(wanted.references)
+    made = wanted.count * (width // model.vae_scale_factor) * (height // model.vae_scale_factor)
     return {
         "input_tokens": text + image,
         "output_tokens": made,
@@ -335,7 +349,10 @@ async def _events(
                 image = base64.b64decode(cast("str", message.data["image"] or ""))
                 if not image:
                     continue
-                part = {"b64_json": await run_in_threadpool(_as_asked, image, wish, enlarge), "partial_image_index": sent}
+                part = {
+                    "b64_json": await run_in_threadpool(_as_asked, image, wish, enlarge),
+                    "partial_image_index": sent,
+                }
                 sent += 1
                 yield {"type": f"{kind}.partial_image", "created_at": now(), **part, **about}
         ended = studio.store.job(row.id) or row

@@ -145,7 +145,7 @@ def _describe(app: FastAPI) -> None:
             parts.update(error.pop("$defs", {}))
             parts["ErrorBody"] = error
             parts["StoredImage"] = {
-                "description": "A data URL, `attachment:NAME`, the address of a picture of this server, or as remembered",
+                "description": "A data URL, `attachment:NAME`, an address of this server, or as it is remembered",
                 "anyOf": [{"type": "string", "maxLength": 2**26}, parts["StoredImage"]],
             }
             app.openapi_schema = schema

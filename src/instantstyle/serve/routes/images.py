@@ -13,7 +13,13 @@ from instantstyle.errors import PictureError
 from instantstyle.request import Request as DrawRequest
 from instantstyle.serve.bodies import check_pixels
 from instantstyle.serve.errors import ApiError, documented
-from instantstyle.serve.internals import encode_webp, load_image, read_third_party_request
+from instantstyle.serve.internals import (
+    METADATA_KEYS,
+    encode_webp,
+    load_image,
+    read_text_chunks,
+    read_third_party_request,
+)
 from instantstyle.serve.routes.common import MAX_EVENT, Client, In, png_response
 from instantstyle.serve.routes.jobs import JobView
 from instantstyle.serve.studio import JobOptions, image_view, summary
@@ -80,7 +86,8 @@ def again(image: str, studio: In, client: Client) -> JobView:
     text = None if row is None else studio.store.request(row.job)
     if row is None or text is None:
         raise ApiError(404, f"there is no picture {image[:64]!r} here", code="not_found")
-    options = JobOptions(compare_with=image, compare_index=row.place)
+    made = studio.row(row.job)  # with the meter as then, so that the batch is the same where nobody else draws
+    options = JobOptions(compare_with=image, compare_index=row.place, meter=bool(made.options.get("meter")))
     job, _ = studio.submit(DrawRequest.from_json(text), client=client, options=options)
     return JobView(**studio.view(job))
 
@@ -112,7 +119,7 @@ def get_input(sha256: str, studio: In) -> Response:
 
 @router.post("/recall", tags=["pictures"], openapi_extra=_FILE_BODY, responses=documented(413, 415))
 async def recall(request: Request, studio: In) -> dict[str, Any]:
-    """The settings that a PNG carries, of ours, A1111's, ComfyUI's or InvokeAI's, as a request."""
+    """The settings that a PNG carries, ours, A1111's, ComfyUI's or InvokeAI's; `program` is null where there are none."""
     content = await request.body()
     check_pixels(content, studio.limits, "the picture")
 
@@ -120,6 +127,8 @@ async def recall(request: Request, studio: In) -> dict[str, Any]:
         with tempfile.NamedTemporaryFile(suffix=".png") as file:
             file.write(content)
             file.flush()
+            if not METADATA_KEYS & read_text_chunks(content).keys():
+                return {"program": None, "model": None, "left_out": [], "request": None}
             try:
                 found = read_third_party_request(Path(file.name))
             except PictureError as unreadable:
@@ -129,7 +138,7 @@ async def recall(request: Request, studio: In) -> dict[str, Any]:
         return {
             "program": found.program,
             "model": found.model,
-            "left_out": list(found.left_out),
+            "left_out": list(found.unsupported),
             "request": _filled(wanted, held),
         }
 

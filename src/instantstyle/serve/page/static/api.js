@@ -41,7 +41,7 @@ export async function call(path, { method = "GET", json, body, headers = {}, sig
   let data = null;
   try { data = JSON.parse(text); } catch { /* told below */ }
   if (!answer.ok) {
-    if (answer.status === 401) onUnauthorized.handle?.();
+    if (answer.status === 401 && path !== "/v1/login") onUnauthorized.handle?.();
     throw new Refused(answer.status, data?.error ?? { message: `The server answered ${answer.status}.` });
   }
   return data;

@@ -86,6 +86,7 @@ function tellVerdict(ended) {
   if (ended.state !== "done") return ended.error ?? "It was not drawn.";
   const v = ended.verdict ?? {};
   if (v.identical) return `Identical, all ${v.pixels.toLocaleString("en")} pixels.`;
+  if (v.largest <= 2) return `The same but for rounding: ${v.differing.toLocaleString("en")} of ${v.pixels.toLocaleString("en")} pixels differ, by ${v.largest} of 255, as in another batch.`;
   return v.error ?? `It differs in ${v.differing.toLocaleString("en")} of ${v.pixels.toLocaleString("en")} pixels, by at most ${v.largest} of 255.`;
 }
 

@@ -83,6 +83,7 @@ async function offerSettings(file) {
   if (file.type && file.type !== "image/png") return;
   try {
     const found = await recall(file);
+    if (!found.program) return;
     toast(`This picture says how it was made (${found.program}).`, {
       action: "Use its settings", onaction: () => useRecalled(found),
     });

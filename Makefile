@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup referee referee-small judges floors demo test test-slow check format world styles gallery foreign bench site docs serve clean
+.PHONY: help setup referee referee-small judges floors demo test test-slow check format world styles gallery foreign bench site docs serve browser clean
 
 help:
 	@echo "make demo       set up, then draw prompts x reference pictures with the built-in model into out/demo.png"
@@ -27,7 +27,7 @@ help:
 	@echo "make bench      side by side with diffusers; writes benchmarks/results/"
 	@echo "make site       build the documentation into build/site; make docs serves it while you edit"
 	@echo "make format     format the code"
-	@echo "make serve      the web page and its API: not built yet"
+	@echo "make serve      the studio: a page and an API at http://127.0.0.1:7860; make browser gets what its tests drive"
 
 # torch first, so that nothing else chooses its build: a CPU build that pip knows of is kept.
 $(STAMP): pyproject.toml constraints.txt
@@ -101,8 +101,14 @@ site: setup
 docs: setup
 	$(BIN)/mkdocs serve
 
-serve:
-	@echo "serving is not built yet: use make demo, or instantstyle generate" >&2; exit 1
+serve: setup
+	$(BIN)/instantstyle serve
+
+# For the browser tests: as root Debian's package; elsewhere any chromium or chrome on PATH, or STUDIO_BROWSER=/path.
+browser:
+	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || [ -n "$$STUDIO_BROWSER" ] || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y --no-install-recommends chromium; } || \
+	  { echo "no browser: install chromium, or give STUDIO_BROWSER=/path/to/chrome; without one the browser tests are skipped" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .coverage src/*.egg-info

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from instantstyle.errors import InputError
 from instantstyle.methods.content_subtraction import subtract_content
-from instantstyle.methods.reference_embedding import embed_references, normalize_prompt
+from instantstyle.methods.prompts import normalize_prompt
+from instantstyle.methods.reference_embedding import embed_references
 from instantstyle.model import Model
 from instantstyle.request import Request, StyleReference
 
@@ -54,7 +55,8 @@ class MeterReading:
 
 def without_reference(request: Request) -> Request:
     """The same request with no style: what the meter compares with."""
-    return request.model_copy(update={"references": (), "method": "none", "plan": "style", "options": {}})
+    plain: dict[str, object] = {"method": "none", "references": (), "plan": None, "window": (0.0, 1.0), "options": {}}
+    return request.model_copy(update={**plain, "subtraction": "paper", "combine": "concat", "fit": "squash"})
 
 
 def can_measure(model: Model, request: Request) -> bool:

@@ -194,7 +194,7 @@ def run_kills(data: Path, kills: int) -> Counter[str]:
         for image in view["images"]:
             assert httpx.get(f"{server.address}{image['url']}").status_code == 200
     assert server.end(signal.SIGTERM) == 0
-    assert [path for path in data.rglob("*.part")] == []
+    assert list(data.rglob("*.part")) == []
     return check_store(data / "studio.sqlite3", set(accepted))
 
 

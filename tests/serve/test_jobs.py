@@ -163,12 +163,14 @@ def test_clients_take_turns(studio: Studio, client: TestClient) -> None:
     assert order.index(one) <= 1
 
 
-def test_one_failure_is_its_own(client: TestClient) -> None:
+def test_one_failure_is_its_own(studio: Studio, client: TestClient) -> None:
+    refused = client.post("/v1/jobs", json={**QUICK, "size": [32, 8]})
+    assert refused.status_code == 400  # at once, where the model is loaded
     good = post(client, QUICK)
-    bad = post(client, {**QUICK, "size": [32, 8]})
-    assert until(client, bad["id"], "failed", "done")["state"] == "failed"
-    said = client.get(f"/v1/jobs/{bad['id']}").json()["error"]
-    assert "32" in said
+    unfit = ist.Request(**{**QUICK, "size": (32, 8)}).to_json()  # as accepted while it was being loaded
+    bad, _ = studio.store.put(unfit, client="c", options={})
+    studio.worker.wake()
+    assert "32" in until(client, bad, "failed", "done")["error"]
     assert until(client, good["id"], "done")
 
 

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from instantstyle.blocks import parse_block_plan
 from instantstyle.encoders.prompt_vocabulary import PromptVocabulary
-from instantstyle.errors import InputError, did_you_mean
 from instantstyle.request import Request, package_version
 from instantstyle.request.style_card import SUFFIX as CARD_SUFFIX
 from instantstyle.request.style_card import StyleCard, list_style_cards, read_card
@@ -21,7 +19,6 @@ from instantstyle.utils import atomic_files, images
 
 if TYPE_CHECKING:
     from instantstyle.model import Model
-    from instantstyle.sampling import Run
 
 __all__ = [
     "CARD_SUFFIX",
@@ -44,7 +41,7 @@ __all__ = [
 ]
 
 load_image = images.load_image
-read_text_chunks = images.read_text_chunks
+read_text_chunks = images.read_texts
 METADATA_KEYS = {images.METADATA_KEY, "prompt", "invokeai_metadata", "parameters"}
 """Text chunks of a PNG in which some program says how it was made."""
 encode_png = images.encode_png
@@ -89,68 +86,47 @@ def compare_images(before: Image.Image, after: Image.Image) -> dict[str, int | b
 
 def check_fits(model: "Model", request: "Request") -> None:
     """Refuse at once what the model would refuse later.  Raises InputError."""
-    from instantstyle.methods import METHODS
-    from instantstyle.sampling.schedulers import SAMPLERS
+    from instantstyle.sampling.resolve import resolve
 
-    if request.method not in METHODS:
-        raise InputError(
-            f"there is no method {request.method!r}: give one of {', '.join(METHODS)}"
-            f"{did_you_mean(request.method, METHODS)}"
-        )
-    parse_block_plan(request.plan, model.family.unet, model.family.presets)
-    if request.sampler is not None and request.sampler not in SAMPLERS:
-        raise InputError(
-            f"there is no sampler {request.sampler!r}: give one of {', '.join(SAMPLERS)}"
-            f"{did_you_mean(request.sampler, SAMPLERS)}"
-        )
+    resolve(model, request)
 
 
-def method_table(model: "Model") -> list[dict[str, object]]:
-    """Each method with one line on it, its options, and whether its references may be masked."""
-    from instantstyle.methods import METHODS, OPTIONS, STRENGTH_SWEEPS, SUPPORTS_MASK
+def method_table() -> list[dict[str, object]]:
+    """Each method with one line on it, the fields it uses, its options, and whether it can follow a slider."""
+    from instantstyle.methods.specs import METHODS
 
     return [
         {
             "name": name,
-            "help": METHOD_HELP.get(name) or (method.__doc__ or "").strip().splitlines()[0],
-            "strength": STRENGTH_SWEEPS[name].help if name in STRENGTH_SWEEPS else None,
-            "masks": name in SUPPORTS_MASK,
-            "live": name in LIVE_METHODS,
+            "help": spec.help,
+            "strength": None if spec.strength is None else spec.strength.help,
+            "masks": spec.supports_mask,
+            "live": not spec.fit_cost and spec.cost <= LIVE_COST,
+            "request_fields": sorted(spec.request_fields),
+            "reference_fields": sorted(spec.reference_fields),
             "options": [
                 {
                     "name": option,
-                    "default": spec.default,
-                    "help": spec.help,
-                    "low": spec.low,
-                    "high": spec.high,
-                    "choices": spec.choices,
+                    "default": each.default,
+                    "help": each.help,
+                    "low": each.low,
+                    "high": each.high,
+                    "choices": each.choices,
                 }
-                for option, spec in OPTIONS[name].items()
+                for option, each in spec.options.items()
             ],
         }
-        for name, method in METHODS.items()
+        for name, spec in METHODS.items()
     ]
 
 
-LIVE_METHODS = ("instantstyle", "ip-adapter", "cleanstyle", "stylestudio", "none")
-"""Methods that need nothing computed before their first step, and so can follow a slider."""
-METHOD_HELP = {
-    "instantstyle": "The reference speaks only where style lives; what it shows is taken out. Start here.",
-    "ip-adapter": "The reference speaks everywhere: style and content come along.",
-    "style-aligned": "Drawn side by side with the reference, sharing its attention; no adapter is needed.",
-    "swapped": "Attention looks at the reference's keys and values in place of its own.",
-    "stylekeeper": "As swapped, and leakage is pushed away by guidance.",
-    "cleanstyle": "InstantStyle with the reference's content filtered out of its tokens step by step.",
-    "stylestudio": "The text's answer takes on the statistics of the image's.",
-    "b-lora": "Learns the reference as a small LoRA first: slow, close to it.",
-    "none": "No style: the bare model, to compare with.",
-}
-"""One line each, for people who choose."""
+LIVE_COST = 1.7
+"""Times the bare model's cost up to which a method follows a slider."""
 
 
 def prompt_vocabulary(model: "Model") -> PromptVocabulary | None:
     """The names of things that a model was taught, None for one that reads whatever is typed."""
-    from instantstyle.methods.reference_embedding import vocabulary_of
+    from instantstyle.methods.prompts import vocabulary_of
 
     return vocabulary_of(model)
 
@@ -187,8 +163,3 @@ def count_tokens(model: "Model", text: str) -> int:
     return (
         max(0, len(model.text_encoders[0].tokenizer(text, verbose=False).input_ids) - 2) if model.text_encoders else 0
     )
-
-
-def total_steps(run: "Run") -> int:
-    """Steps of a run, as far as it knows yet."""
-    return run.num_unet_calls

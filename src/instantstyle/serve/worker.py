@@ -20,7 +20,7 @@ from instantstyle.errors import InputError, InstantStyleError
 from instantstyle.request import Request, Result
 from instantstyle.serve.events import EventBoard
 from instantstyle.serve.images import ImageFiles
-from instantstyle.serve.internals import compare_images, encode_webp, load_image, total_steps
+from instantstyle.serve.internals import compare_images, encode_webp, load_image
 from instantstyle.serve.metrics import Metrics
 from instantstyle.serve.store import JobRow, JobStore, State
 
@@ -273,15 +273,16 @@ class Worker(threading.Thread):
 
     def _tell_progress(self, each: Active, now: float) -> None:
         run, draft = each.run, {"draft": True} if each.row.draft else {}
-        steps = total_steps(run)
+        at = run.progress()
+        steps = at.steps
         if now - each.progress_at >= PROGRESS_SECONDS:
             each.progress_at = now
-            self._board.tell_live(each.row.id, "progress", {"step": run.step, "steps": steps, **draft})
+            self._board.tell_live(each.row.id, "progress", {"step": at.step, "steps": at.steps, **draft})
         wanted = int(each.row.options.get("partials", 0))
-        if each.partials < wanted and run.step * (wanted + 1) >= steps * (each.partials + 1):
+        if each.partials < wanted and run.state == "running" and run.step * (wanted + 1) >= steps * (each.partials + 1):
             each.partials += 1
             self._board.tell_live(each.row.id, f"partial.{each.partials}", {"image": self._preview(each, "PNG")})
-        elif each.row.options.get("preview", True) and self._board.readers and run.step:
+        elif each.row.options.get("preview", True) and self._board.readers and run.state == "running" and run.step:
             if not each.preview_at:
                 each.preview_at = now  # quick jobs need none
             elif now - each.preview_at >= PREVIEW_SECONDS:

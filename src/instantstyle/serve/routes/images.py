@@ -119,7 +119,7 @@ def get_input(sha256: str, studio: In) -> Response:
 
 @router.post("/recall", tags=["pictures"], openapi_extra=_FILE_BODY, responses=documented(413, 415))
 async def recall(request: Request, studio: In) -> dict[str, Any]:
-    """The settings that a PNG carries, ours, A1111's, ComfyUI's or InvokeAI's; `program` is null where there are none."""
+    """The settings that a picture carries, ours or another program's; `program` is null where there are none."""
     content = await request.body()
     check_pixels(content, studio.limits, "the picture")
 

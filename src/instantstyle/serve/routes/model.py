@@ -53,7 +53,7 @@ def facts(studio: In) -> dict[str, Any]:
         },
         "steps": DrawRequest("").steps or 30,
         "live": live,
-        "methods": method_table(model),
+        "methods": method_table(),
         "plans": list(family.presets),
         "blocks": list(family.unet.modules),
         "samplers": sampler_names(),

@@ -11,7 +11,7 @@ import { banner, clearErrors, showError, toast } from "./notices.js";
 import { buildPanel, setLibrary, showSeed } from "./panel.js";
 import { buildQueue, progressText } from "./queue.js";
 import { addStyle, isPicture, takeFiles } from "./references.js";
-import { change, fromRequest, isFirstVisit, onSettings, plainSeed, settings, toRequest } from "./settings.js";
+import { change, fromRequest, isFirstVisit, knowMethods, onSettings, plainSeed, settings, toRequest } from "./settings.js";
 import { buildStage, onView, paint, setBusy, showPicture, showWithout, stage } from "./stage.js";
 import { buildStyles, draw as drawStyles, readStyles } from "./styles.js";
 import { buildTabs, onShow } from "./tabs.js";
@@ -186,6 +186,7 @@ async function begin() {
   connection.onchange = (ok) => banner(ok ? null : "The studio does not answer. It is tried again; nothing that was queued is lost.");
   connect();
   let [given, styles] = await Promise.all([facts(), readStyles().catch(() => [])]);
+  knowMethods(given.methods);
   startLive(given);
   if (isFirstVisit && !settings.references.length) {
     const first = styles.find((each) => each.name === "watercolour") ?? styles[0];

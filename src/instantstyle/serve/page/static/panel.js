@@ -125,7 +125,7 @@ function how() {
   const planField = field("Where the style enters", select([...places, ["blocks", "Single blocks…"]], plan, (value) => {
     terms.hidden = value !== "blocks";
     if (value !== "blocks") change({ plan: value }, "value");
-  }, { disabled: settings.method === "ip-adapter" || settings.method === "none" }), settings.method === "ip-adapter" ? "This method speaks everywhere." : null, terms);
+  }, { disabled: !method.request_fields.includes("plan") }), method.request_fields.includes("plan") ? null : "This method has a place of its own.", terms);
   planField.dataset.field = "plan";
   const negative = h("input", { type: "text", maxlength: "2000", oninput: () => change({ negative: negative.value }, "typing") });
   negative.value = settings.negative;

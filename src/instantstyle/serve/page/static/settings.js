@@ -39,6 +39,11 @@ export const newReference = (fields) => ({
   content: "", contentWeight: 0.5, weight: 1, plan: "", mask: null, licence: "", ...fields,
 });
 
+// Fields that each method uses, as the server's table says: what a method does not use is not sent.
+const methods = new Map();
+export const knowMethods = (list) => list.forEach((each) => methods.set(each.name, each));
+const uses = (method, kind, name) => methods.get(method)?.[kind]?.includes(name) ?? true;
+
 const maskValue = (mask) => (mask ? mask.value ?? mask.url : undefined);
 
 // A Request as JSON.  `given` overrides fields, as grids do.
@@ -46,19 +51,19 @@ export function toRequest(given = {}, source = settings) {
   const s = { ...source, ...given };
   const request = { prompt: s.prompt, method: s.method, seed: s.seed, count: s.count };
   if (s.negative) request.negative = s.negative;
-  if (s.method !== "ip-adapter" && s.plan !== "style") request.plan = s.plan;
+  if (uses(s.method, "request_fields", "plan") && s.plan !== "style") request.plan = s.plan;
   if (s.width && s.height) request.size = [s.width, s.height];
   for (const name of ["steps", "guidance", "sampler"]) if (s[name] !== null && s[name] !== "") request[name] = s[name];
   if (Object.keys(s.options ?? {}).length) request.options = s.options;
   if (s.references.length && s.method !== "none") {
     request.references = s.references.map((each) => {
       const reference = { image: each.value ?? each.url, weight: Math.round(1000 * each.weight * s.strength) / 1000 };
-      if (each.content && s.method !== "ip-adapter") {
+      if (each.content && uses(s.method, "reference_fields", "content")) {
         reference.content = each.content;
         reference.content_weight = each.contentWeight;
       }
-      if (each.plan && s.method !== "ip-adapter") reference.plan = each.plan;
-      if (each.mask) reference.mask = maskValue(each.mask);
+      if (each.plan && uses(s.method, "reference_fields", "plan")) reference.plan = each.plan;
+      if (each.mask && uses(s.method, "reference_fields", "mask")) reference.mask = maskValue(each.mask);
       return reference;
     });
   } else {

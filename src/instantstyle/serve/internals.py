@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CARD_SUFFIX",
-    "METADATA_KEYS",
     "PromptVocabulary",
     "compare_images",
     "encode_png",
@@ -32,7 +31,6 @@ __all__ = [
     "package_version",
     "prompt_vocabulary",
     "read_card",
-    "read_text_chunks",
     "read_third_party_request",
     "remove_stale_temp_files",
     "strip_metadata",
@@ -41,9 +39,6 @@ __all__ = [
 ]
 
 load_image = images.load_image
-read_text_chunks = images.read_texts
-METADATA_KEYS = {images.METADATA_KEY, "prompt", "invokeai_metadata", "parameters"}
-"""Text chunks of a PNG in which some program says how it was made."""
 encode_png = images.encode_png
 remove_stale_temp_files = atomic_files.remove_stale_temp_files
 write_atomic = atomic_files.write_atomic

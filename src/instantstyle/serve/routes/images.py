@@ -14,10 +14,8 @@ from instantstyle.request import Request as DrawRequest
 from instantstyle.serve.bodies import check_pixels
 from instantstyle.serve.errors import ApiError, documented
 from instantstyle.serve.internals import (
-    METADATA_KEYS,
     encode_webp,
     load_image,
-    read_text_chunks,
     read_third_party_request,
 )
 from instantstyle.serve.routes.common import MAX_EVENT, Client, In, png_response
@@ -127,11 +125,11 @@ async def recall(request: Request, studio: In) -> dict[str, Any]:
         with tempfile.NamedTemporaryFile(suffix=".png") as file:
             file.write(content)
             file.flush()
-            if not METADATA_KEYS & read_text_chunks(content).keys():
-                return {"program": None, "model": None, "left_out": [], "request": None}
             try:
                 found = read_third_party_request(Path(file.name))
             except PictureError as unreadable:
+                if "does not say how it was made" in str(unreadable):
+                    return {"program": None, "model": None, "left_out": [], "request": None}
                 raise PictureError(str(unreadable).replace(repr(file.name), "the picture")) from None
         wanted = summary(found.request)
         held = found.request.model_dump(mode="json")

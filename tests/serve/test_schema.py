@@ -22,6 +22,7 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
         yield schemathesis.openapi.from_url(f"{address}/openapi.json", config=CONFIG)
 
 
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # schemathesis itself does
 def test_every_route_keeps_its_description(schema: Any) -> None:
     for found in schema.get_all_operations():
         operation = found.ok()
@@ -30,7 +31,7 @@ def test_every_route_keeps_its_description(schema: Any) -> None:
 
         @given(case=operation.as_strategy())
         @settings(
-            max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+            max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
         )
         def check(case: schemathesis.Case) -> None:
             case.call_and_validate()

@@ -1,0 +1,246 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+"""The stages of the 128-pixel model, and the command that runs them; every stage resumes where it was.
+
+In order: `prepare` (pictures, latents, captions), `base`, `decoder`, `adapter-published`; then a probe of that adapter
+(`instantstyle probe --model FOLDER/emoji`) says which blocks are the plan of `adapter-style` and `adapter-paired`;
+`distillation`; `export`.  `pack` writes the restart package, from which `--begin` goes on on a bare machine.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from instantstyle.blocks import BlockPlan, parse_block_plan
+from instantstyle.emoji.sources import cache_folder
+from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.families import EMOJI
+from instantstyle.networks.unet import UNet
+from instantstyle.train.adapter import TrainableAdapter
+from instantstyle.train.emoji.staged import adapters, base, decoder, distillation, package, reach
+from instantstyle.train.emoji.staged.captions import SHARES
+from instantstyle.train.emoji.staged.data import CAPTION_SEED, SHIPPED, TrainingData, prepare, vae_of
+from instantstyle.train.emoji.staged.export import assemble, averaged
+from instantstyle.weights.adapter import Adapter
+
+STEPS: Mapping[str, int] = {
+    "base": base.STEPS,
+    "decoder": 3_000,
+    "adapter-published": 6_000,
+    "adapter-style": 4_000,
+    "adapter-paired": 4_000,
+    "distillation": 6_000,
+}
+"""Optimiser steps of each stage when none are named."""
+ADAPTER_RATE = 1e-3
+
+
+class Stages:
+    """All stages over one working folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        steps: int | None = None,
+        styles: int = 1800,
+        begin: Path | None = None,
+        plan: BlockPlan | None = None,
+        into: Path | None = None,
+        renew: base.Renew = "cross-attention",
+        dropped_skips: float = 0.0,
+    ) -> None:
+        """`steps` replaces a stage's own number; `begin` is a restart package; `plan` is the style adapters'.
+
+        `into` is where `pack` writes the package; `renew` and `dropped_skips` are the base's.
+        """
+        self.folder, self.steps, self.styles, self.begin, self.plan, self.into = (
+            folder,
+            steps,
+            styles,
+            begin,
+            plan,
+            into,
+        )
+        self.renew: base.Renew = renew
+        self.dropped_skips = dropped_skips
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """What the base and the decoder learn from."""
+        return prepare(self.folder, self.styles)
+
+    @cached_property
+    def seen(self) -> TrainingData:
+        """The same with image embeddings."""
+        return prepare(self.folder, self.styles, embeds=True)
+
+    @cached_property
+    def unet(self) -> UNet:
+        """The base's averaged weights, frozen."""
+        self._restore("base", base.begin(), base.RATE, base.MUON_RATE)
+        if not (self.folder / "base.pt").exists():
+            raise InputError(f"the base has not been trained in {self.folder}: run the stage base first")
+        return base.unet_of(averaged(self.folder / "base.pt"))
+
+    def prepare(self) -> None:
+        """Draw the bank, encode it, read the captions."""
+        print(f"{len(self.seen.bank.concept)} pictures, {len(self.seen.captions.words.texts)} captions")
+
+    def base(self) -> None:
+        """Train the UNet on text alone."""
+        self._restore("base", base.begin(), base.RATE, base.MUON_RATE)
+        steps = self._steps("base")
+        base.train_base(self.folder, self.data, steps, self.processes, self.renew, self.dropped_skips)
+
+    def reach(self) -> None:
+        """Say which of the base's attention modules have a say, at both sizes and two times."""
+        for side in self.data.latents:
+            for time in (900, 500):
+                said = reach.text_reach(self.unet, self.data, side, time)
+                print(side, time, ", ".join(f"{module} {share:.3f}" for module, share in said.items()), flush=True)
+
+    def decoder(self) -> None:
+        """Train the decoder at 128 px."""
+        vae = vae_of(SHIPPED)
+        vae.decoder.requires_grad_(True)
+        self._restore("decoder", decoder.Adversaries(vae), decoder.RATE, None)
+        decoder.train_decoder(
+            self.folder, vae_of(SHIPPED), self.unet, self.data, self._steps("decoder"), self.processes
+        )
+
+    def adapter_published(self) -> None:
+        """Train the adapter at all blocks, the reference being the target."""
+        self._adapter(adapters.PUBLISHED)
+
+    def adapter_style(self) -> None:
+        """Train the adapter at the plan's blocks alone, the reference being the target."""
+        self._adapter(adapters.style_setting(self._style_plan()))
+
+    def adapter_paired(self) -> None:
+        """Train the adapter at the plan's blocks alone, the reference being another thing in the target's style."""
+        self._adapter(adapters.paired_setting(self._style_plan()))
+
+    def distillation(self) -> None:
+        """Distil the base, with the published adapter where there is one."""
+        adapter = None
+        if (self.folder / f"{adapters.PUBLISHED.name}.pt").exists():
+            adapter = TrainableAdapter(self.unet, adapters.ALL)
+            adapter.load_state_dict(averaged(self.folder / f"{adapters.PUBLISHED.name}.pt"))
+        self._restore("distillation", distillation.Student(self.unet), distillation.RATE, None)
+        distillation.train_student(
+            self.folder, self.unet, self.seen, self._steps("distillation"), self.processes, adapter
+        )
+
+    def export(self) -> None:
+        """Write what there is as a model's folder."""
+        vae, file = vae_of(SHIPPED), self.folder / "decoder.pt"
+        if file.exists():
+            weights = {
+                key.removeprefix("decoder."): w for key, w in averaged(file).items() if key.startswith("decoder.")
+            }
+            vae.decoder.load_state_dict(weights)
+        spoken: dict[str, Adapter] = {}
+        for name, setting in (
+            ("ip_adapter.safetensors", adapters.PUBLISHED),
+            ("ip_adapter_style.safetensors", adapters.style_setting(self.plan) if self.plan else None),
+        ):
+            if setting and (self.folder / f"{setting.name}.pt").exists():
+                net = TrainableAdapter(self.unet, setting.plan)
+                net.load_state_dict(averaged(self.folder / f"{setting.name}.pt"))
+                spoken[name] = net.requires_grad_(False).adapter
+        print(assemble(self.folder / "emoji", self.unet.state_dict(), vae, spoken))
+
+    def pack(self) -> None:
+        """Write the restart package of every stage that was begun."""
+        there = [name for name in STEPS if (self.folder / f"{name}.pt").exists()]
+        about: dict[str, dict[str, Any]] = {name: {"steps planned": self._steps(name)} for name in there}
+        if "base" in about:
+            step = package.checkpoint(self.folder / "base.pt")["step"]
+            about["base"] |= {
+                "samples": {str(side): count for side, count in base.samples(int(step)).items()},
+                "phases": [[phase.until, phase.large] for phase in base.PHASES],
+                "learning rates": [base.RATE, base.MUON_RATE],
+                "caption shares": {column.name: share for column, share in SHARES.items()},
+            }
+        data = {"bank seed": 1, "styles": self.styles, "caption seed": CAPTION_SEED, "processes": 2}
+        package.pack(self.folder, self.into or self.folder / "package", about, data)
+
+    def _adapter(self, setting: adapters.Setting) -> None:
+        self._restore(setting.name, TrainableAdapter(self.unet, setting.plan), ADAPTER_RATE, 3 * ADAPTER_RATE)
+        adapters.train_adapter(
+            self.folder, self.unet, self.seen, setting, self._steps(setting.name), self.processes, ADAPTER_RATE
+        )
+
+    def _style_plan(self) -> BlockPlan:
+        if self.plan is None:
+            raise InputError("name the blocks that the probe found, such as --plan up.0.1=1,up.1.2=1")
+        return self.plan
+
+    def _steps(self, stage: str) -> int:
+        return self.steps or STEPS[stage]
+
+    def _restore(self, stage: str, net: nn.Module, lr: float, muon: float | None) -> None:
+        if self.begin is None:
+            return
+        if self.rank == 0:
+            package.restore(self.begin, stage, net, self.folder, lr, muon)
+        if dist.is_initialized():
+            dist.barrier()
+
+
+STAGES: Mapping[str, Callable[[Stages], None]] = {
+    "prepare": Stages.prepare,
+    "base": Stages.base,
+    "reach": Stages.reach,
+    "decoder": Stages.decoder,
+    "adapter-published": Stages.adapter_published,
+    "adapter-style": Stages.adapter_style,
+    "adapter-paired": Stages.adapter_paired,
+    "distillation": Stages.distillation,
+    "export": Stages.export,
+    "pack": Stages.pack,
+}
+"""In order."""
+
+
+def main() -> None:
+    """Run the named stages in order."""
+    parser = argparse.ArgumentParser(description="Train the 128-pixel built-in model; every stage resumes.")
+    parser.add_argument("stages", nargs="+", choices=STAGES)
+    parser.add_argument("--folder", type=Path, default=cache_folder() / "training-128", help="the working folder")
+    parser.add_argument("--begin", type=Path, help="a restart package, for stages that the folder has not")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the named stages, instead of their own")
+    parser.add_argument("--styles", type=int, default=1800, help="how many looks the bank holds")
+    parser.add_argument("--plan", help="the blocks of adapter-style and adapter-paired, as the probe found them")
+    parser.add_argument("--package", type=Path, help="where pack writes, by default in the working folder")
+    parser.add_argument("--renew", choices=get_args(base.Renew), default="cross-attention", help="how the base begins")
+    parser.add_argument("--dropped-skips", type=float, default=0.0, help="share of rows without the middle level's")
+    given = parser.parse_args()
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        plan = parse_block_plan(given.plan, EMOJI.unet, {}) if given.plan else None
+        more = (given.renew, given.dropped_skips)
+        stages = Stages(given.folder, given.steps, given.styles, given.begin, plan, given.package, *more)
+        for name in given.stages:
+            STAGES[name](stages)
+    except KeyboardInterrupt as stopped:
+        print(stopped)
+        sys.exit(130)
+    except InstantStyleError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -69,6 +69,7 @@ class _EncoderOnDevice:
 
     def __init__(self, net: Any, device: torch.device) -> None:
         self.net, self.device = net, device
+        self.text_model = getattr(net, "text_model", net)  # transformers 5 has one level less where nothing projects
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.net(*args, **kwargs)

@@ -193,7 +193,7 @@ def run_kills(data: Path, kills: int) -> Counter[str]:
         assert view["state"] == "done" or view["error"]
         for image in view["images"]:
             assert httpx.get(f"{server.address}{image['url']}").status_code == 200
-    assert server.end(signal.SIGTERM) == 0
+    assert server.end(signal.SIGTERM) in (0, -signal.SIGTERM)  # uvicorn raises the signal again once all is closed
     assert list(data.rglob("*.part")) == []
     return check_store(data / "studio.sqlite3", set(accepted))
 

@@ -195,7 +195,7 @@ class Studio:
             if row.state == "done"
             else []
         )
-        request = cast("dict[str, Any]", with_addresses(options.get("summary", {}), f"{base}/inputs/"))
+        request = cast("dict[str, Any]", with_addresses(cast("object", options.get("summary", {})), f"{base}/inputs/"))
         return {
             "id": row.id,
             "object": "job",

@@ -319,7 +319,7 @@ class Worker(threading.Thread):
         except Exception as failed:
             self._fail(each.row, failed)
             return
-        outcome = {
+        outcome: dict[str, Any] = {
             "seed": result.request.seed,
             "size": result.request.size,
             "seconds": round(result.seconds, 3),

@@ -149,7 +149,7 @@ def _filled(wanted: Mapping[str, Any], held: Mapping[str, Any]) -> Any:
     def at(place: str) -> Any:
         value: Any = held
         for part in place.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+            value = cast("list[Any]", value)[int(part)] if isinstance(value, list) else value[part]
         return value
 
     def walk(value: object) -> object:

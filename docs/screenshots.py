@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -41,7 +42,8 @@ def main() -> None:
         page.wait_for_selector("#meter .meter-row")
         page.wait_for_timeout(500)
         page.screenshot(path=out / "desktop.png")
-        phone = browser.new_context(**playwright.devices["Pixel 7"], color_scheme="dark").new_page()
+        device: Any = cast("Any", playwright).devices["Pixel 7"]
+        phone = browser.new_context(**device, color_scheme="dark").new_page()
         phone.set_default_timeout(120_000)
         phone.goto(address)
         phone.wait_for_selector(PICTURE)

@@ -72,9 +72,19 @@ def context(context: Any) -> Generator[Any]:
         left.append(route.request.url)
         route.abort()
 
-    context.route(lambda url: not url.startswith(("http://127.0.0.1:", "data:", "blob:")), refuse)
-    context.on("console", lambda m: told.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
-    context.on("weberror", lambda e: told.append(f"uncaught: {e.error}"))
+    def leaves(url: str) -> bool:
+        return not url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+
+    def heard(message: Any) -> None:
+        if message.type in ("error", "warning"):
+            told.append(f"{message.type}: {message.text}")
+
+    def failed(error: Any) -> None:
+        told.append(f"uncaught: {error.error}")
+
+    context.route(leaves, refuse)
+    context.on("console", heard)
+    context.on("weberror", failed)
     context.told = told
     yield context
     assert left == [], f"requests left the origin: {left}"

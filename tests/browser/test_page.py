@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 """The page in a real browser: what an illustrator does with it, in the order in which it is done."""
 
 import base64

@@ -5,7 +5,7 @@ import io
 import json
 import threading
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -49,10 +49,10 @@ def test_a_job_is_drawn_and_its_picture_remembers(client: TestClient) -> None:
     assert view["request"]["references"][0]["image"]["style"] == "neon"
     content = client.get(view["images"][0]["url"])
     assert content.headers["content-type"] == "image/png"
-    shown = Image.open(io.BytesIO(content.content))
+    shown: Any = Image.open(io.BytesIO(content.content))
     assert '"seed":5' in shown.text["instantstyle"].replace(" ", "")
     bare = client.get(view["images"][0]["url"], params={"metadata": False}).content
-    assert Image.open(io.BytesIO(bare)).text == {}
+    assert cast("Any", Image.open(io.BytesIO(bare))).text == {}
     assert Image.open(io.BytesIO(bare)).tobytes() == shown.convert("RGB").tobytes()
     assert client.get(view["request"]["references"][0]["image"]["url"]).status_code == 200
 
@@ -167,7 +167,8 @@ def test_one_failure_is_its_own(studio: Studio, client: TestClient) -> None:
     refused = client.post("/v1/jobs", json={**QUICK, "size": [32, 8]})
     assert refused.status_code == 400  # at once, where the model is loaded
     good = post(client, QUICK)
-    unfit = ist.Request(**{**QUICK, "size": (32, 8)}).to_json()  # as accepted while it was being loaded
+    fields: dict[str, Any] = {**QUICK, "size": (32, 8)}
+    unfit = ist.Request(**fields).to_json()  # as accepted while it was being loaded
     bad, _ = studio.store.put(unfit, client="c", options={})
     studio.worker.wake()
     assert "32" in until(client, bad, "failed", "done")["error"]
@@ -272,7 +273,9 @@ def test_many_at_once_are_each_as_alone(client: TestClient) -> None:
     for thread in threads:
         thread.join()
     for view, request in zip(views, wanted, strict=True):
-        given = {**request, "references": [ist.StyleReference(**each) for each in request.get("references", [])]}
+        wished: dict[str, Any] = request
+        references = [ist.StyleReference(**each) for each in wished.get("references", [])]
+        given: dict[str, Any] = {**wished, "references": references}
         alone = ist.generate(shared_model(), ist.Request(**given)).images[0]
         apart = np.abs(np.asarray(picture(client, view), np.int16) - np.asarray(alone, np.int16)).max()
         assert apart <= 1

@@ -7,7 +7,7 @@ import logging
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -244,7 +244,7 @@ def test_a_token_is_asked_for_and_the_page_logs_in(tmp_path: Path) -> None:
         for path in ("/", "/static/app.js", "/healthz", "/v1/session"):
             assert client.get(path).status_code == 200, path
         for given in ("Basic YTpi", "Bearer wrong", "Bearer ", "Bearer ä", "a long secret"):
-            assert client.get("/v1/jobs", headers={"authorization": given.encode()}).status_code == 401
+            assert client.get("/v1/jobs", headers=cast("Any", {"authorization": given.encode()})).status_code == 401
         assert client.get("/v1/jobs", headers={"authorization": "Bearer a long secret"}).status_code == 200
         assert client.post("/v1/login", json={"token": "wrong"}).status_code == 401
         answer = client.post("/v1/login", json={"token": "a long secret"})

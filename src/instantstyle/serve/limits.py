@@ -41,7 +41,7 @@ class Limits:
 
         if request.count > self.count:
             refuse("count", f"count is {request.count}, and this server draws at most {self.count} pictures a request")
-        if request.steps is not None and request.steps > self.steps:
+        if request.steps > self.steps:
             refuse("steps", f"steps is {request.steps}, and this server takes at most {self.steps}")
         if request.size is not None:
             width, height = request.size

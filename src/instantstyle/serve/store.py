@@ -128,7 +128,8 @@ def _job(row: Sequence[Any]) -> JobRow:
 
 
 def _image(row: Sequence[Any]) -> ImageRow:
-    return ImageRow(*row[:6], json.loads(row[6]))
+    n, image, job, place, width, height, about = row
+    return ImageRow(n, image, job, place, width, height, json.loads(about))
 
 
 class JobStore:

@@ -226,8 +226,9 @@ class Studio:
         text = self.store.request(job)
         value: Any = None if text is None else json.loads(text)
         for part in place.split("."):
-            if isinstance(value, list) and part.isascii() and part.isdigit() and int(part) < len(value):
-                value = cast("list[Any]", value)[int(part)]
+            if isinstance(value, list) and part.isascii() and part.isdigit():
+                items = cast("list[Any]", value)
+                value = items[int(part)] if int(part) < len(items) else None
             elif isinstance(value, dict):
                 value = cast("dict[str, Any]", value).get(part)
             else:

@@ -3,9 +3,29 @@
 import difflib
 from collections.abc import Iterable
 
+MAX_MESSAGE = 1200
+"""Characters of a message; of a longer one the middle is left out."""
+
 
 class InstantStyleError(Exception):
-    """Anything this library refuses or fails at; the message is meant for a person."""
+    """Anything this library refuses or fails at; the message is meant for a person.
+
+    Messages quote names and texts of files, which may be of any length and hold what a terminal obeys: the message is
+    shortened, and characters that do not print are escaped.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    """A text of any origin as it may be shown: shortened, and with escapes for what does not print."""
+    return _shortened("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in _shortened(text)))
+
+
+def _shortened(text: str) -> str:
+    third = MAX_MESSAGE // 3
+    return text if len(text) <= MAX_MESSAGE else f"{text[: 2 * third]} [...] {text[-third:]}"
 
 
 class InputError(InstantStyleError):
@@ -30,6 +50,15 @@ class OutputError(InstantStyleError):
 
 class Cancelled(InstantStyleError):
     """The run was asked to stop at a step boundary."""
+
+
+def abbreviate(value: object) -> str:
+    """A value as messages show it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, a number of too many digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

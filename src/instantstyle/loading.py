@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,10 +18,11 @@ from instantstyle.encoders.clip import (
     load_image_encoder,
     load_text_encoder,
 )
-from instantstyle.errors import InputError, PlanError, WeightsError, did_you_mean
+from instantstyle.errors import InputError, PlanError, WeightsError, abbreviate, did_you_mean
 from instantstyle.families import BASE_PRESETS, Family, make_presets
 from instantstyle.model import AdapterWithEncoder, Model, OffloadMode
 from instantstyle.networks.unet import UNet
+from instantstyle.utils import files
 from instantstyle.utils.device import limit_threads, pick_device, pick_dtype
 from instantstyle.weights.adapter import load_adapter
 from instantstyle.weights.control import load_controls
@@ -37,8 +37,10 @@ from instantstyle.weights.strict_load import (
     load_unet,
     load_unet_state,
 )
-from instantstyle.weights.unet_config import check_scheduler, family_of
+from instantstyle.weights.unet_config import MAX_LEVELS, check_scheduler, family_of
 
+MAX_SIZE = 2**14
+"""Pixels of a model's own pictures, along a side."""
 PRESETS_FILE = "presets.json"
 """A folder's own presets, `{"style": {"up.0.1": 1.0}, "layout": ...}`: written by `instantstyle probe --write`."""
 
@@ -221,7 +223,12 @@ def load_adapter_with_encoder(
 def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
     """The family with what this checkpoint's own files say: its size, and what an empty negative prompt is."""
     side = found.config("unet/config.json").get("sample_size")
-    levels = len(found.config("vae/config.json").get("block_out_channels") or (1,) * 4)
+    widths: object = found.config("vae/config.json").get("block_out_channels") or (1,) * 4
+    if not isinstance(widths, list | tuple) or len(cast("list[object]", widths)) > MAX_LEVELS:
+        raise WeightsError(
+            f"the VAE in {found.folder} says its channels are {abbreviate(widths)}, which is no short list"
+        )
+    levels = len(cast("list[object]", widths))
     index = found.config("model_index.json") if found.has("model_index.json") else {}
     changes: dict[str, Any] = {
         "force_zeros_for_empty_prompt": bool(
@@ -229,7 +236,10 @@ def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
         )
     }
     if isinstance(side, int):
-        changes["size"] = (side * 2 ** (levels - 1),) * 2
+        size = side * 2 ** (levels - 1)
+        if not 0 < size <= MAX_SIZE:
+            raise WeightsError(f"the UNet in {found.folder} says its sample_size is {side}: pictures of {size} pixels")
+        changes["size"] = (size, size)
     family = dataclasses.replace(family, **changes)
     if found.single is not None or not found.has(PRESETS_FILE):
         return family
@@ -244,20 +254,27 @@ def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
     blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in BASE_PRESETS}
     try:
         for plan in blocks.values():
+            if any(isinstance(strength, bool | str) for strength in plan.values()) or any(
+                "," in block for block in plan
+            ):
+                raise PlanError(f"a plan is blocks with a number each, not {abbreviate(plan)}")
             parse_block_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.unet, {})
     except (AttributeError, PlanError) as wrong:
         raise WeightsError(f"{where} is not understood: {wrong}") from wrong
-    return dataclasses.replace(family, presets=make_presets(**blocks), presets_source=said.get("source", where))
+    source = said.get("source", where)
+    if not isinstance(source, str):
+        raise WeightsError(f"{where} says its source is {abbreviate(source)}, which is no text")
+    return dataclasses.replace(family, presets=make_presets(**blocks), presets_source=source)
 
 
 def read_vocabulary(found: ResolvedModel) -> tuple[str, ...]:
     """The words in a folder's vocabulary.json, none where there is no such file.  Raises WeightsError."""
     path = found.folder / "vocabulary.json"
-    if found.single is not None or not path.is_file():
+    if found.single is not None or not path.exists():
         return ()
     try:
-        words: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        words: object = files.read_json(path)
+    except ValueError as e:
         raise WeightsError(f"cannot read {path}: {e}") from e
     if not isinstance(words, list) or not all(isinstance(word, str) for word in cast("list[object]", words)):
         raise WeightsError(f"{path} must be a JSON list of words")

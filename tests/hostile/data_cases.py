@@ -116,7 +116,9 @@ def _folders() -> Iterator[Case]:
 
 @cache
 def _tar() -> bytes:
-    return tar([("a.png", encoded("PNG")), ("a.txt", b"a cat"), ("b.png", encoded("PNG")), ("b.json", b'{"text": "b"}')])
+    return tar(
+        [("a.png", encoded("PNG")), ("a.txt", b"a cat"), ("b.png", encoded("PNG")), ("b.json", b'{"text": "b"}')]
+    )
 
 
 def tar(members: Sequence[tuple[str | tarfile.TarInfo, bytes]]) -> bytes:
@@ -197,7 +199,8 @@ def _tars(seed: int) -> Iterator[Case]:
         ),
         "a PAX header that is no text": file("a.tar", _header("x", 40, tarfile.XHDTYPE) + b"\xff" * 40 + bytes(472)),
         "a PAX header of sizes that lie": file(
-            "a.tar", _header("x", 30, tarfile.XHDTYPE) + b"30 size=99999999999999999999 \n" + bytes(482) + _header("a", 0)
+            "a.tar",
+            _header("x", 30, tarfile.XHDTYPE) + b"30 size=99999999999999999999 \n" + bytes(482) + _header("a", 0),
         ),
         "a gzipped long name of 1.5 GiB": _bomb(_header("x", 1536 * 2**20, tarfile.GNUTYPE_LONGNAME), 1536),
         "a gzipped PAX header of 200 MB": _bomb(pax, 200),
@@ -295,7 +298,9 @@ def _trees(seed: int) -> Iterator[Case]:
     yield Case(reader, "YAML, as it is", _tree(YAML), "result")
     for name, content in mutations.of_bytes(YAML, rng_of(reader, "yaml", seed), 3):
         yield Case(reader, f"YAML, {name}", _tree(content))
-    laughs = b"a0: &a0 [lol]\n" + b"".join(b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 11))
+    laughs = b"a0: &a0 [lol]\n" + b"".join(
+        b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 11)
+    )
     strange: Mapping[str, bytes] = {
         "a bomb of aliases": laughs + b"c:\n    base_path: .\n    loras: *a10\n",
         "an alias of itself": b"a: &a\n    loras: [*a]\n    base_path: *a\n",

@@ -53,7 +53,11 @@ def _json(name: str) -> Any:
 def _plans(seed: int) -> Iterator[Case]:
     plans = {"style": {"up.0.1": 1.0}, "layout": {"down.2.1": 0.5}, "source": "measured"}
     words = ["cat", "dog", "house"]
-    for name, good in (("presets.json", plans), ("vocabulary.json", words), ("model_index.json", _json("model_index.json"))):
+    for name, good in (
+        ("presets.json", plans),
+        ("vocabulary.json", words),
+        ("model_index.json", _json("model_index.json")),
+    ):
         for change, text in mutations.of_json(good, rng_of(READER, name, seed)):
             yield Case(READER, f"{name}, {change}", with_files({name: text}))
     made: Mapping[str, Any] = {
@@ -75,7 +79,9 @@ def _plans(seed: int) -> Iterator[Case]:
         return folder
 
     yield Case(READER, "presets.json, a pipe", pipe, "refused")
-    yield Case(READER, "vocabulary.json, 20 MB", with_files({"vocabulary.json": json.dumps(["w" * 9] * 10**6).encode()}))
+    yield Case(
+        READER, "vocabulary.json, 20 MB", with_files({"vocabulary.json": json.dumps(["w" * 9] * 10**6).encode()})
+    )
 
 
 def _configurations(seed: int) -> Iterator[Case]:

@@ -65,7 +65,10 @@ def of_json(value: Any, chance: random.Random) -> Made:
     for i, other in enumerate(strange):
         place = chance.choice(places)
         shown = repr(other)[:12].encode("unicode_escape").decode()
-        yield f"{i}: {shown} at {'.'.join(map(str, place)) or 'the top'}", json.dumps(_replaced(value, place, other)).encode()
+        yield (
+            f"{i}: {shown} at {'.'.join(map(str, place)) or 'the top'}",
+            json.dumps(_replaced(value, place, other)).encode(),
+        )
 
 
 def _places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -107,7 +107,7 @@ def _made_pictures() -> Iterator[Case]:
         "PNG of no pixels": ("a.png", lambda: png(0, 10)),
         "PNG of a colour type nobody knows": ("a.png", lambda: png(8, 8, colour=5)),
         "PNG of a depth nobody knows": ("a.png", lambda: png(8, 8, depth=3)),
-        "PNG with a chunk as long as an address": ("a.png", lambda: png(8, 8).replace(b"IDAT", b"IDAT", 1)[:33] + b"\xff" * 40),
+        "PNG with a chunk as long as an address": ("a.png", lambda: png(8, 8)[:33] + b"\xff" * 40),
         "PNG whose text inflates to 200 MB": ("a.png", lambda: png(8, 8, chunk(b"zTXt", text + zeros(200 * 2**20)))),
         "PNG with 300 texts of a megabyte each": (
             "a.png",

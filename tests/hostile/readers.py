@@ -1,6 +1,6 @@
 """The readers of the campaign: each opens one path by the package's own entry points and says what it found.
 
-An assertion of a reader's is a wrong result.  Results are looked at as callers do: pixels are decoded, weights are read.
+An assertion of a reader's is a wrong result.  Results are looked at as callers do: pixels are decoded, weights read.
 """
 
 import math

@@ -50,7 +50,9 @@ Tensors = dict[str, torch.Tensor]
 
 @cache
 def _weights() -> bytes:
-    return save({"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.float16), "d": torch.tensor(1.0)})
+    return save(
+        {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.float16), "d": torch.tensor(1.0)}
+    )
 
 
 @cache
@@ -108,8 +110,7 @@ def _checkpoint() -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.write(Path(folder) / "a.safetensors", "sd15")
-        whole = (Path(folder) / "a.safetensors").read_bytes()
-    return whole
+        return (Path(folder) / "a.safetensors").read_bytes()
 
 
 _GOOD: Mapping[str, tuple[str, Callable[[], bytes]]] = {
@@ -176,7 +177,10 @@ def _pickles(seed: int) -> Iterator[Case]:
     made: Mapping[str, tuple[bytes | Callable[[], bytes], Expected]] = {
         "runs a command": (lambda: pickle.dumps(Runs(os.system, touch), 2), "refused"),
         "runs a command in a zip": (lambda: _zipped(pickle.dumps({"a": Runs(os.system, touch)}, 2)), "refused"),
-        "runs a command beside tensors": (lambda: pickled({"t": torch.ones(1), "x": Runs(os.system, touch)}), "refused"),
+        "runs a command beside tensors": (
+            lambda: pickled({"t": torch.ones(1), "x": Runs(os.system, touch)}),
+            "refused",
+        ),
         "evaluates Python": (lambda: pickle.dumps(Runs(eval, "open('owned', 'w')"), 2), "refused"),
         "opens a file": (lambda: pickle.dumps(Runs(open, "owned", "w"), 2), "refused"),
         "loads a library": (lambda: _zipped(b"\x80\x02cctypes\nCDLL\n(X\x01\0\0\0xtR."), "refused"),
@@ -191,7 +195,9 @@ def _pickles(seed: int) -> Iterator[Case]:
         "a tensor of 2^33 numbers that are one": (lambda: pickled({"a": torch.ones(1).expand(2**33)}), "refused"),
         "a sparse tensor": (lambda: pickled({"a": torch.eye(3).to_sparse()}), "refused"),
         "a sparse tensor of 2^40 numbers": (
-            lambda: pickled({"a": torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.int64), [1.0], (2**20, 2**20))}),
+            lambda: pickled(
+                {"a": torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.int64), [1.0], (2**20, 2**20))}
+            ),
             "refused",
         ),
         "a quantized tensor": (lambda: pickled({"a": _quantized()}), "refused"),

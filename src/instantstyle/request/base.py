@@ -2,14 +2,14 @@
 
 import base64
 import binascii
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from instantstyle.errors import InputError, did_you_mean
+from instantstyle.errors import InputError, abbreviate, did_you_mean
+from instantstyle.utils.files import parse_json
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -106,8 +106,8 @@ class FrozenModel(BaseModel, metaclass=_PositionalModelMetaclass):
         Raises InputError.
         """
         try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as invalid:
+            fields = parse_json(text, unique=True)
+        except ValueError as invalid:
             raise InputError(f"this is not JSON: {invalid}") from None
         return cls.from_fields(fields)
 
@@ -139,12 +139,6 @@ Base64Bytes = Annotated[
     PlainSerializer(lambda content: base64.b64encode(content).decode(), return_type=str, when_used="json"),
 ]
 """Bytes; in JSON base64 text."""
-
-
-def abbreviate(value: object) -> str:
-    """A value's repr of at most 60 characters, for error messages."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _sentence(model: type[FrozenModel], invalid: ValidationError) -> str:

@@ -25,6 +25,7 @@ from safetensors.numpy import save as write_safetensors
 from instantstyle.errors import InputError, WeightsError, closest_match
 from instantstyle.request.base import Base64Bytes, FrozenModel, field, to_tuple, unchanged
 from instantstyle.utils import atomic_files
+from instantstyle.utils.files import local_path, parse_json
 from instantstyle.utils.images import encode_png, load_image, url_of, url_refusal
 
 SUFFIX = ".style.safetensors"
@@ -178,7 +179,7 @@ def read_card(source: str | Path | bytes, name: str | None = None) -> StyleCard:
     label = name or ("the given style card" if isinstance(source, bytes) else repr(str(source)))
     if not isinstance(source, bytes) and (url := url_of(source)):
         raise WeightsError(url_refusal(url, "style card"))
-    content = source if isinstance(source, bytes) else _read_card_bytes(Path(source).expanduser(), label)
+    content = source if isinstance(source, bytes) else _read_card_bytes(local_path(source, WeightsError), label)
     if len(content) > MAX_BYTES:
         raise WeightsError(f"{label} is too large for a style card: more than {MAX_BYTES:,} bytes are not read")
     try:
@@ -192,7 +193,7 @@ def read_card(source: str | Path | bytes, name: str | None = None) -> StyleCard:
             f"{label} is a weight file and no style card; `instantstyle style make` writes cards from pictures"
         )
     try:
-        return _card(json.loads(text), tensors)
+        return _card(parse_json(text, unique=True), tensors)
     except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as broken:
         reason = broken if isinstance(broken, InputError) else f"{type(broken).__name__} {broken}"
         raise WeightsError(f"the style card {label} is damaged: {reason}") from broken

@@ -53,10 +53,18 @@ def make_scheduler(model: Model, sampler: str | None) -> Any:
     Raises InputError for an unknown sampler, WeightsError when the checkpoint names a scheduler diffusers lacks.
     """
     name = _scheduler_class_name(model) if sampler is None else SAMPLERS[find_sampler(sampler)]
-    scheduler: Any = getattr(importlib.import_module("diffusers"), name, None)
-    if scheduler is None:
+    kind: Any = getattr(importlib.import_module("diffusers"), name, None)
+    if not hasattr(kind, "set_timesteps"):
         raise WeightsError(f"the model asks for the scheduler {name}, which this version of diffusers does not have")
-    return scheduler.from_config({**model.scheduler_config, **SETTINGS.get(sampler or "", {})})
+    try:
+        scheduler = kind.from_config({**model.scheduler_config, **SETTINGS.get(sampler or "", {})})
+        finite = bool(torch.isfinite(scheduler.alphas_cumprod).all())
+    except Exception as e:  # a dozen kinds, none of them documented
+        said = (str(e).splitlines() or [type(e).__name__])[0][:200]
+        raise WeightsError(f"the model's scheduler_config.json is not understood by {name}: {said}") from e
+    if not finite:
+        raise WeightsError(f"the model's scheduler_config.json makes of {name} a schedule of noise that is not finite")
+    return scheduler
 
 
 def _scheduler_class_name(model: Model) -> str:

@@ -250,7 +250,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 _TRAINED = re.compile(r"(?:module\.)?(?P<part>image_proj_model|adapter_modules)\.")
-_LAYER = re.compile(r"(?P<layer>ip_adapter\.(?P<number>\d+))\.to_(?P<kind>[kv])_ip\.weight")
+_LAYER = re.compile(r"(?P<layer>ip_adapter\.(?P<number>[0-9]{1,4}))\.to_(?P<kind>[kv])_ip\.weight")
 _PROJECTION = "image_proj."
 
 
@@ -320,7 +320,7 @@ def _projection(file: TensorFile, config: UNetConfig, path: str | Path) -> tuple
                     f"{path} has a projection of another kind ({', '.join(list(shapes)[:3])}, ...): base and Plus "
                     "adapters are supported, FaceID and full-face ones are not"
                 )
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as e:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError, RuntimeError, TypeError, OverflowError) as e:
         raise WeightsError(f"the projection in {path} is incomplete or of wrong shapes: {e}") from e
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     for name in [*expected, *(name for name in shapes if name not in expected)]:

@@ -6,7 +6,7 @@ diffusers' too.  What the file has decides the network's layout, so the smaller 
 """
 
 import importlib
-import re
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES, Family
+from instantstyle.utils.files import local_path
 from instantstyle.weights import hub, model_folders
 from instantstyle.weights.resolve import read_json
 from instantstyle.weights.strict_load import check_state_dict, silence_progress, weight_files
@@ -91,12 +92,14 @@ def load_control(
         files = [stack.enter_context(open_tensors(each)) for each in (weight_files(path) if path.is_dir() else [path])]
         names = _diffusers_names(files, spec)
         shapes = {name: files[number].shapes[stored] for name, (number, stored) in names.items()}
-        check_family(shapes, family, spec)
-        with torch.device("meta"):
-            try:
+        try:
+            check_family(shapes, family, spec)
+            with torch.device("meta"):
                 net = kind.from_config(control_layout(shapes, family.unet) if said is None else said)
-            except (TypeError, ValueError, KeyError, IndexError) as e:
-                raise WeightsError(f"the ControlNet {spec} is of a kind that is not supported: {_line(e)}") from e
+        except WeightsError:
+            raise
+        except Exception as e:  # a dozen kinds, none of them documented
+            raise WeightsError(f"the ControlNet {spec} is of a kind that is not supported: {_line(e)}") from e
         check_state_dict({name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}, shapes, str(spec))
         tensors = {name: files[number].read(stored).to(device, dtype) for name, (number, stored) in names.items()}
         net.load_state_dict(tensors, strict=True, assign=True)
@@ -198,9 +201,10 @@ def _widths(shapes: Shapes) -> tuple[int, ...]:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered parts there are under a name."""
-    numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in shapes)
-    return max((int(match[1]) + 1 for match in numbers if match), default=0)
+    """How many numbered parts there are under a name, counted from 0 up to the first that is not there."""
+    start = f"{prefix}."
+    numbers = {name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)}
+    return next(i for i in itertools.count() if str(i) not in numbers)
 
 
 _MUST = ("conv_in.weight", "controlnet_cond_embedding.conv_in.weight", "controlnet_mid_block.weight")
@@ -236,13 +240,16 @@ def _diffusers_names(files: Sequence[TensorFile], spec: object) -> dict[str, tup
 def _converted(stored: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
     """diffusers' conversion of names; it moves values about without looking at them, so places in files will do."""
     convert: Any = importlib.import_module("diffusers.loaders.single_file_utils").convert_controlnet_checkpoint
-    names: dict[str, Any] = convert(dict(stored), {"layers_per_block": 2})
+    try:
+        names: dict[str, Any] = convert(dict(stored), {"layers_per_block": 2})
+    except Exception as e:  # of names that are not there, and of numbers that are none
+        raise WeightsError(f"the ControlNet has names that are not understood: {_line(e)}") from e
     return {name: place for name, place in names.items() if place is not None}
 
 
 def _find(spec: str, near: Path | None) -> Path:
     """The file or folder, by its path, by its name in a model tree, or from the hub.  Raises WeightsError."""
-    path = Path(spec).expanduser()
+    path = local_path(spec, WeightsError)
     if path.exists():
         return path
     if (known := model_folders.find_file("controlnet", spec, near)) is not None:

@@ -6,24 +6,24 @@ A layer's change is alpha / rank * up @ down (Hu et al., arXiv 2106.09685, secti
 spellings of tensors' names; every one must lead to a weight of the model, or the file is refused.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from instantstyle.blocks import BlockPlan, UNetConfig
-from instantstyle.errors import InputError, WeightsError, did_you_mean
+from instantstyle.errors import InputError, WeightsError, abbreviate, did_you_mean
 from instantstyle.families import FAMILIES
 from instantstyle.networks.unet import UNet
 from instantstyle.networks.weight_deltas import with_weight_deltas
 from instantstyle.utils.atomic_files import atomic_write
+from instantstyle.utils.files import local_path, parse_json, read_json
 from instantstyle.weights import hub, model_folders
 from instantstyle.weights.lora_names import PARTS, Factor, TensorName, locate, module_table, parse_name
 from instantstyle.weights.tensor_files import TensorFile, open_tensors
@@ -165,11 +165,11 @@ def read_lora(
         for (part, module), names in _tensor_names(file, parts, config, path).items():
             if not {"down", "up"} <= names.keys():
                 raise WeightsError(f"the LoRA {path} has {next(iter(names.values()))} without its other half")
-            scale = _scale(file, names, part, module, settings)
-            one = LoRAFactors(file.read(names["up"]), file.read(names["down"]), scale)
+            one = LoRAFactors(file.read(names["up"]), file.read(names["down"]))
             weight = parts[part].get_parameter(f"{module}.weight")
             _check_shape(one, weight, f"{part}.{module}", path, config)
-            factors.setdefault(part, {})[f"{module}.weight"] = one
+            scale = _scale(file, names, part, module, settings, path)
+            factors.setdefault(part, {})[f"{module}.weight"] = replace(one, scale=scale)
     return factors
 
 
@@ -197,7 +197,7 @@ def lora_file(spec: str | Path, near: Path | None = None) -> Path:
 
     `near` is a file or folder whose own tree is looked through too.  Raises WeightsError.
     """
-    path, name = Path(spec).expanduser(), str(spec)
+    path, name = local_path(spec, WeightsError), str(spec)
     if path.is_dir():
         known = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
         inside = next((path / each for each in known if (path / each).is_file()), None)
@@ -303,7 +303,8 @@ def _whose(name: TensorName, tables: Mapping[str, Mapping[str, str]], config: UN
 
 def _check_shape(one: LoRAFactors, weight: Tensor, where: str, path: Path, config: UNetConfig) -> None:
     out, rest = len(weight), weight[0].numel()
-    fits = one.down.ndim > 1 and one.up.ndim > 1 and one.up.flatten(1).shape == (out, one.rank)
+    matrices = one.down.ndim > 1 and one.up.ndim > 1
+    fits = matrices and one.rank > 0 and one.up.flatten(1).shape == (out, one.rank)
     if not fits or one.down.flatten(1).shape[1] != rest:
         raise WeightsError(
             f"the LoRA {path} changes {where} by {list(one.up.shape)} times {list(one.down.shape)}, but the weight "
@@ -312,19 +313,41 @@ def _check_shape(one: LoRAFactors, weight: Tensor, where: str, path: Path, confi
 
 
 def _scale(
-    file: TensorFile, names: Mapping[Factor, str], part: str, module: str, settings: Mapping[str, Mapping[str, Any]]
+    file: TensorFile,
+    names: Mapping[Factor, str],
+    part: str,
+    module: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    path: Path,
 ) -> float:
-    """alpha / rank, where the file or the settings beside it name an alpha, else 1."""
-    rank = file.shapes[names["down"]][0]
-    if "alpha" in names:
-        return float(file.read(names["alpha"])) / rank
-    config = settings.get(part)
-    if config is None:
-        return 1.0
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    fitting = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)  # as peft matches them
-    alpha = float(patterns[fitting] if fitting is not None else config.get("lora_alpha", rank))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    """alpha / rank, where the file or the settings beside it name an alpha, else 1.  Raises WeightsError."""
+    rank, config = file.shapes[names["down"]][0], settings.get(part)
+    try:
+        if "alpha" in names:
+            scale = float(file.read(names["alpha"])) / rank
+        elif config is None:
+            return 1.0
+        else:
+            patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+            fitting = next((key for key in patterns if _matches(key, module)), None)
+            alpha = float(patterns[fitting] if fitting is not None else config.get("lora_alpha", rank))
+            scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as e:
+        raise WeightsError(f"the alpha of {part}.{module} in the LoRA {path} is no number: {e}") from e
+    if not math.isfinite(scale):
+        raise WeightsError(f"the alpha of {part}.{module} in the LoRA {path} is not finite")
+    return scale
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Whether a module's name ends in a pattern of peft's, at a point; `^` stands for its beginning.
+
+    peft takes a regular expression; a stranger's may take for ever, and what peft and diffusers write is names.
+    """
+    name = pattern.replace("\\.", ".")
+    if not re.fullmatch(r"\^?[\w.]*", name):
+        raise ValueError(f"the pattern {abbreviate(pattern)} is a regular expression, and only names are read")
+    return module == name.removeprefix("^") or (not name.startswith("^") and module.endswith(f".{name}"))
 
 
 def _peft_settings(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
@@ -332,15 +355,18 @@ def _peft_settings(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {}
     try:
         if "lora_adapter_metadata" in file.metadata:
-            flat: dict[str, Any] = json.loads(file.metadata["lora_adapter_metadata"])
+            flat: dict[str, Any] = parse_json(file.metadata["lora_adapter_metadata"])
             for key, value in flat.items():
                 part, _, name = key.partition(".")
                 settings.setdefault(part, {})[name] = value
             return settings
         beside = path.with_name("adapter_config.json")
-        if path.name.startswith("adapter_model.") and beside.is_file():
-            settings = dict.fromkeys(PARTS, json.loads(beside.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as e:
+        if path.name.startswith("adapter_model.") and beside.exists():
+            content: object = read_json(beside)
+            if not isinstance(content, dict):
+                raise ValueError("it is no JSON object")
+            settings = dict.fromkeys(PARTS, cast("dict[str, Any]", content))
+    except (ValueError, AttributeError) as e:
         raise WeightsError(f"the settings of the LoRA {path} cannot be read: {e}") from e
     return settings
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from instantstyle.errors import WeightsError, did_you_mean
+from instantstyle.utils.files import local_path, read_text
 
 VARIABLE = "INSTANTSTYLE_MODELS"
 Kind = Literal["checkpoints", "loras", "controlnet", "clip_vision", "ipadapter", "diffusers"]
+MAX_YAML_BYTES = 2**18
+"""Of a list of folders; PyYAML takes a second for about this much."""
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 COMFY: Mapping[Kind, tuple[str, ...]] = {
@@ -84,7 +87,7 @@ def _places(kind: Kind, near: Path | None) -> Iterator[Path]:
 
 
 def _roots() -> list[Path]:
-    given = [Path(part).expanduser() for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    given = [local_path(part, WeightsError) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
     for root in given:
         if not root.exists():
             raise WeightsError(f"{VARIABLE} names {str(root)!r}, and there is no such folder or file")
@@ -105,15 +108,26 @@ def _listed(path: Path, kind: Kind) -> Iterator[Path]:
     import yaml
 
     try:
-        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        content: object = yaml.safe_load(read_text(path, MAX_YAML_BYTES))
+    except RecursionError as e:
+        raise WeightsError(f"cannot read {path}: it is nested too deeply") from e
+    except (ValueError, AttributeError, TypeError, yaml.YAMLError) as e:  # PyYAML's own, of dates and numbers
         raise WeightsError(f"cannot read {path}: {' '.join(str(e).split())}") from e
     sections: Mapping[str, Any] = cast("Mapping[str, Any]", content) if isinstance(content, Mapping) else {}
     for section in sections.values():
         if not isinstance(section, Mapping):
             continue
         given = cast("Mapping[str, Any]", section)
-        base = path.parent / Path(os.path.expandvars(str(given.get("base_path", "")))).expanduser()
+        base = path.parent / local_path(os.path.expandvars(_text(given, "base_path", path)), WeightsError)
         for name in COMFY[kind]:
-            lines = str(given.get(name) or "").splitlines()
-            yield from (folder for line in lines if line.strip() and (folder := base / line.strip()).is_dir())
+            for line in _text(given, name, path).splitlines():
+                if line.strip() and (folder := local_path(base / line.strip(), WeightsError)).is_dir():
+                    yield folder
+
+
+def _text(given: Mapping[str, Any], name: str, path: Path) -> str:
+    """A section's text of a name, empty where it says nothing.  Raises WeightsError when it says something else."""
+    value: object = given.get(name)
+    if not isinstance(value, str | None):  # aliases in a list may stand for more than there is memory
+        raise WeightsError(f"{path} has a {type(value).__name__} as {name}: a path is needed, or several lines of them")
+    return value or ""

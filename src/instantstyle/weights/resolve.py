@@ -4,13 +4,15 @@ A model is a folder in diffusers' layout, `model_index.json` and a folder for ea
 Which family it belongs to, `layout` tells.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from instantstyle.errors import InputError, WeightsError, did_you_mean
+from instantstyle.errors import InputError, WeightsError, abbreviate, did_you_mean
+from instantstyle.utils import files
+from instantstyle.utils.files import local_path
 from instantstyle.weights import hub, model_folders
 from instantstyle.weights.adapter import adapter_input_dim
 from instantstyle.weights.single_file import SingleFile, open_single_file, vision_layout
@@ -149,19 +151,43 @@ def resolve_model(
     )
 
 
+MAX_COUNT, MAX_LAYERS, MAX_TIMESTEPS, MAX_ITEMS = 2**31, 1000, 100_000, 1000
+"""Of what a configuration says: any whole number, how many layers are made one by one, training's steps, a list."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model.  Raises WeightsError."""
+    """A JSON object from a file of a model.
+
+    Raises WeightsError, also for numbers that no network has: libraries make so many layers before they look further.
+    """
+    if not path.exists():
+        raise WeightsError(f"the model has no {path.parent.name}/{path.name} (looked in {path.parent.parent})")
     try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(
-            f"the model has no {path.parent.name}/{path.name} (looked in {path.parent.parent})"
-        ) from None
-    except (OSError, ValueError) as e:
+        content: object = files.read_json(path, unique=True)
+    except ValueError as e:
         raise WeightsError(f"cannot read {path}: {e}") from e
     if not isinstance(content, dict):
         raise WeightsError(f"{path} is no JSON object")
+    _check_bounds(cast("object", content), "", path)
     return cast("dict[str, Any]", content)
+
+
+def _check_bounds(value: object, name: str, path: Path) -> None:
+    if isinstance(value, dict):
+        for key, each in cast("Mapping[str, object]", value).items():
+            _check_bounds(each, key, path)
+    elif isinstance(value, list):
+        items = cast("list[object]", value)
+        if len(items) > MAX_ITEMS:
+            raise WeightsError(
+                f"{path} has {len(items):,} values as {abbreviate(name)}: at most {MAX_ITEMS:,} are read"
+            )
+        for each in items:
+            _check_bounds(each, name, path)
+    elif isinstance(value, int | float):
+        limit = MAX_LAYERS if "layers" in name else MAX_TIMESTEPS if "timesteps" in name else MAX_COUNT
+        if math.isnan(value) or (math.isfinite(value) and abs(value) > limit):
+            raise WeightsError(f"{path} says {abbreviate(name)} is {abbreviate(value)}, and at most {limit:,} is read")
 
 
 def _locate(spec: str | Path) -> Path:
@@ -169,7 +195,7 @@ def _locate(spec: str | Path) -> Path:
     name = str(spec)
     if (BUILT_IN / name / "unet").is_dir() and "/" not in name:
         return BUILT_IN / name
-    path = Path(spec).expanduser()
+    path = local_path(spec, WeightsError)
     if path.exists():
         return path
     if isinstance(spec, str) and (
@@ -206,7 +232,7 @@ def _normalise(adapter: AdapterSpec | None) -> dict[str, str | Path]:
 
 
 def _adapter(spec: str | Path, near: Path) -> Path:
-    path = Path(spec).expanduser()
+    path = local_path(spec, WeightsError)
     if path.is_dir():
         path = path / ADAPTER
     if path.is_file():
@@ -260,17 +286,18 @@ def encoder_layout(encoder: Path) -> dict[str, Any]:
     if encoder.is_dir():
         config = read_json(encoder / "config.json")
         # A whole CLIP keeps its image tower's numbers one level deeper.
-        return cast("dict[str, Any]", config.get("vision_config")) or config
+        inner: object = config.get("vision_config")
+        return cast("dict[str, Any]", inner) if isinstance(inner, dict) and inner else config
     with open_tensors(encoder) as file:
         try:
             return vision_layout(file.shapes)
-        except (KeyError, ValueError) as e:
+        except (KeyError, ValueError, IndexError, TypeError) as e:
             raise WeightsError(f"{encoder} is no CLIP image encoder with a projection: it lacks {e}") from e
 
 
 def _encoder(spec: str, near: Path) -> Path:
     """An image encoder that was asked for."""
-    path = Path(spec).expanduser()
+    path = local_path(spec, WeightsError)
     if path.is_file() or (path / "config.json").is_file():
         return path
     if (path / "image_encoder/config.json").is_file():
@@ -289,7 +316,7 @@ def _content_encoder(spec: str | Path | None, folder: Path | None) -> Path | Non
     if spec is None:
         own = None if folder is None else folder / CONTENT_ENCODER
         return own if own is not None and (own / "config.json").is_file() else None
-    path = Path(spec).expanduser()
+    path = local_path(spec, WeightsError)
     if (path / "config.json").is_file():
         return path
     if not path.exists() and isinstance(spec, str) and hub.is_hub_path(spec, 0):

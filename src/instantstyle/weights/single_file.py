@@ -5,6 +5,7 @@ own conversion.  Tokenizers are not in such files: all of them use CLIP's.
 """
 
 import importlib
+import itertools
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -55,10 +56,16 @@ class SingleFile:
         """The UNet's tensors by diffusers' names, memory-mapped.  Raises WeightsError for names nobody knows."""
         with _open(self.path) as file:
             own = [name for name in file.shapes if name.startswith(UNET)]
-            marks = {name: torch.empty(file.shapes[name], device="meta") for name in own}
-            owner = {id(mark): name for name, mark in marks.items()}
-            converted = _diffusers().convert_ldm_unet_checkpoint(marks, self.configs["unet/config.json"])
-            names = {new: owner[id(mark)] for new, mark in converted.items()}
+            try:
+                marks = {name: torch.empty(file.shapes[name], device="meta") for name in own}
+                owner = {id(mark): name for name, mark in marks.items()}
+                converted = _diffusers().convert_ldm_unet_checkpoint(marks, self.configs["unet/config.json"])
+                names = {new: owner[id(mark)] for new, mark in converted.items()}
+            except Exception as e:  # whatever a name or a shape that is not as expected makes of it
+                said = (str(e).splitlines() or [""])[0][:200]
+                raise WeightsError(
+                    f"the UNet in {self.path} has names or shapes that are not understood: {type(e).__name__} {said}"
+                ) from e
             if left := sorted(set(own) - set(names.values())):
                 raise WeightsError(f"{self.path} holds tensors of a UNet that nobody knows: {', '.join(left[:3])}")
             yield RenamedTensors(file, names)
@@ -122,7 +129,7 @@ def open_single_file(path: Path) -> SingleFile:
             configs["text_encoder_2/config.json"] = _open_clip_layout(shapes)
     except KeyError as e:
         raise WeightsError(f"the checkpoint {path} is incomplete: it has no tensor {e.args[0]!r}") from e
-    except (IndexError, ValueError, StopIteration) as e:
+    except (IndexError, ValueError, TypeError, StopIteration) as e:
         raise WeightsError(f"the checkpoint {path} has tensors of unexpected shapes: {e}") from e
     return SingleFile(path, configs)
 
@@ -339,9 +346,9 @@ def _schedule(shapes: Shapes, metadata: Mapping[str, str], xl: bool, ends_in_noi
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbers follow a prefix, counted from 0."""
+    """How many numbers follow a prefix, counted from 0 up to the first that is not there."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    return next(i for i in itertools.count() if str(i) not in numbers)
 
 
 def _diffusers() -> Any:

@@ -128,8 +128,11 @@ def weight_files(folder: Path) -> list[Path]:
             return [single]
         index = folder / f"{name}.safetensors.index{variant}.json"
         if index.is_file():
-            shards = cast("Mapping[str, str]", read_json(index).get("weight_map", {}))
-            return [folder / shard for shard in sorted(set(shards.values()))]
+            shards: object = read_json(index).get("weight_map")
+            names = set(cast("Mapping[str, object]", shards).values()) if isinstance(shards, dict) else set[object]()
+            if not names or not all(isinstance(each, str) and Path(each).name == each for each in names):
+                raise WeightsError(f"{index} must name a file beside it for each tensor, as its weight_map")
+            return [folder / shard for shard in sorted(cast("set[str]", names))]
     if (folder / "diffusion_pytorch_model.bin").is_file():
         return [folder / "diffusion_pytorch_model.bin"]
     raise WeightsError(f"there is no diffusion_pytorch_model.safetensors in {folder}")

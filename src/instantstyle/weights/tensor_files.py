@@ -4,13 +4,14 @@ Which format a file has is told by its first bytes, not by its name.  This modul
 """
 
 import argparse
+import math
 import pickle
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
-from zipfile import is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from instantstyle.errors import WeightsError
+from instantstyle.utils.files import local_path
+
+MAX_ENTRIES, MAX_DEPTH = 100_000, 16
+"""Of the dictionaries in a pickle; the largest networks have a few thousand tensors, two dictionaries deep."""
+_BYTES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool)
+"""Types of one byte a number that are read; of the floating ones, those in which weights are published."""
 
 
 @runtime_checkable
@@ -57,8 +64,10 @@ def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[Te
     are passed over.  Raises WeightsError when the file is missing, empty, truncated, no weight file, or wants to run
     code.
     """
-    path = Path(path)
+    path = local_path(path, WeightsError)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
+            raise WeightsError(f"{path} is no weight file: it is a {'folder' if path.is_dir() else 'pipe or a device'}")
         with path.open("rb") as file:
             head = file.read(9)
     except FileNotFoundError:
@@ -76,7 +85,7 @@ def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[Te
         return
     try:  # opening checks the head against the file's length: reading cannot fail afterwards
         opened = cast("Any", safe_open(path, framework="pt"))
-    except SafetensorError as e:
+    except (SafetensorError, OSError, MemoryError) as e:
         raise WeightsError(f"the weight file {path} is truncated, damaged, or no weight file at all: {e}") from e
     with opened as handle:
         yield _SafetensorsFile(path, handle)
@@ -107,10 +116,15 @@ class _SafetensorsFile:
 class _PickleFile:
     def __init__(self, path: Path, inside: str | None) -> None:
         self.path, self.metadata = path, dict[str, str]()
+        zipped, stored = is_zipfile(path), math.inf
         try:
+            if zipped:
+                stored = _stored_bytes(path)
             with warnings.catch_warnings(), torch.serialization.safe_globals([] if inside is None else _beside()):
                 warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol: it is read or it is not
-                content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+                content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except WeightsError:
+            raise
         except pickle.UnpicklingError as e:
             if "GLOBAL" in str(e):
                 raise WeightsError(
@@ -123,7 +137,10 @@ class _PickleFile:
         if inside is not None and isinstance(content, Mapping):
             held = cast("Mapping[object, object]", content)
             content = held.get(inside, held)
-        self.tensors = dict(_flat("", content, path))
+        self.tensors = _flat(content, path)
+        storages = (tensor.untyped_storage() for tensor in self.tensors.values())
+        if sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) > stored:
+            raise WeightsError(f"the weight file {path} is truncated or damaged: it holds fewer numbers than it says")
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
@@ -147,15 +164,63 @@ def first_row(file: TensorFile, name: str) -> Tensor:
     return file.read(name)[:1]
 
 
-def _flat(prefix: str, content: object, path: Path) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix, content
-    elif isinstance(content, Mapping):
-        for key, inner in cast("Mapping[object, object]", content).items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner, path)
-    else:
-        where = f"{prefix!r} in it" if prefix else "it"
-        raise WeightsError(f"the weight file {path} is no dictionary of tensors: {where} is {type(content).__name__}")
+def _stored_bytes(path: Path) -> int:
+    """How many bytes of tensors a zip of torch's holds.
+
+    Raises WeightsError unless its entries are stored as torch stores them, so that none inflates beyond the file.
+    """
+    try:
+        with ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, BadZipFile) as e:
+        raise WeightsError(f"the weight file {path} is truncated or damaged: {e}") from e
+    packed = any(entry.compress_type != ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise WeightsError(
+            f"the weight file {path} is a zip whose entries are compressed or lie over each other, which torch does "
+            "not write: ask for it as .safetensors"
+        )
+    return sum(entry.file_size for entry in entries if "/data/" in entry.filename)
+
+
+def _flat(content: object, path: Path) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, their keys joined by dots.
+
+    Raises WeightsError for anything else, and for dictionaries that hold themselves or each other without end.
+    """
+    tensors: dict[str, Tensor] = {}
+    ahead: list[tuple[tuple[str, ...], object]] = [((), content)]
+    count = 0
+    while ahead:
+        keys, inner = ahead.pop()
+        name, count = ".".join(keys), count + 1
+        if count > MAX_ENTRIES or len(keys) > MAX_DEPTH:
+            raise WeightsError(
+                f"the weight file {path} holds dictionaries more than {MAX_DEPTH} deep, or more than {MAX_ENTRIES:,} "
+                "entries: it is no file of a network's weights"
+            )
+        if isinstance(inner, Tensor):
+            if name in tensors:
+                raise WeightsError(f"the weight file {path} holds two tensors named {name}")
+            tensors[name] = _stored(inner, name, path)
+        elif isinstance(inner, Mapping):
+            items = cast("Mapping[object, object]", inner).items()
+            ahead += [((*keys, str(key)), each) for key, each in reversed(items)]
+        else:
+            where = f"{name!r} in it" if name else "it"
+            raise WeightsError(f"the weight file {path} is no dictionary of tensors: {where} is {type(inner).__name__}")
+    return tensors
+
+
+def _stored(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """The tensor itself.  Raises WeightsError unless every number of it is stored: a pickle may repeat a few."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{name} in {path} is sparse, quantized, or a few numbers repeated, and no plain tensor: ask for the file "
+            "as .safetensors"
+        )
+    return tensor
 
 
 def require_finite(tensor: Tensor, name: str, path: Path) -> Tensor:
@@ -165,6 +230,8 @@ def require_finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     """
     if tensor.ndim and not tensor.is_floating_point():
         raise WeightsError(f"{name} in {path} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point")
+    if tensor.is_complex() or (tensor.element_size() == 1 and tensor.dtype not in _BYTES):
+        raise WeightsError(f"{name} in {path} holds {str(tensor.dtype).removeprefix('torch.')}, which is not supported")
     # Both ends are finite only if all between are, NaN spreads to them, and nothing as large as the tensor is made.
     ends = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float()) if tensor.numel() else ()
     if not all(bool(end.isfinite()) for end in ends):

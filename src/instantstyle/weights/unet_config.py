@@ -38,11 +38,41 @@ def family_of(config: Mapping[str, Any]) -> Family:
 def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     """Read a diffusers `unet/config.json`.  Raises WeightsError for what our UNet cannot do."""
     try:
-        return _unet_config(config)
-    except (KeyError, TypeError, ValueError) as e:
+        read = _unet_config(config)
+        _check_numbers(read)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
         raise WeightsError(f"the UNet's configuration is incomplete or not understood: {e!r}") from e
+    return read
 
 
+def _check_numbers(config: UNetConfig) -> None:
+    """Raises ValueError unless a network can have these numbers."""
+    pooled = () if config.pooled_projection_dim is None else (config.pooled_projection_dim,)
+    counts = (
+        config.in_channels,
+        config.out_channels,
+        config.cross_attention_dim,
+        config.addition_time_embed_dim,
+        config.norm_num_groups,
+        config.layers_per_block,
+        *config.block_out_channels,
+        *config.num_attention_heads,
+        *pooled,
+    )
+    if any(type(count) is not int or count < 1 for count in counts):
+        raise ValueError(f"channels, widths, groups, heads and layers are whole numbers from 1, not {counts}")
+    if len(config.block_out_channels) > MAX_LEVELS:
+        raise ValueError(f"{len(config.block_out_channels)} resolutions, and at most {MAX_LEVELS} are known")
+    if any(type(depth) is not int or depth < 0 for depth in config.transformer_layers_per_block):
+        raise ValueError(f"{config.transformer_layers_per_block} transformer layers")
+    for channels, heads in zip(config.block_out_channels, config.num_attention_heads, strict=True):
+        if channels % config.norm_num_groups or channels % heads:
+            raise ValueError(
+                f"{channels} channels are no multiple of {config.norm_num_groups} groups and {heads} heads"
+            )
+
+
+MAX_LEVELS = 16
 _MUST: Mapping[str, tuple[object, ...]] = {
     "act_fn": ("silu",),
     "class_embed_type": (None,),

@@ -7,7 +7,6 @@ pictures (as IP-Adapter is published) or others of the same style (paired).
 """
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.errors import InputError, WeightsError
+from instantstyle.utils.files import read_json
 
 Reference = Literal["same", "paired", "mixed"]
 """The reference of a picture: itself; another of its style; another where there is one, else itself."""
 Ints = npt.NDArray[np.int64]
+MAX_INDEX_BYTES = 2**28
+"""Of a manifest, and of the index of a shard."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,19 @@ class FeatureDataset:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
-            notes = [self._note(shard["file"]) for shard in self.manifest["shards"]]
-        except (OSError, ValueError, KeyError) as e:
-            raise InputError(f"there are no finished features in {str(folder)!r}: {e}") from e
-        self.files = [folder / shard["file"] for shard in self.manifest["shards"]]
+            self._read_index()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as e:
+            raise InputError(
+                f"there are no finished features in {str(folder)!r}, or they are damaged: {type(e).__name__} {e}"
+            ) from e
+
+    def _read_index(self) -> None:
+        self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json", MAX_INDEX_BYTES)
+        files = [str(shard["file"]) for shard in self.manifest["shards"]]
+        if outside := [file for file in files if Path(file).name != file]:
+            raise ValueError(f"it names {outside[0]}, which is no file of its folder")
+        notes = [self._note(file) for file in files]
+        self.files = [self.folder / file for file in files]
         rows = [row for note in notes for row in note["rows"]]
         self.shard: Ints = np.repeat(np.arange(len(notes)), [len(note["rows"]) for note in notes])
         self.parts: tuple[str, ...] = tuple(rows[0]["at"])
@@ -72,7 +82,10 @@ class FeatureDataset:
     def array(self, part: str, rows: Ints) -> Float[Tensor, "rows ..."]:
         """One part of these rows.  Raises WeightsError when a shard is no longer as it was written."""
         column = self.parts.index(part)
-        return torch.from_numpy(np.stack([self._one(int(row), column) for row in rows])).float()
+        arrays = [self._one(int(row), column) for row in rows]
+        if len({array.shape for array in arrays}) > 1:
+            raise WeightsError(f"the features in {self.folder} are of several shapes in one batch: compute them again")
+        return torch.from_numpy(np.stack(arrays)).float()
 
     def read(self, rows: Ints, references: Ints) -> Batch:
         """Pictures, and the embeddings of their references."""
@@ -91,12 +104,15 @@ class FeatureDataset:
         file = self.files[int(self.shard[row])]
         try:
             memory = _mapped(file)
-            return np.load(io.BytesIO(memory[offset : offset + size].tobytes()), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
+            array = np.load(io.BytesIO(memory[offset : offset + size].tobytes()), allow_pickle=False)
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+                raise ValueError("they are no floating-point numbers")
+        except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError, OverflowError) as e:
             raise WeightsError(f"the features in {file} are no longer as they were written: compute them again") from e
+        return array
 
     def _note(self, file: str) -> dict[str, Any]:
-        return json.loads((self.folder / file).with_suffix(".json").read_text("utf-8"))
+        return read_json((self.folder / file).with_suffix(".json"), MAX_INDEX_BYTES)
 
 
 @lru_cache(256)

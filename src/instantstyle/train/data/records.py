@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+from instantstyle.errors import printable
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """Names that pictures end with."""
 TEXTS = (".txt", ".caption")
 """Names that the captions beside them end with."""
+MAX_CAPTION = 2**16
+"""Characters; no text encoder reads as many tokens."""
 CAPTION_KEYS, IMAGE_KEYS, STYLE_KEYS, LICENCE = (
     ("caption", "text", "prompt"),
     ("file_name", "image_file", "image"),
@@ -45,6 +49,11 @@ class BadSample:
     broken: bool = False
     """Whether the shard could not be read on from here."""
 
+    def __post_init__(self) -> None:
+        """Names in both are a stranger's."""
+        object.__setattr__(self, "where", printable(self.where))
+        object.__setattr__(self, "why", printable(self.why))
+
 
 @runtime_checkable
 class Shard(Protocol):
@@ -76,6 +85,12 @@ def make_sample(
     caption = (text if text is not None else first_text(said, CAPTION_KEYS) or "").strip()
     if not caption:
         return BadSample(where, "it has no caption")
+    if len(caption) > MAX_CAPTION:
+        return BadSample(where, f"its caption has {len(caption):,} characters, and at most {MAX_CAPTION:,} are read")
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        return BadSample(where, "its caption holds half a surrogate pair, which is no text")
     group = {
         "field": first_text(said, STYLE_KEYS),
         "folder": folder if folder not in ("", ".") else None,

@@ -1,7 +1,6 @@
 """Pictures with captions from wherever people keep them, as shards of records: what is bad is told, never fatal."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,7 @@ from typing import Any, cast
 from instantstyle.errors import InputError
 from instantstyle.train.data.records import (
     IMAGE_KEYS,
+    MAX_CAPTION,
     PICTURES,
     TEXTS,
     BadSample,
@@ -23,6 +23,7 @@ from instantstyle.train.data.records import (
 )
 from instantstyle.train.data.webdataset import TarShard, urls_of
 from instantstyle.utils.extras import import_extra
+from instantstyle.utils.files import parse_json, read_text
 
 
 def find_shards(data: str | Path, *, styles: Styles = "field", size: int = 256) -> list[Shard]:
@@ -51,6 +52,10 @@ def find_shards(data: str | Path, *, styles: Styles = "field", size: int = 256) 
         f"there is no data at {spec!r}: give a folder of pictures, a JSON list, tars such as data-{{000..099}}.tar, or "
         "hf:NAME for a Hugging Face dataset"
     )
+
+
+MAX_LIST_BYTES = 2**28
+"""Of a JSON list or JSON lines: a million pictures and more."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,8 @@ def _folder(root: Path, styles: Styles, size: int) -> list[Shard]:
         key = path.relative_to(root).as_posix()
         text = next((beside for end in TEXTS if (beside := path.with_suffix(end)).is_file()), None)
         try:
-            said = None if text is None else text.read_text("utf-8")
-        except (OSError, ValueError) as e:
+            said = None if text is None else read_text(text, 4 * MAX_CAPTION)
+        except ValueError as e:
             items.append(BadSample(str(path), f"its caption {text} cannot be read: {first_line(e)}"))
             continue
         items.append(make_sample(str(path), key, path, {}, said, str(PurePosixPath(key).parent), styles))
@@ -144,9 +149,9 @@ def _folder(root: Path, styles: Styles, size: int) -> list[Shard]:
 def _listed(table: Path, root: Path, styles: Styles) -> list[Sample | BadSample]:
     """What a JSON list or JSON lines say of the pictures under a root."""
     try:
-        text = table.read_text("utf-8")
-        whole: Any = json.loads(text) if table.suffix == ".json" else None
-    except (OSError, ValueError) as e:
+        text = read_text(table, MAX_LIST_BYTES)
+        whole: Any = parse_json(text) if table.suffix == ".json" else None
+    except ValueError as e:
         raise InputError(f"cannot read {str(table)!r}: {first_line(e)}") from e
     if whole is not None and not isinstance(whole, list):
         raise InputError(f"{str(table)!r} is to be a list such as [{{'image_file': '1.png', 'text': 'a dog'}}]")
@@ -155,7 +160,7 @@ def _listed(table: Path, root: Path, styles: Styles) -> list[Sample | BadSample]
     for number, line in enumerate(lines, start=1):
         where = f"{table}:{number}"
         try:
-            said: Any = json.loads(line) if isinstance(line, str) else line
+            said: Any = parse_json(line) if isinstance(line, str) else line
         except ValueError as e:
             items.append(BadSample(where, f"the line is no JSON: {first_line(e)}"))
             continue
@@ -164,8 +169,15 @@ def _listed(table: Path, root: Path, styles: Styles) -> list[Sample | BadSample]
             items.append(BadSample(where, f"it names no picture: give {' or '.join(IMAGE_KEYS)}"))
             continue
         path = root / name
-        if not path.is_file():
-            items.append(BadSample(str(path), "there is no such file"))
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            items.append(BadSample(where, f"{name} leads out of the list's folder: give a name below it"))
+            continue
+        try:
+            missing = None if path.is_file() else "there is no such file"
+        except OSError as e:
+            missing = first_line(e)
+        if missing is not None:
+            items.append(BadSample(str(path), missing))
             continue
         items.append(make_sample(str(path), name, path, said, None, str(PurePosixPath(name).parent), styles))
     return items

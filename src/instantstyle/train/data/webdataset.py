@@ -1,7 +1,6 @@
 """Shards that are tars in webdataset's way: files, of the web or from a command; a damaged one keeps its start."""
 
 import http.client
-import json
 import subprocess
 import tarfile
 import urllib.request
@@ -21,7 +20,15 @@ from instantstyle.train.data.records import (
     make_sample,
 )
 from instantstyle.utils.extras import import_extra
+from instantstyle.utils.files import parse_json
 from instantstyle.utils.images import MAX_BYTES
+
+MAX_SAMPLE_BYTES = 2 * MAX_BYTES
+"""Of all files of a sample together, which are held until the next sample begins."""
+MAX_HEADER_BYTES = 2**20
+"""Of what a tar says of a file besides its header, such as a long name."""
+MAX_MEMBER_BYTES = 2**34
+"""Of a file in a tar, be it skipped."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,17 @@ class TarShard:
 
     def items(self) -> Iterator[Sample | BadSample]:
         """Samples as they come; where the tar is damaged, what came before it stands."""
-        seen, broken = 0, None
+        seen, size, broken = 0, 0, None
         key, members = "", list[tuple[str, bytes | str]]()
         try:
             for name, ending, content in _members(self.name):
                 if members and name != key:
                     seen += 1
                     yield self._sample(key, members)
-                    members = []
-                key = name
+                    members, size = [], 0
+                key, size = name, size + len(content)
+                if size > MAX_SAMPLE_BYTES:
+                    content = f"its files are too large together: more than {MAX_SAMPLE_BYTES:,} bytes"
                 members.append((ending, content))
         except _ENDS as e:
             broken = e
@@ -79,7 +88,7 @@ class TarShard:
         if len(pictures) != 1:
             return BadSample(where, f"it has {len(pictures) or 'no'} pictures among its files ({', '.join(parts)})")
         try:
-            said: Any = json.loads(parts["json"]) if "json" in parts else {}
+            said: Any = parse_json(parts["json"]) if "json" in parts else {}
             text = next((parts[end[1:]].decode("utf-8") for end in TEXTS if end[1:] in parts), None)
         except ValueError as e:
             return BadSample(where, f"its text cannot be read: {first_line(e)}")
@@ -147,14 +156,31 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Header":
         try:
             return super().fromtarfile(tarfile)
-        except _END:
+        except (_END, OSError):
             raise
-        except _DAMAGED as e:
-            raise OSError(f"{e} (at byte {tarfile.offset:,})") from e
+        except (
+            Exception
+        ) as e:  # also of headers that announce each other without end, and of fields that are no numbers
+            raise OSError(f"{e or type(e).__name__} (at byte {tarfile.offset:,})") from e
+
+    def _proc_member(self, tarfile: tarfile.TarFile) -> "_Header":
+        limit = MAX_HEADER_BYTES if self.type in _HEADERS else MAX_MEMBER_BYTES
+        if not 0 <= self.size <= limit:  # the library would hold the one, and read for ages behind the other
+            raise OSError(f"a header says that {self.size:,} bytes follow (at byte {tarfile.offset:,})")
+        member = cast("Any", super())._proc_member(tarfile)
+        if not 0 <= member.size <= MAX_MEMBER_BYTES:  # said by another header
+            raise OSError(f"a header says that {member.size:,} bytes follow (at byte {tarfile.offset:,})")
+        return member
 
 
-_END = cast("Any", tarfile).EOFHeaderError
-_DAMAGED = cast("type[Exception]", cast("Any", tarfile).HeaderError)
+_END = cast("type[Exception]", cast("Any", tarfile).EOFHeaderError)
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    cast("Any", tarfile).SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 def _open(url: str) -> Any:

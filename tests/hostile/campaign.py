@@ -165,8 +165,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
     given = parser.parse_args()
-    from hostile.readers import READERS
+    from hostile.readers import READERS, import_libraries
 
+    import_libraries()
     cases = (case for case in every_case(given.seed) if given.only in f"{case.reader}/{case.name}")
     outcomes = run(cases, READERS)
     given.out.write_text(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes]), "utf-8")

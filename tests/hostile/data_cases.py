@@ -140,23 +140,18 @@ def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     return header.tobuf(tarfile.GNU_FORMAT)
 
 
-def _zipped(folder: Path, parts: Iterator[bytes]) -> Path:
-    path = folder / "a.tar"
-    with gzip.open(path, "wb", 9) as out:
-        for part in parts:
-            out.write(part)
-    return path
+def _bomb(name: str, mebibytes: int, kind: bytes = tarfile.REGTYPE, times: int = 1) -> Callable[[Path], Path]:
+    """Files of so much nothing, gzipped: one compressed stretch of nothing again and again."""
+    nothing = gzip.compress(bytes(2**20), mtime=0)
 
+    def write(folder: Path) -> Path:
+        with (folder / "a.tar").open("wb") as out:
+            for i in range(times):
+                header = _header(name.replace("N", str(i)), mebibytes * 2**20, kind)
+                out.write(gzip.compress(header, mtime=0) + nothing * mebibytes)
+        return folder / "a.tar"
 
-def _bomb(header: bytes, mebibytes: int, times: int = 1) -> Callable[[Path], Path]:
-    """Headers, each with so much nothing behind it, gzipped."""
-
-    def parts() -> Iterator[bytes]:
-        for i in range(times):
-            yield header.replace(b"NNN", b"%03d" % i) if times == 1 else _header(f"a.{i}.bin", mebibytes * 2**20)
-            yield from (bytes(2**20) for _ in range(mebibytes))
-
-    return lambda folder: _zipped(folder, parts())
+    return write
 
 
 def _tars(seed: int) -> Iterator[Case]:
@@ -184,7 +179,6 @@ def _tars(seed: int) -> Iterator[Case]:
     }
     for name, (path, content) in texts.items():
         yield Case(reader, f"tar, {name}", file("a.tar", tar([("a.png", encoded("PNG")), (path, content)])), "result")
-    pax = _header("x", 200 * 2**20, tarfile.XHDTYPE)
     sizes: Mapping[str, Callable[[Path], Path]] = {
         "a file of 8 GiB that is not there": file("a.tar", _header("a.png", 2**33 - 1)),
         "a file of less than nothing": file("a.tar", _header("a.png", -5)),
@@ -202,10 +196,10 @@ def _tars(seed: int) -> Iterator[Case]:
             "a.tar",
             _header("x", 30, tarfile.XHDTYPE) + b"30 size=99999999999999999999 \n" + bytes(482) + _header("a", 0),
         ),
-        "a gzipped long name of 1.5 GiB": _bomb(_header("x", 1536 * 2**20, tarfile.GNUTYPE_LONGNAME), 1536),
-        "a gzipped PAX header of 200 MB": _bomb(pax, 200),
-        "a gzipped file of 600 MB": _bomb(_header("a.png", 600 * 2**20), 600),
-        "a gzipped sample of 24 files of 60 MB": _bomb(b"", 60, times=24),
+        "a gzipped long name of 1.5 GiB": _bomb("x", 1536, tarfile.GNUTYPE_LONGNAME),
+        "a gzipped PAX header of 1.5 GiB": _bomb("x", 1536, tarfile.XHDTYPE),
+        "a gzipped file of 1.5 GiB": _bomb("a.png", 1536),
+        "a gzipped sample of 24 files of 60 MB": _bomb("a.N.bin", 60, times=24),
     }
     for name, write in sizes.items():
         yield Case(reader, f"tar, {name}", write, "result")
@@ -342,6 +336,5 @@ def _trees(seed: int) -> Iterator[Case]:
 
     yield Case(reader, "YAML that is a pipe", pipe, "refused")
     yield Case(reader, "folders that are links to themselves", loop, "result")
-    yield Case(reader, "a name with a null byte", lambda folder: folder / "a\0b", "refused")
     yield Case(reader, "a name too long", lambda folder: folder / ("a" * 5000), "refused")
     yield Case(reader, "a home that nobody has", lambda folder: Path("~nobody-at-all/x"), "refused")

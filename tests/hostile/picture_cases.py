@@ -81,10 +81,11 @@ def png(width: int, height: int, *more: bytes, depth: int = 8, colour: int = 2, 
 
 
 def zeros(count: int) -> bytes:
-    """So many zero bytes, deflated a piece at a time."""
-    packer, piece = zlib.compressobj(9), bytes(2**20)
-    parts = [packer.compress(piece) for _ in range(count // 2**20)]
-    return b"".join([*parts, packer.compress(bytes(count % 2**20)), packer.flush()])
+    """So many zero bytes, deflated: one block again and again, and the checksum that they have."""
+    mebibyte, rest = (zlib.compressobj(9, zlib.DEFLATED, -15) for _ in range(2))
+    block = mebibyte.compress(bytes(2**20)) + mebibyte.flush(zlib.Z_FULL_FLUSH)
+    end = rest.compress(bytes(count % 2**20)) + rest.flush()
+    return b"\x78\xda" + block * (count // 2**20) + end + struct.pack(">I", ((count % 65521) << 16) | 1)
 
 
 def _bomb(depth: int, colour: int, side: int = 7000) -> bytes:
@@ -256,7 +257,7 @@ def _own_metadata(seed: int) -> Iterator[Case]:
         "a picture that is no base64": (with_reference({"sha256": hash_, "png": "*" * 100}), "refused"),
         "a million LoRAs": (
             lambda: _with_texts({METADATA_KEY: json.dumps({**whole, "loras": [["a", 1.0]] * 10**6})}),
-            "refused",
+            "either",
         ),
         "a key twice": (
             _with_texts({METADATA_KEY: json.dumps(whole)[:-1] + ', "model": "another"}'}),

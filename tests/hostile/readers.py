@@ -3,6 +3,7 @@
 An assertion of a reader's is a wrong result.  Results are looked at as callers do: pixels are decoded, weights read.
 """
 
+import importlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from instantstyle.weights.adapter import adapter_input_dim, adapter_modules, ext
 from instantstyle.weights.control import load_control
 from instantstyle.weights.lora import LoRADeltas, lora_file, read_lora
 from instantstyle.weights.model_folders import find_file, list_files
-from instantstyle.weights.resolve import encoder_layout
+from instantstyle.weights.resolve import encoder_layout, resolve_model
 from instantstyle.weights.single_file import open_single_file
 from instantstyle.weights.tensor_files import open_tensors
 
@@ -139,7 +140,9 @@ def checkpoint(path: Path) -> str:
 
 def image_encoder(path: Path) -> str:
     """The layout of an image encoder, of a folder or of a file."""
-    return f"{len(encoder_layout(path))} fields"
+    found = resolve_model(tiny_models.folder("sdxl"), image_encoder=path).image_encoder
+    assert found is not None
+    return f"{len(encoder_layout(found))} fields"
 
 
 def model_folder(path: Path) -> str:
@@ -186,6 +189,16 @@ def features(path: Path) -> str:
     rows = np.arange(len(data))
     batch = data.read(rows, rows)
     return f"{len(batch.captions)} rows"
+
+
+def import_libraries() -> None:
+    """Import what readers import late, once and not for every case anew."""
+    _model()
+    names = ("PIL.AvifImagePlugin", "PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "webdataset.shardlists", "yaml")
+    for name in ("diffusers.loaders.lora_pipeline", "diffusers.loaders.single_file_utils", *names):
+        importlib.import_module(name)
+    for kind in ("AutoencoderKL", "ControlNetModel", "EulerDiscreteScheduler"):
+        getattr(importlib.import_module("diffusers"), kind)
 
 
 READERS: Mapping[str, Callable[[Path], str]] = {

@@ -307,7 +307,7 @@ def _parse_old_invokeai(content: dict[str, Any]) -> ThirdPartyMetadata:
 
 _VALUES = re.compile(r"(?m)^Steps: *\d+ *(?:,|$)")
 """How A1111's line of values begins."""
-_PAIR = re.compile(r'\s*(?P<name>\w[\w ()/+.-]*?)\s*:\s*(?P<value>"(?:\\.|[^"\\])*"|[^,]*)\s*(?:,|$)')
+_PAIR = re.compile(r'\s*(?P<name>\w[\w ()/+.-]{0,60}?)\s*:\s*(?P<value>"(?:\\.|[^"\\])*"|[^,]*)\s*(?:,|$)')
 
 
 def _parse_a1111(text: str) -> ThirdPartyMetadata:

@@ -236,14 +236,17 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     """
     if not picture.mode.startswith(("I", "F")):
         return picture
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
+    values = np.asarray(picture)
     # Integers count to 65535 whatever their width (Pillow's "I" is a 16-bit PNG); floats to 1, or else to 255.
-    white = 65535 if picture.mode.startswith("I") else 1 if values.max(initial=0) <= 1 else 255
-    grey = Image.fromarray(np.clip(np.rint(values / white * 255), 0, 255).astype(np.uint8))
-    transparent: object = picture.info.get("transparency")
+    white = 65535 if picture.mode.startswith("I") else 1 if values.max(initial=0, where=np.isfinite(values)) <= 1 else 255
+    pixels = np.empty(values.shape, np.uint8)
+    for row, line in zip(pixels, values, strict=True):  # one at a time: as float64 all of them may take a gigabyte
+        finite = np.nan_to_num(line.astype(np.float64), posinf=0, neginf=0)
+        row[:] = np.clip(np.rint(finite / white * 255), 0, 255)
+    grey, transparent = Image.fromarray(pixels), cast("object", picture.info.get("transparency"))
     if not isinstance(transparent, int):
         return grey
-    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, np.uint8(0), np.uint8(255)))))
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:

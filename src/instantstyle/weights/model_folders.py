@@ -111,7 +111,7 @@ def _listed(path: Path, kind: Kind) -> Iterator[Path]:
         content: object = yaml.safe_load(read_text(path, MAX_YAML_BYTES))
     except RecursionError as e:
         raise WeightsError(f"cannot read {path}: it is nested too deeply") from e
-    except (ValueError, AttributeError, TypeError, yaml.YAMLError) as e:  # PyYAML's own, of dates and numbers
+    except Exception as e:  # PyYAML has errors of its own, and of dates and numbers whatever Python raises
         raise WeightsError(f"cannot read {path}: {' '.join(str(e).split())}") from e
     sections: Mapping[str, Any] = cast("Mapping[str, Any]", content) if isinstance(content, Mapping) else {}
     for section in sections.values():

@@ -110,7 +110,11 @@ class _SafetensorsFile:
         self.metadata = cast("dict[str, str]", handle.metadata() or {})
 
     def read(self, name: str) -> Tensor:
-        return require_finite(self.handle.get_tensor(name), name, self.path)
+        try:
+            tensor = self.handle.get_tensor(name)
+        except (SafetensorError, RuntimeError) as e:  # of a type that torch does not have
+            raise WeightsError(f"{name} in {self.path} cannot be read: {e}") from e
+        return require_finite(tensor, name, self.path)
 
 
 class _PickleFile:

@@ -1,9 +1,13 @@
 """Shards that are tars in webdataset's way: files, of the web or from a command; a damaged one keeps its start."""
 
+import bz2
+import gzip
 import http.client
+import lzma
 import subprocess
 import tarfile
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -145,6 +149,8 @@ _ENDS = (
     http.client.HTTPException,
     subprocess.SubprocessError,
     InstantStyleError,
+    zlib.error,
+    lzma.LZMAError,
 )
 """What reading a tar may end with before its end."""
 
@@ -188,4 +194,8 @@ def _open(url: str) -> Any:
         return import_extra("webdataset.gopen", "train").gopen(url)
     if url.startswith(("http://", "https://")):
         return urllib.request.urlopen(url, timeout=60)
-    return Path(url).open("rb")
+    # What tarfile decompresses itself, it copies again and again where little becomes much.
+    with Path(url).open("rb") as file:
+        head = file.read(6)
+    kinds = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    return next((opened for magic, opened in kinds.items() if head.startswith(magic)), open)(url, "rb")

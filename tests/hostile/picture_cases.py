@@ -339,6 +339,7 @@ def _third_party(seed: int) -> Iterator[Case]:
         yield Case(reader, f"A1111, {name}", file("a.png", _with_texts({"parameters": text})))
     lines = {
         "a line that takes a regular expression long": "x\nSteps: 1, " + "a" * 400_000,
+        "a name of 300,000 spaces": "x\nSteps: 1, a" + " " * 300_000,
         "a quotation that does not end": 'x\nSteps: 1, Model: "' + "\\" * 300_001,
         "many colons": "x\nSteps: 1, " + ":" * 300_000,
         "many names": "x\nSteps: 1, " + ", ".join(f"n{i}: {i}" for i in range(100_000)),
@@ -373,6 +374,18 @@ def _third_party(seed: int) -> Iterator[Case]:
     for kind in ("JPEG", "WEBP"):
         for name, comment in user_comment.items():
             yield Case(reader, f"{kind} with EXIF of {name}", file(f"a.{SUFFIXES[kind]}", _commented(kind, comment)))
+
+    laughs = "<!DOCTYPE x [<!ENTITY a0 'ha'>" + "".join(f"<!ENTITY a{i} '{f'&a{i - 1};' * 10}'>" for i in range(1, 10))
+    packets: Mapping[str, bytes] = {
+        "a bomb of entities": f"{laughs}]><x a='1'>&a9;</x>".encode(),
+        "a bomb of entities in UTF-16": f"{laughs}]><x a='1'>&a9;</x>".encode("utf-16"),
+        "an entity that is a file": b"<!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><x>&a;</x>",
+        "100,000 elements in each other": b"<a>" * 100_000 + b"x" + b"</a>" * 100_000,
+        "no XML": b"\xff\x00<",
+    }
+    for name, packet in packets.items():
+        content = png(8, 8, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet), pixels=zeros(200))
+        yield Case(reader, f"PNG with XMP of {name}", file("a.png", content))
 
 
 def _commented(kind: str, comment: bytes) -> bytes:

@@ -41,7 +41,7 @@ def picture(path: Path) -> str:
     opened = stored.open()
     assert opened.mode == "RGB"
     assert 0 < max(opened.size) <= MAX_IMAGE_SIZE
-    images.read_text_chunks(path)
+    images.read_texts(path)
     return f"{opened.width} x {opened.height}"
 
 

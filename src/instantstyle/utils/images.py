@@ -238,7 +238,9 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         return picture
     values = np.asarray(picture)
     # Integers count to 65535 whatever their width (Pillow's "I" is a 16-bit PNG); floats to 1, or else to 255.
-    white = 65535 if picture.mode.startswith("I") else 1 if values.max(initial=0, where=np.isfinite(values)) <= 1 else 255
+    white = (
+        65535 if picture.mode.startswith("I") else 1 if values.max(initial=0, where=np.isfinite(values)) <= 1 else 255
+    )
     pixels = np.empty(values.shape, np.uint8)
     for row, line in zip(pixels, values, strict=True):  # one at a time: as float64 all of them may take a gigabyte
         finite = np.nan_to_num(line.astype(np.float64), posinf=0, neginf=0)

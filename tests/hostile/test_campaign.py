@@ -1,4 +1,4 @@
-"""A hostile file gets no further than a sentence or a right result, within 1 GiB and 20 s, and leaves no file behind."""
+"""A hostile file ends in a sentence or a right result, within 1 GiB and 20 s, and no file is left behind."""
 
 import json
 import os

@@ -224,11 +224,10 @@ def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
     """The family with what this checkpoint's own files say: its size, and what an empty negative prompt is."""
     side = found.config("unet/config.json").get("sample_size")
     widths: object = found.config("vae/config.json").get("block_out_channels") or (1,) * 4
-    if not isinstance(widths, list | tuple) or len(cast("list[object]", widths)) > MAX_LEVELS:
-        raise WeightsError(
-            f"the VAE in {found.folder} says its channels are {abbreviate(widths)}, which is no short list"
-        )
-    levels = len(cast("list[object]", widths))
+    levels = len(cast("list[object]", widths)) if isinstance(widths, list | tuple) else 0
+    if not 0 < levels <= MAX_LEVELS:
+        said = abbreviate(cast("object", widths))
+        raise WeightsError(f"the VAE in {found.folder} says its channels are {said}, which is no short list")
     index = found.config("model_index.json") if found.has("model_index.json") else {}
     changes: dict[str, Any] = {
         "force_zeros_for_empty_prompt": bool(

@@ -114,7 +114,7 @@ def _read_in_child(read: Callable[[Path], str], path: Path, scratch: Path, repor
         os.environ.update(TMPDIR=str(scratch), HOME=str(scratch), XDG_CACHE_HOME=str(scratch))
         tempfile.tempdir = None
         here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (here + MAX_MEBIBYTES * 2**20,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (here + MAX_MEBIBYTES * 2**20, here + MAX_MEBIBYTES * 2**20))
         resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.alarm(MAX_WALL_SECONDS)

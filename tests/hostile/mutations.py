@@ -4,7 +4,7 @@ import json
 import random
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 Made = Iterator[tuple[str, bytes]]
 """The name of each change, and the changed file."""
@@ -73,7 +73,13 @@ def of_json(value: Any, chance: random.Random) -> Made:
 
 def _places(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield here
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside: Any = (
+        cast("dict[str, Any]", value).items()
+        if isinstance(value, dict)
+        else enumerate(cast("list[Any]", value))
+        if isinstance(value, list)
+        else ()
+    )
     for key, each in inside:
         yield from _places(each, (*here, key))
 

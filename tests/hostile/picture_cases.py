@@ -88,7 +88,7 @@ def zeros(count: int) -> bytes:
     return b"\x78\xda" + block * (count // 2**20) + end + struct.pack(">I", ((count % 65521) << 16) | 1)
 
 
-def _bomb(depth: int, colour: int, side: int = 7000) -> bytes:
+def png_bomb(depth: int, colour: int, side: int = 7000) -> bytes:
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     return png(side, side, depth=depth, colour=colour, pixels=zeros(side * (side * channels * depth // 8 + 1)))
 
@@ -136,10 +136,10 @@ def _made_pictures() -> Iterator[Case]:
     for name, (path, content) in refused.items():
         yield Case("picture", name, file(path, content), "refused")
     either: Mapping[str, tuple[str, Callable[[], bytes]]] = {
-        "PNG bomb of 49 megapixels, RGB": ("a.png", lambda: _bomb(8, 2)),
-        "PNG bomb of 49 megapixels, RGBA": ("a.png", lambda: _bomb(8, 6)),
-        "PNG bomb of 49 megapixels, 16 bits of grey": ("a.png", lambda: _bomb(16, 0)),
-        "PNG bomb of 49 megapixels, 16 bits of RGBA": ("a.png", lambda: _bomb(16, 6)),
+        "PNG bomb of 49 megapixels, RGB": ("a.png", lambda: png_bomb(8, 2)),
+        "PNG bomb of 49 megapixels, RGBA": ("a.png", lambda: png_bomb(8, 6)),
+        "PNG bomb of 49 megapixels, 16 bits of grey": ("a.png", lambda: png_bomb(16, 0)),
+        "PNG bomb of 49 megapixels, 16 bits of RGBA": ("a.png", lambda: png_bomb(16, 6)),
         "PNG of one pixel by 40 million": ("a.png", lambda: png(1, 40_000_000, colour=0, pixels=zeros(80_000_000))),
         "PNG of 40 million pixels by one": ("a.png", lambda: png(40_000_000, 1, colour=0, pixels=zeros(40_000_001))),
         "PNG whose pixels are missing": ("a.png", lambda: png(64, 64)),
@@ -241,7 +241,7 @@ def _own_metadata(seed: int) -> Iterator[Case]:
     yield Case("own metadata", "as it is", file("a.png", _with_texts({METADATA_KEY: json.dumps(whole)})), "result")
     for name, text in mutations.of_json(whole, rng_of("own metadata", "json", seed)):
         yield Case("own metadata", name, file("a.png", _with_texts({METADATA_KEY: text})))
-    png_bomb = base64.b64encode(_bomb(16, 0)).decode()
+    bomb = base64.b64encode(png_bomb(16, 0)).decode()
     huge = base64.b64encode(png(50_000, 50_000, pixels=zeros(2**20))).decode()
     reference = whole["request"]["references"][0]
 
@@ -253,7 +253,7 @@ def _own_metadata(seed: int) -> Iterator[Case]:
     made: Mapping[str, tuple[bytes | Callable[[], bytes], Expected]] = {
         "a picture that is a path": (with_reference("/etc/passwd"), "refused"),
         "a picture too large": (with_reference({"sha256": hash_, "png": huge}), "refused"),
-        "a picture that is a bomb": (with_reference({"sha256": hash_, "png": png_bomb}), "either"),
+        "a picture that is a bomb": (with_reference({"sha256": hash_, "png": bomb}), "either"),
         "a picture that is no base64": (with_reference({"sha256": hash_, "png": "*" * 100}), "refused"),
         "a million LoRAs": (
             lambda: _with_texts({METADATA_KEY: json.dumps({**whole, "loras": [["a", 1.0]] * 10**6})}),

@@ -22,11 +22,12 @@ def local_path(spec: str | Path, error: type[InstantStyleError] = InputError) ->
     """
     try:
         path = Path(spec).expanduser()
+    except RuntimeError:
+        raise error(f"{abbreviate(str(spec))} is no path: nobody here has that home folder") from None
+    try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return path
-    except RuntimeError:
-        raise error(f"{abbreviate(str(spec))} is no path: nobody here has that home folder") from None
     except (OSError, ValueError) as refused:
         reason = refused.strerror if isinstance(refused, OSError) and refused.strerror else str(refused)
         raise error(f"{abbreviate(str(spec))} is no path to a file: {reason.lower()}") from None

@@ -208,7 +208,7 @@ def _flat(content: object, path: Path) -> dict[str, Tensor]:
                 raise WeightsError(f"the weight file {path} holds two tensors named {name}")
             tensors[name] = _stored(inner, name, path)
         elif isinstance(inner, Mapping):
-            items = cast("Mapping[object, object]", inner).items()
+            items = list(cast("Mapping[object, object]", inner).items())
             ahead += [((*keys, str(key)), each) for key, each in reversed(items)]
         else:
             where = f"{name!r} in it" if name else "it"

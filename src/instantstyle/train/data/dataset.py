@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ class FeatureDataset:
                 raise ValueError("they are no floating-point numbers")
         except Exception as e:  # a damaged header may fail in any way
             raise WeightsError(f"the features in {file} are no longer as they were written: compute them again") from e
-        return array
+        return cast("npt.NDArray[np.float16]", array)
 
     def _note(self, file: str) -> dict[str, Any]:
         return read_json((self.folder / file).with_suffix(".json"), MAX_INDEX_BYTES)

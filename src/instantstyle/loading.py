@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -198,6 +199,11 @@ def load_vae(found: ResolvedModel, dtype: torch.dtype, device: torch.device) -> 
     """diffusers' AutoencoderKL of a folder or of a single file.  Raises WeightsError."""
     kind: Any = importlib.import_module("diffusers").AutoencoderKL
     config = found.config("vae/config.json")
+    scale: object = config.get("scaling_factor", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise WeightsError(
+            f"the VAE in {found.folder} says its scaling_factor is {abbreviate(scale)}, which is no scale"
+        )
     # SDXL's VAE overflows in float16 and says so.
     dtype = torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
     if (single := found.single) is None:

@@ -31,7 +31,6 @@ from instantstyle.weights.control import load_control
 from instantstyle.weights.lora import LoRADeltas, lora_file, read_lora
 from instantstyle.weights.model_folders import find_file, list_files
 from instantstyle.weights.resolve import encoder_layout, resolve_model
-from instantstyle.weights.single_file import open_single_file
 from instantstyle.weights.tensor_files import open_tensors
 
 
@@ -130,12 +129,8 @@ def controlnet(path: Path) -> str:
 
 
 def checkpoint(path: Path) -> str:
-    """A whole checkpoint in one file: its layout and its UNet's weights."""
-    single = open_single_file(path)
-    with single.unet() as file:
-        for name in file.shapes:
-            _sound(file.read(name))
-        return f"{len(file.shapes)} tensors"
+    """A whole checkpoint in one file."""
+    return _loaded(path)
 
 
 def image_encoder(path: Path) -> str:
@@ -146,7 +141,12 @@ def image_encoder(path: Path) -> str:
 
 
 def model_folder(path: Path) -> str:
-    """A model in diffusers' layout, with what it says of sizes, plans, words and noise."""
+    """A model in diffusers' layout."""
+    return _loaded(path)
+
+
+def _loaded(path: Path) -> str:
+    """A whole model, with what it says of sizes, plans, words and noise."""
     model = load(path)
     scheduler = make_scheduler(model, None)
     set_timesteps(scheduler, None, 4, torch.device("cpu"))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instantstyle.errors import InputError, WeightsError, did_you_mean
+from instantstyle.errors import InputError, WeightsError, abbreviate, did_you_mean
 from instantstyle.model import Model
 from instantstyle.networks.prediction import predict_x0_eps
 
@@ -24,6 +24,8 @@ SAMPLERS: Mapping[str, str] = {
     "dmd2": "LCMScheduler",
 }
 """Names of samplers, and diffusers' classes for them."""
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+"""What a UNet may have been trained to predict, in diffusers' words."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ddim-trailing": {"timestep_spacing": "trailing"},
     "euler-trailing": {"timestep_spacing": "trailing"},
@@ -62,6 +64,11 @@ def make_scheduler(model: Model, sampler: str | None) -> Any:
     except Exception as e:  # a dozen kinds, none of them documented
         said = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise WeightsError(f"the model's scheduler_config.json is not understood by {name}: {said}") from e
+    if (predicted := scheduler.config.get("prediction_type", "epsilon")) not in PREDICTION_TYPES:
+        raise WeightsError(
+            f"the model's scheduler_config.json says its prediction_type is {abbreviate(predicted)}: it must be one of "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
     if not finite:
         raise WeightsError(f"the model's scheduler_config.json makes of {name} a schedule of noise that is not finite")
     return scheduler

@@ -186,16 +186,16 @@ def _check_bounds(value: object, name: str, path: Path) -> None:
             _check_bounds(each, name, path)
     elif isinstance(value, int | float):
         limit = MAX_LAYERS if "layers" in name else MAX_TIMESTEPS if "timesteps" in name else MAX_COUNT
-        if math.isnan(value) or (math.isfinite(value) and abs(value) > limit):
+        # Infinity stays: diffusers writes it for schedulers' bounds.
+        if value != value or (abs(value) > limit and abs(value) != math.inf):
             raise WeightsError(f"{path} says {abbreviate(name)} is {abbreviate(value)}, and at most {limit:,} is read")
 
 
 def _locate(spec: str | Path) -> Path:
     """The folder or the single file of a model."""
-    name = str(spec)
+    name, path = str(spec), local_path(spec, WeightsError)
     if (BUILT_IN / name / "unet").is_dir() and "/" not in name:
         return BUILT_IN / name
-    path = local_path(spec, WeightsError)
     if path.exists():
         return path
     if isinstance(spec, str) and (

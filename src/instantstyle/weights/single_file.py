@@ -78,7 +78,10 @@ class SingleFile:
             names = [name for name in file.shapes if name.startswith(prefix) and not skipped.match(name)]
             stored = {name: file.read(name) for name in names}
         if part == "vae":
-            return _diffusers().convert_ldm_vae_checkpoint(stored, self.configs["vae/config.json"])
+            vae: dict[str, Tensor] = _diffusers().convert_ldm_vae_checkpoint(stored, self.configs["vae/config.json"])
+            if len(vae) < len(stored):
+                raise WeightsError(f"{self.path} holds {len(stored) - len(vae)} tensors of a VAE that nobody knows")
+            return vae
         if part == "text_encoder":
             converted = _diffusers().convert_ldm_clip_checkpoint(stored)
         else:

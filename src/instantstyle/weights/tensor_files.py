@@ -67,7 +67,8 @@ def open_tensors(path: str | Path, *, inside: str | None = None) -> Generator[Te
     path = local_path(path, WeightsError)
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
-            raise WeightsError(f"{path} is no weight file: it is a {'folder' if path.is_dir() else 'pipe or a device'}")
+            kind = "folder" if path.is_dir() else "pipe or a device"
+            raise WeightsError(f"cannot read the weight file {path}: it is a {kind}")
         with path.open("rb") as file:
             head = file.read(9)
     except FileNotFoundError:

@@ -7,8 +7,8 @@ Three numbers, each a cosine between -1 and 1:
     content  cos(image(x), text(what the reference shows))                  how much of its content came along
 
 The words that are taken out for `look` are the prompt's and the content's: what both pictures show is no likeness of
-their style.  What CLIP does not see (a brush's exact hand, small detail) the meter does not see either; how far it
-agrees with true pictures is measured by benchmarks/meter.py.
+their style.  What CLIP does not see (a brush's exact hand, small detail) the meter does not see either.  How far it
+agrees with true pictures has not been measured.
 """
 
 from collections.abc import Sequence

@@ -51,7 +51,7 @@ def test_the_campaign_is_as_large_as_its_page_says(outcomes: list[dict[str, Any]
     assert len(outcomes) >= 300
     counts = Counter(row["reader"] for row in outcomes)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.read_text("utf-8").splitlines()]
-    page = {row[0]: row[1] for row in rows if len(row) == 4 and row[0] in READERS}
+    page = {row[0]: row[1] for row in rows if len(row) == 5 and row[0] in READERS}
     assert page == {reader: str(counts[reader]) for reader in READERS}
 
 

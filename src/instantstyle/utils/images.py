@@ -29,6 +29,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is read.  Pillow knows more, some of which starts other programs (EPS) or carries little but trouble."""
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
+MAX_LENGTH = 2**16
+"""Of a side, as JPEG has it; to make a picture of one row smaller takes memory for each of its pixels many times over."""
 METADATA_KEY = "instantstyle"
 """The keyword of the PNG text chunk that holds a picture's request."""
 
@@ -225,6 +227,8 @@ def _check_size(picture: Image.Image, name: str) -> None:
         raise PictureError(
             f"{name} has too many pixels: {width} x {height} is {width * height:,}, and at most {MAX_PIXELS:,} are read"
         )
+    if max(width, height) > MAX_LENGTH:
+        raise PictureError(f"{name} is too long: {width} x {height} pixels, and at most {MAX_LENGTH:,} a side are read")
     if not width or not height:
         raise PictureError(f"{name} has no pixels: its size is {width} x {height}")
 

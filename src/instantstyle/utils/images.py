@@ -30,7 +30,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_LENGTH = 2**16
-"""Of a side, as JPEG has it; to make a picture of one row smaller takes memory for each of its pixels many times over."""
+"""Of a side, as JPEG has it: to make a picture of one row smaller takes memory for each of its pixels many times."""
 METADATA_KEY = "instantstyle"
 """The keyword of the PNG text chunk that holds a picture's request."""
 

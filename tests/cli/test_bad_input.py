@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 
@@ -228,6 +229,8 @@ def test_bad_input_is_a_sentence(
     what: str, folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given, code, sentence = BAD[what]
+    # Types of mappings are checked by reading an item, and lazy weights that hold NaN cannot be read.
+    monkeypatch.setattr(config, "jaxtyping_disable", "NaN weights" in what)
     real = [word.replace("SMALL", str(small)).replace("DAMAGED", str(small.parent)) for word in given]
     monkeypatch.setattr(sys, "argv", ["instantstyle", *real])
     before = _everything(folder)

@@ -123,7 +123,7 @@ def load_adapter(
 
         kept = stack.pop_all() if lazy else stack  # the file stays open as long as there is something to be read
 
-        def weights(kind: str) -> "LazyWeights | dict[Site, Tensor]":
+        def weights(kind: str) -> Mapping[Site, Tensor]:
             tensors = {site: f"{name}.to_{kind}_ip.weight" for site, name in names.items()}
             if lazy:
                 return LazyWeights(file, tensors, dtype, device, kept)

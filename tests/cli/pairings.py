@@ -111,7 +111,7 @@ PAIRINGS: dict[str, Pairing] = {
     "a truncated file": Pairing(
         f"{BASE} --adapter short.safetensors", "short.safetensors is truncated, damaged, or no weight file at all"
     ),
-    "a page that was saved instead of a file": Pairing("--model page.safetensors", "no weight file at all"),
+    "a page that was saved instead of a file": Pairing("--model page.safetensors", "is a web page and not the weights"),
     "a pickle with code in it": Pairing(
         f"{BASE} --adapter code.bin", "holds something other than tensors, which could run code, and is not loaded"
     ),

@@ -137,7 +137,7 @@ def cfg_denoiser(
 
     @torch.no_grad()
     def predict(x: Latents, level: NoiseLevel) -> Latents:
-        timesteps = torch.full((len(x) * branches,), level.timestep, device=x.device)
+        timesteps = torch.full((len(x) * branches,), float(level.timestep), device=x.device)
         out = denoiser(torch.cat([x] * branches), timesteps, once.repeat_interleave(len(x)))
         unconditional, conditional = (None, out) if branches == 1 else out.chunk(2)
         return classifier_free_guidance(unconditional, conditional, guidance, rescale)

@@ -19,6 +19,8 @@ from studio_server import live_server
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import BrowserContext, Page, expect
 
+pytestmark = pytest.mark.slow  # beside other tests on two cores their waits run out now and then: to be steadied first
+
 expect.set_options(timeout=30_000)  # a shared core is slow
 
 PICTURE = "#stage .canvas .picture:not(.under)"

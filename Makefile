@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.set-up
-# Training stages and the referee's long jobs run for hours elsewhere, not in these tests: 73.6 % was measured.
-FLOOR  := 72
+# Without the built-in model's training stages (pyproject.toml), which run for hours elsewhere: 85 % was measured.
+FLOOR  := 80
 
 # When cores are shared, two threads are slower than one: threads spin while they wait for each other.
 export OMP_WAIT_POLICY := PASSIVE

@@ -62,7 +62,8 @@ def folder(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     Path("no-model").mkdir()
     os.mkfifo("pipe.png")
     adapter = small / "ip_adapter.safetensors"
-    _change(adapter, Path("nan.safetensors"), "to_k_ip.weight", lambda w: w * torch.nan)
+    # Not the first weight: beartype looks at the first value of a mapping, and so reads a lazy one before its time.
+    _change(adapter, Path("nan.safetensors"), "3.to_k_ip.weight", lambda w: w * torch.nan)
     _change(adapter, Path("wide.safetensors"), "to_k_ip.weight", lambda w: torch.cat([w, w], dim=1))
     _change(adapter, Path("eyes.safetensors"), "proj.weight", lambda w: torch.cat([w, w], dim=1))
     Path("short.safetensors").write_bytes(adapter.read_bytes()[:1000])

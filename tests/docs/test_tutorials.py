@@ -11,7 +11,11 @@ from cli_runner import terminal
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
-RUN_ELSEWHERE = {"own-models": "tests/test_own_models.py", "training": "tests/train/test_docs.py"}
+RUN_ELSEWHERE = {
+    "api": "tests/serve/test_api_page.py",
+    "own-models": "tests/test_own_models.py",
+    "training": "tests/train/test_docs.py",
+}
 """Pages whose commands need files that a test makes for them."""
 STEPS = 4
 

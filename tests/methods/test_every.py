@@ -5,7 +5,7 @@ what they say; all else is the way from request to prediction that pictures take
 """
 
 import dataclasses
-import sys
+import importlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def thin(model: Model, pictures: Any, fitting: Any) -> Preparation[dict[str, LoR
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", STYLED)
 def test_full_size_networks_take_every_method(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["instantstyle.methods.b_lora"], "cached_or_train", thin)
+    monkeypatch.setattr(importlib.import_module("instantstyle.methods.b_lora"), "cached_or_train", thin)
     model, moment = full_size(name), StepContext(0, 2, 999.0, 0.1, 0.99)
     width, height = model.family.size
     request = styled(method, size=model.family.size, guidance=5.0)

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image, ImageDraw
@@ -302,6 +302,9 @@ def test_an_error_is_said_where_it_belongs(page: Page) -> None:
     expect(page.locator("[data-field=prompt] .error")).to_contain_text("Say what to draw")
     page.get_by_label("Of what").fill("a flurbish")
     expect(page.locator("#words-note")).to_contain_text("flurbish")
+    told = cast("Any", page.context).told  # the browser's own line about the refusal that was asked for
+    assert [line for line in told if "400 (Bad Request)" in line] == told
+    told.clear()
 
 
 def test_a_style_is_made_shared_and_taken_away(page: Page, tmp_path: Path) -> None:

@@ -253,7 +253,6 @@ def test_our_own_mistakes_are_sentences_too(draw: Command, monkeypatch: pytest.M
         cli.main()
 
 
-@pytest.mark.slow  # failed once in an empty environment; the cause is not known yet
 def test_doctor_tells_what_a_bug_report_needs(command: Command, small: Path) -> None:
     import hashlib
 

@@ -79,7 +79,7 @@ def test_what_was_stopped_gives_the_losses_of_what_was_not(features: Path, tmp_p
     assert "kept: 6" in card
 
 
-@pytest.mark.slow  # the kill races with the child's end: to be steadied
+@pytest.mark.slow  # the kill races with the end of a short child; test_what_was_stopped is its quick sibling
 @pytest.mark.filterwarnings("ignore")  # of what forking may do, which newer Pythons say
 def test_what_was_killed_gives_the_losses_of_what_was_not(features: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, steps=12, save_seconds=0.0)

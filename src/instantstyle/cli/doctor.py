@@ -45,6 +45,10 @@ def _version(package: str) -> str | None:
         from instantstyle.request import package_version
 
         return package_version()
+    if package == "torch":  # its own word names the build, such as +cpu or +cu130, which its metadata leaves out
+        import torch
+
+        return torch.__version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

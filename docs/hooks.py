@@ -130,7 +130,7 @@ GENERATORS: Mapping[str, Callable[[str], str]] = {
     "command-help": command_help,
     "evaluation": referee,
     "refused-pairings": lambda _: _module("tests/cli/pairings.py").table(),
-    "compared-with-diffusers": lambda _: _module("tests/oracle/proven.py").table(),
+    "compared-with-diffusers": lambda _: _module("tests/oracle/combinations.py").table(),
 }
 
 

@@ -25,7 +25,7 @@ from instantstyle.model import Model
 from instantstyle.networks.attention import plain
 from instantstyle.pipeline import generate
 from instantstyle.request import Request, StyleReference
-from oracle.twins import TINY, Inputs, Twins
+from oracle.paired_unets import TINY, Inputs, PairedUNets
 
 METHODS = ("none", "instantstyle", "ip-adapter", "style-aligned", "swapped", "stylekeeper", "cleanstyle", "stylestudio")
 DTYPES = ("float32", "bfloat16")
@@ -99,7 +99,7 @@ def _oracle(layout: str, device: str, dtype: str) -> dict[str, Any]:
     """Ours and diffusers' on the same device, the same random weights."""
     kind = getattr(torch, dtype)
     config = EMOJI.unet if layout == "emoji" else TINY[layout]
-    twins, inputs = Twins.random(config), Inputs.random(config, size=(16, 8))
+    twins, inputs = PairedUNets.random(config), Inputs.random(config, size=(16, 8))
     for net in (twins.ours, twins.theirs):
         net.to(device, kind)
     numbers: Sequence[Tensor | None] = [inputs.latents, inputs.time, inputs.context, inputs.pooled, inputs.sizes]

@@ -10,7 +10,7 @@ import pytest
 from instantstyle import cli
 
 
-class Said(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command said and how it ended."""
 
     code: int
@@ -18,18 +18,18 @@ class Said(NamedTuple):
     err: str
 
 
-Command = Callable[..., Said]
+Command = Callable[..., CommandResult]
 
 
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def command_runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """A function from a command's arguments to what it said."""
 
-    def run(*arguments: str | Path) -> Said:
+    def run(*arguments: str | Path) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["instantstyle", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert isinstance(ended.value.code, int)
         shown = capsys.readouterr()
-        return Said(ended.value.code, shown.out, shown.err)
+        return CommandResult(ended.value.code, shown.out, shown.err)
 
     return run

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tiny_models
-from cli_runner import terminal
+from cli_runner import command_runner
 from instantstyle.loading import load
 from instantstyle.weights import hub
 
@@ -79,7 +79,7 @@ def test_the_readmes_commands_run(
 ) -> None:
     lines = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
     assert lines
-    run = terminal(monkeypatch, capsys)
+    run = command_runner(monkeypatch, capsys)
     for line in lines:
         program, *arguments = shlex.split(line, comments=True)
         assert program == "instantstyle"

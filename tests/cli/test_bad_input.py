@@ -15,11 +15,11 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 
 import tiny_models
+from image_bytes import encoded, header
 from instantstyle import cli
 from instantstyle.request import GenerationMetadata, Request
 from instantstyle.sampling import Engine
 from instantstyle.utils import images
-from test_pictures import encoded, header
 
 
 @pytest.fixture(scope="module")

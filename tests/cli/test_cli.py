@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import tiny_models
-from cli_runner import Command, Said, terminal
+from cli_runner import Command, CommandResult, command_runner
 from instantstyle import cli
 from instantstyle.cli.again import DIFFERENT, IDENTICAL, UNDECIDED
 from instantstyle.cli.generate import generate_command
@@ -34,7 +34,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.chdir(tmp_path)
     tiny_models.picture(1).save("ref.png")
     tiny_models.picture(2).save("other.png")
-    return terminal(monkeypatch, capsys)
+    return command_runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draw(command: Command, small: Path) -> Command:
     """`instantstyle generate "a cat" --seed 7 --out cat.png` of two steps with more flags."""
 
-    def run(*flags: str | Path) -> Said:
+    def run(*flags: str | Path) -> CommandResult:
         return command("generate", "a cat", "--model", small, "--steps", "2", "--seed", "7", "--out", "cat.png", *flags)
 
     return run

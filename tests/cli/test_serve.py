@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cli_runner import Command, terminal
+from cli_runner import Command, command_runner
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line as a function."""
-    return terminal(monkeypatch, capsys)
+    return command_runner(monkeypatch, capsys)
 
 
 def test_help_has_examples(command: Command) -> None:

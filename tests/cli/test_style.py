@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import tiny_models
-from cli_runner import Command, terminal
+from cli_runner import Command, command_runner
 from instantstyle.request import recall
 from instantstyle.request.style_card import SUFFIX, StyleCard, read_card
 
@@ -19,7 +19,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.setenv("INSTANTSTYLE_STYLES", str(tmp_path / "own"))
     tiny_models.picture(1).save("one.png")
     tiny_models.picture(2).save("two.png")
-    return terminal(monkeypatch, capsys)
+    return command_runner(monkeypatch, capsys)
 
 
 def test_a_card_is_made_shown_listed_and_used_by_name(command: Command) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 import checkpoints
 import tiny_models
 from cli.pairings import PAIRINGS
-from cli_runner import Command, terminal
+from cli_runner import Command, command_runner
 from instantstyle.networks.image_projection import Resampler
 from instantstyle.request.style_card import SUFFIX
 
@@ -152,7 +152,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line in that folder."""
     monkeypatch.chdir(place)
-    return terminal(monkeypatch, capsys)
+    return command_runner(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("what", PAIRINGS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_runner import terminal
+from cli_runner import command_runner
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -32,7 +32,7 @@ def test_a_tutorial_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INSTANTSTYLE_STYLES", str(tmp_path / "styles"))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    run = terminal(monkeypatch, capsys)
+    run = command_runner(monkeypatch, capsys)
     blocks: list[tuple[str, str]] = BLOCK.findall(page.read_text(encoding="utf-8"))
     assert blocks
     for language, text in blocks:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import tiny_models
-from cli_runner import Command, terminal
+from cli_runner import Command, command_runner
 from instantstyle.errors import WeightsError
 from instantstyle.evaluate.csd import load_csd
 from instantstyle.evaluate.similarity_metrics import (
@@ -253,7 +253,7 @@ def test_a_copy_of_the_reference_scores_exactly_1(weights: dict[str, Any], shown
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """The command line in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    return terminal(monkeypatch, capsys)
+    return command_runner(monkeypatch, capsys)
 
 
 def test_the_command_reads_prompts_and_writes_tables(

@@ -10,7 +10,7 @@ from instantstyle.blocks import Site, UNetConfig
 from instantstyle.errors import InputError, PlanError
 from instantstyle.networks.attention import plain
 from instantstyle.networks.unet import Residuals, UNet, sinusoidal_embedding
-from oracle.twins import TINY, TINY_SD15, TINY_SDXL, Inputs, random_weights
+from oracle.paired_unets import TINY, TINY_SD15, TINY_SDXL, Inputs, random_weights
 
 SHALLOW = replace(TINY_SDXL, transformer_layers_per_block=(0, 1, 2))
 """SDXL's modules, fewer layers in each."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from instantstyle.blocks import Site, UNetConfig
 from instantstyle.networks.image_projection import ImageProjection, Resampler
 from instantstyle.weights.adapter import Adapter
-from oracle.twins import random_weights
+from oracle.paired_unets import random_weights
 
 EMBED_DIM = 20
 """Width of the image features of the adapters here: no real encoder's."""

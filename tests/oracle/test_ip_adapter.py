@@ -13,7 +13,7 @@ from instantstyle.families import SD15, SDXL, Family
 from instantstyle.networks.attention import Attend, HeadsTensor, plain
 from instantstyle.weights.adapter import Adapter, load_adapter, save_adapter
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
-from oracle.twins import TINY_SD15, TINY_SDXL, Inputs, Twins
+from oracle.paired_unets import TINY_SD15, TINY_SDXL, Inputs, PairedUNets
 
 STYLE, LAYOUT = {"up": {"block_0": [0.0, 1.0, 0.0]}}, {"down": {"block_2": [0.0, 1.0]}}
 CASES: list[tuple[str, Family, UNetConfig, str, Any]] = [
@@ -39,7 +39,7 @@ class Pipeline(IPAdapterMixin):
         loading.set_ip_adapter_scale(scale)
 
 
-def with_image(twins: Twins, adapter: Adapter, plan: BlockPlan, images: Tensor) -> Attend:
+def with_image(twins: PairedUNets, adapter: Adapter, plan: BlockPlan, images: Tensor) -> Attend:
     """IP-Adapter in the words of its paper; `images` [rows, pictures, *, embed_dim]."""
     tokens = adapter.image_tokens(images.flatten(0, 1))
     read = adapter.project_kv(tokens.reshape(len(images), -1, tokens.shape[-1]), plan, twins.config)
@@ -57,7 +57,7 @@ def with_image(twins: Twins, adapter: Adapter, plan: BlockPlan, images: Tensor) 
 def test_plans_are_diffusers_scales(
     name: str, family: Family, config: UNetConfig, plan: str, scale: Any, tmp_path: Path
 ) -> None:
-    twins, inputs, file = Twins.random(config), Inputs.random(config), tmp_path / "adapter.safetensors"
+    twins, inputs, file = PairedUNets.random(config), Inputs.random(config), tmp_path / "adapter.safetensors"
     save_adapter(file, random_adapter(config), config)
     images = torch.randn(2, 1, EMBED_DIM, generator=torch.Generator().manual_seed(5))
     bare = twins.expect(inputs)
@@ -74,7 +74,7 @@ def test_plans_are_diffusers_scales(
 
 
 def test_strengths_and_several_pictures(tmp_path: Path) -> None:
-    twins, inputs, file = Twins.random(TINY_SDXL), Inputs.random(TINY_SDXL), tmp_path / "adapter.safetensors"
+    twins, inputs, file = PairedUNets.random(TINY_SDXL), Inputs.random(TINY_SDXL), tmp_path / "adapter.safetensors"
     save_adapter(file, random_adapter(TINY_SDXL), TINY_SDXL)
     images = torch.randn(2, 3, EMBED_DIM, generator=torch.Generator().manual_seed(5))
     scale = {"down": {"block_1": [0.3, 0.0]}, "mid": 0.5, "up": {"block_0": [0.0, 1.7, 0.2]}}
@@ -88,7 +88,7 @@ def test_strengths_and_several_pictures(tmp_path: Path) -> None:
 
 def test_a_plus_adapter_from_a_pickle(tmp_path: Path) -> None:
     """Published as nested dictionaries; diffusers has no other reader for our resampler's names."""
-    twins, inputs, file = Twins.random(TINY_SD15), Inputs.random(TINY_SD15), tmp_path / "adapter.bin"
+    twins, inputs, file = PairedUNets.random(TINY_SD15), Inputs.random(TINY_SD15), tmp_path / "adapter.bin"
     adapter = random_plus(TINY_SD15)
     layers = {
         f"{n}.to_{kind}_ip.weight": weights[site]

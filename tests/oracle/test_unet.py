@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from instantstyle.blocks import Site, UNetConfig
 from instantstyle.families import FAMILIES
 from instantstyle.networks.unet import UNet
-from oracle.twins import TINY, TINY_SD15, TINY_SDXL, Inputs, Twins, diffusers_config, random_weights
+from oracle.paired_unets import TINY, TINY_SD15, TINY_SDXL, Inputs, PairedUNets, diffusers_config, random_weights
 
 PARAMETERS = {"sdxl": 2_567_463_684, "sd15": 859_520_964}
 """Of stable-diffusion-xl-base-1.0 and stable-diffusion-v1-5."""
@@ -51,7 +51,7 @@ def test_sites_are_numbered_as_published(family: str) -> None:
 @pytest.mark.parametrize("size", [(8, 8), (8, 16), (9, 7), (10, 13)], ids=str)
 @pytest.mark.parametrize("layout", TINY)
 def test_outputs_are_diffusers(layout: str, size: tuple[int, int]) -> None:
-    twins, inputs = Twins.random(TINY[layout]), Inputs.random(TINY[layout], size=size)
+    twins, inputs = PairedUNets.random(TINY[layout]), Inputs.random(TINY[layout], size=size)
     expected = twins.expect(inputs)
     assert expected.std() > 0.1
     torch.testing.assert_close(twins.predict(inputs), expected, atol=1e-5, rtol=1e-4)
@@ -59,13 +59,13 @@ def test_outputs_are_diffusers(layout: str, size: tuple[int, int]) -> None:
 
 def test_the_built_in_layout_predicts_as_diffusers() -> None:
     config = FAMILIES["emoji"].unet
-    twins, inputs = Twins.random(config), Inputs.random(config)
+    twins, inputs = PairedUNets.random(config), Inputs.random(config)
     torch.testing.assert_close(twins.predict(inputs), twins.expect(inputs), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_outputs_are_diffusers_in_other_precisions(dtype: torch.dtype) -> None:
-    twins, inputs = Twins.random(TINY_SDXL), Inputs.random(TINY_SDXL)
+    twins, inputs = PairedUNets.random(TINY_SDXL), Inputs.random(TINY_SDXL)
     twins.ours.to(dtype)
     twins.theirs.to(dtype)
     cast = Inputs(*(None if t is None else t.to(dtype) for t in vars(inputs).values()))  # pyright: ignore[reportArgumentType]
@@ -76,7 +76,7 @@ def test_outputs_are_diffusers_in_other_precisions(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("config", [TINY_SDXL, TINY_SD15], ids=["sdxl", "sd15"])
 def test_controlnet_residuals_enter_as_in_diffusers(config: UNetConfig) -> None:
     """Residuals of a ControlNet, at an odd latent size; its zero convolutions too are random, to have a say."""
-    twins, inputs = Twins.random(config), Inputs.random(config, size=(9, 7))
+    twins, inputs = PairedUNets.random(config), Inputs.random(config, size=(9, 7))
     control: Any = ControlNetModel.from_unet(twins.theirs)
     control.load_state_dict(random_weights(control, seed=2))
     control.eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from instantstyle.networks.unet import UNet
 from instantstyle.weights import tensor_files
 from instantstyle.weights.adapter import Adapter, load_adapter, save_adapter
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
-from oracle.twins import TINY_SD15, TINY_SDXL
+from oracle.paired_unets import TINY_SD15, TINY_SDXL
 
 STYLE = SDXL.presets["style"]
 STYLE_NUMBERS = list(range(69, 88, 2))

@@ -19,7 +19,7 @@ import tiny_models
 from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES
 from instantstyle.weights.control import check_family, control_layout, load_control, load_controls
-from oracle.twins import diffusers_config
+from oracle.paired_unets import diffusers_config
 
 CPU = torch.device("cpu")
 Shapes = dict[str, tuple[int, ...]]

@@ -1,4 +1,4 @@
-"""Every base x adapter x sampler of `proven` draws diffusers' picture: same files, seed, scheduler and picture to see.
+"""Every base x adapter x sampler of `combinations` draws diffusers' picture from the same files, seed and scheduler.
 
 Checkpoints in one file go through diffusers' own `from_single_file`.  A style-only file, which diffusers cannot read,
 is held to the whole adapter muted outside of the style blocks.  Base adapters reach diffusers as we write them.
@@ -26,8 +26,8 @@ from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import SAMPLERS, Engine
 from instantstyle.weights.adapter import extract_blocks, load_adapter, save_adapter
 from instantstyle.weights.clip_vocab import clip_vocabulary
-from oracle.proven import ADAPTERS, BASES, OTHERS, PROVEN
-from oracle.twins import random_weights
+from oracle.combinations import ADAPTERS, BASES, COMBINATIONS, OTHERS
+from oracle.paired_unets import random_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers' own, with this numpy
@@ -164,7 +164,7 @@ def ours(given: Path, file: Path | None) -> Model:
     return load(given) if file is None else load(given, adapter=file, image_encoder=tiny_models.folder("sdxl") / EYES)
 
 
-@pytest.mark.parametrize(("base", "adapter", "sampler"), PROVEN, ids=[" ".join(each) for each in PROVEN])
+@pytest.mark.parametrize(("base", "adapter", "sampler"), COMBINATIONS, ids=[" ".join(each) for each in COMBINATIONS])
 def test_it_is_diffusers_picture(
     base: str, adapter: str, sampler: str, place: Callable[[str], tuple[Path, Path, Path]]
 ) -> None:
@@ -194,7 +194,7 @@ def test_it_is_diffusers_picture(
 
 
 def test_the_page_names_what_is_there() -> None:
-    assert {base for base, _, _ in PROVEN} == set(BASES)
-    assert {adapter for _, adapter, _ in PROVEN} == set(ADAPTERS)
+    assert {base for base, _, _ in COMBINATIONS} == set(BASES)
+    assert {adapter for _, adapter, _ in COMBINATIONS} == set(ADAPTERS)
     for where in OTHERS.values():
         assert (Path(__file__).parent / where).is_file()

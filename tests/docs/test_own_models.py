@@ -19,7 +19,7 @@ from instantstyle.weights.lora import LoRAFactors, save_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers' Euler and of accelerate's hooks
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/own-models.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/own-models.md"
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S) for line in block.splitlines()]
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from instantstyle.networks.image_projection import ImageProjection, Resampler
-from oracle.twins import random_weights
+from oracle.paired_unets import random_weights
 
 ENDS = {"latents", *(f"{name}.{kind}" for name in ("proj_in", "proj_out", "norm_out") for kind in ("weight", "bias"))}
 GATHER = {"norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "to_q.weight", "to_kv.weight", "to_out.weight"}

@@ -2,8 +2,6 @@
 
 import io
 import os
-import struct
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_bytes import encoded, header
 from instantstyle.errors import OutputError, PictureError
 from instantstyle.utils import images
 from instantstyle.utils.images import ResizeMode
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **how)
-    return buffer.getvalue()
-
-
-def header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels: a bomb costs its sender nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def test_a_plain_picture_is_read_as_it_is() -> None:

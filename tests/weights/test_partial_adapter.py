@@ -11,7 +11,7 @@ from instantstyle.errors import WeightsError
 from instantstyle.families import SDXL
 from instantstyle.weights.adapter import LazyWeights, adapter_input_dim, extract_blocks, load_adapter, save_adapter
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
-from oracle.twins import TINY_SDXL
+from oracle.paired_unets import TINY_SDXL
 
 STYLE = SDXL.presets["style"]
 

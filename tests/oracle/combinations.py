@@ -1,6 +1,6 @@
 """What is compared with diffusers on one and the same files, as data; no torch here.
 
-`test_proven` draws every base x adapter x sampler both ways; docs/own-models.md has the table
+`test_combinations` draws every base x adapter x sampler both ways; docs/own-models.md has the table
 from the same data.
 """
 
@@ -19,7 +19,7 @@ ADAPTERS = {
 }
 SAMPLERS = ("ddim", "euler", "dpm++")
 
-PROVEN = (
+COMBINATIONS = (
     *((base, adapter, sampler) for base in ("sdxl", "sd15") for adapter in ADAPTERS for sampler in SAMPLERS),
     *((base, "none", sampler) for base in ("sdxl-file", "sd15-file") for sampler in SAMPLERS),
     *((base, "style", "euler") for base in ("sdxl-file", "sd15-file")),
@@ -41,7 +41,7 @@ def table() -> str:
     lines = [f"| base | adapter | {' | '.join(SAMPLERS)} |", "|---|---|" + "---|" * len(SAMPLERS)]
     for base, shown in BASES.items():
         for adapter, what in ADAPTERS.items():
-            marks = ["equal" if (base, adapter, sampler) in PROVEN else "" for sampler in SAMPLERS]
+            marks = ["equal" if (base, adapter, sampler) in COMBINATIONS else "" for sampler in SAMPLERS]
             if any(marks):
                 lines.append(f"| {shown} | {what} | {' | '.join(marks)} |")
     rest = [f"- {what}: `tests/oracle/{where}`" for what, where in OTHERS.items()]

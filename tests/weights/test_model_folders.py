@@ -9,7 +9,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 
 import checkpoints
 import tiny_models
-from cli_runner import terminal
+from cli_runner import command_runner
 from instantstyle.errors import WeightsError
 from instantstyle.weights.lora import LoRAFactors, save_lora
 from instantstyle.weights.model_folders import VARIABLE, find_file, list_files
@@ -159,7 +159,7 @@ def test_everything_is_found_by_its_name(
 ) -> None:
     """Base, adapter, its image encoder, a LoRA and a ControlNet; the picture is that of their paths."""
     monkeypatch.chdir(full)
-    command = terminal(monkeypatch, capsys)
+    command = command_runner(monkeypatch, capsys)
     paths = (
         *("--model", "ComfyUI/models/checkpoints/dreams.safetensors"),
         *("--adapter", "ComfyUI/models/ipadapter/looks.safetensors"),

@@ -113,7 +113,7 @@ def random_weights(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Twins:
+class PairedUNets:
     """Two networks with the same weights."""
 
     config: UNetConfig
@@ -121,7 +121,7 @@ class Twins:
     theirs: Any
 
     @classmethod
-    def random(cls, config: UNetConfig, seed: int = 0) -> "Twins":
+    def random(cls, config: UNetConfig, seed: int = 0) -> "PairedUNets":
         """Random weights, read strictly by both."""
         with torch.device("meta"):
             ours, theirs = UNet(config), UNet2DConditionModel(**diffusers_config(config))

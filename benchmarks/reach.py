@@ -106,7 +106,13 @@ def measure_effects(model: Model, tasks: Sequence[Task]) -> dict[str, list[Effec
 
     def where(place: SiteFilter, override: AttentionOverride) -> Attend:
         def attend(
-            site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+            site: Site,
+            q: HeadsTensor,
+            k: HeadsTensor,
+            v: HeadsTensor,
+            *,
+            bias: Tensor | None = None,
+            tokens: object = None,
         ) -> HeadsTensor:
             if site.kind == "self" and place(site):
                 return override(q, k, v)

@@ -12,12 +12,21 @@ from typing import Literal, NamedTuple, cast
 
 from instantstyle.errors import PlanError, did_you_mean
 
-Stage = Literal["down", "mid", "up"]
-Kind = Literal["self", "cross"]
+Stage = Literal["down", "mid", "up", "double", "single", "joint"]
+"""The path of a UNet's block; or the kind of a transformer's: `double` with a stream of weights for each of text and
+picture, `single` with one for both (Flux), `joint` where there is but one kind of block (Stable Diffusion 3)."""
+Kind = Literal["self", "cross", "joint"]
+"""The picture attends to itself; to what else there is, such as a text; or text and picture to both."""
+
+TRANSFORMER_STAGES: frozenset[str] = frozenset({"double", "single", "joint"})
 
 
 class Site(NamedTuple):
-    """The address of one attention layer: `up.0.1.3.cross` is block 0 of the up path, its attention 1, layer 3."""
+    """The address of one attention layer.
+
+    `up.0.1.3.cross` is block 0 of a UNet's up path, its attention 1, layer 3; `double.7.joint` is block 7 of a
+    transformer, whose attention and layer are 0 and not said.
+    """
 
     stage: Stage
     block: int
@@ -25,16 +34,26 @@ class Site(NamedTuple):
     layer: int
     kind: Kind
 
+    @classmethod
+    def of_block(cls, stage: Stage, block: int, kind: Kind) -> "Site":
+        """The address of a transformer's attention."""
+        return cls(stage, block, 0, 0, kind)
+
     def __str__(self) -> str:
-        return ".".join(map(str, self))
+        parts = (self.stage, self.block, self.kind) if self.stage in TRANSFORMER_STAGES else self
+        return ".".join(map(str, parts))
 
     @property
     def module(self) -> str:
-        """The attention module this layer belongs to, as plans name it: `up.0.1`, `down.2.1`, `mid`."""
+        """The attention module this layer belongs to, as plans name it: `up.0.1`, `down.2.1`, `mid`, `double.7`."""
+        if self.stage in TRANSFORMER_STAGES:
+            return f"{self.stage}.{self.block}"
         return "mid" if self.stage == "mid" else f"{self.stage}.{self.block}.{self.attention}"
 
     def resolution_level(self, levels: int) -> int:
         """The resolution it works at, 0 the highest, in a UNet of so many: the index into `channels` and `heads`."""
+        if self.stage in TRANSFORMER_STAGES:
+            return 0
         return {"down": self.block, "mid": levels - 1, "up": levels - 1 - self.block}[self.stage]
 
 

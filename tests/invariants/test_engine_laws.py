@@ -81,7 +81,9 @@ def test_2_a_middleware_calls_its_inner_attend_once(plan: str, monkeypatch: pyte
     method = importlib.import_module("instantstyle.methods.instantstyle")
     calls: Counter[Site] = Counter()
 
-    def counting(site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    def counting(
+        site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, tokens: object = None
+    ) -> Tensor:
         calls[site] += 1
         return plain(site, q, k, v, bias=bias)
 
@@ -243,14 +245,18 @@ def test_image_keys_are_read_only_where_the_plan_speaks(monkeypatch: pytest.Monk
     method = importlib.import_module("instantstyle.methods.instantstyle")
     spoken: set[Site] = set()
 
-    def listening(site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    def listening(
+        site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, tokens: object = None
+    ) -> Tensor:
         spoken.add(site)
         return plain(site, q, k, v, bias=bias)
 
     inner = method.add_image_prompt
 
     def without_text(attend: Any, *rest: Any) -> Any:
-        def text(site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+        def text(
+            site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, tokens: object = None
+        ) -> Tensor:
             return plain(site, q, k, v, bias=bias)
 
         return inner(text, *rest)

@@ -176,7 +176,9 @@ def test_elsewhere_and_in_cross_attention_nothing_happens(way: Any) -> None:
 def test_2_the_inner_attend_is_called_once_and_told_the_bias(way: Any, weight: float) -> None:
     calls: Counter[Site] = Counter()
 
-    def inner(site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    def inner(
+        site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, tokens: object = None
+    ) -> Tensor:
         calls[site] += 1
         return plain(site, q, k, v, bias=bias)
 

@@ -39,7 +39,9 @@ def test_a_layer_hands_its_site_and_what_was_read_to_attend() -> None:
     layer, seen = Attention(12, 8, 3).double(), list[Site]()
     x, read = _random(2, 5, 12), layer.project_kv(_random(2, 7, 8, seed=1))
 
-    def attend(site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    def attend(
+        site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, tokens: object = None
+    ) -> Tensor:
         seen.append(site)
         assert k is read[0]
         assert v is read[1]

@@ -38,7 +38,9 @@ class Recorder:
     def __init__(self) -> None:
         self.sites: list[Site] = []
 
-    def __call__(self, site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, tokens: object = None
+    ) -> Tensor:
         self.sites.append(site)
         return plain(site, q, k, v, bias=bias).flip(-1)
 

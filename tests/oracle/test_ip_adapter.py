@@ -45,7 +45,13 @@ def with_image(twins: PairedUNets, adapter: Adapter, plan: BlockPlan, images: Te
     read = adapter.project_kv(tokens.reshape(len(images), -1, tokens.shape[-1]), plan, twins.config)
 
     def attend(
-        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        site: Site,
+        q: HeadsTensor,
+        k: HeadsTensor,
+        v: HeadsTensor,
+        *,
+        bias: Tensor | None = None,
+        tokens: object = None,
     ) -> HeadsTensor:
         out = plain(site, q, k, v, bias=bias)
         return out + plan.scale(site) * plain(site, q, *read[site]) if site in read else out

@@ -167,7 +167,7 @@ def test_together_gives_each_its_own_rows() -> None:
     seen: list[int] = []
 
     def loud(by: float) -> Any:
-        def attend(site: Any, q: Any, k: Any, v: Any, *, bias: Any = None) -> torch.Tensor:
+        def attend(site: Any, q: Any, k: Any, v: Any, *, bias: Any = None, tokens: Any = None) -> torch.Tensor:
             seen.append(len(q))
             return by * plain(site, q, k, v, bias=bias)
 

@@ -39,7 +39,9 @@ def rows() -> ReferenceBatch:
 def looking(calls: Counter[Site] | None = None, wanted: int = 4) -> Any:
     """Own rows look at their reference's keys and values beside their own; [unconditional, conditional, dog, house]."""
 
-    def attend(site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    def attend(
+        site: Site, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, tokens: object = None
+    ) -> Tensor:
         assert len(q) == wanted
         if calls is not None:
             calls[site] += 1

@@ -22,6 +22,7 @@ from instantstyle.methods.injection import Injection
 from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.model import Model
 from instantstyle.networks.attention import Attend, HeadsTensor, plain
+from instantstyle.networks.tokens import Tokens
 
 
 def instantstyle(model: Model, request: ResolvedRequest) -> Injection:
@@ -44,9 +45,15 @@ def add_image_prompt(attend: Attend, prompt: ImagePrompt) -> Attend:
     """
 
     def attended(
-        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        site: Site,
+        q: HeadsTensor,
+        k: HeadsTensor,
+        v: HeadsTensor,
+        *,
+        bias: Tensor | None = None,
+        tokens: Tokens | None = None,
     ) -> HeadsTensor:
-        out = attend(site, q, k, v, bias=bias)
+        out = attend(site, q, k, v, bias=bias, tokens=tokens)
         if site not in prompt.kv:
             return out
         image = prompt.scales[site] * plain(site, q, *prompt.kv[site], bias=prompt.key_bias)

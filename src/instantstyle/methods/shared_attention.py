@@ -24,6 +24,7 @@ from instantstyle.methods.reference_latents import ReferenceIndex, reference_bat
 from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.model import Model
 from instantstyle.networks.attention import Attend, HeadsTensor, plain
+from instantstyle.networks.tokens import Tokens
 
 
 def style_aligned(model: Model, request: ResolvedRequest) -> Preparation[Injection]:
@@ -98,6 +99,10 @@ def _weights(request: ResolvedRequest) -> list[float]:
     return [reference.weight for reference in request.references] or [1.0]
 
 
+ATTENDED_KINDS = ("self", "joint")
+"""Kinds of sites at which a reference's rows are attended to: wherever a picture attends to itself."""
+
+
 def shared_attention(
     attend: Attend,
     plan: BlockPlan,
@@ -118,19 +123,35 @@ def shared_attention(
     scales = 1 + (scale - 1) * (~itself[:, 0]).float()[:, None, None, None]
 
     def attended(
-        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        site: Site,
+        q: HeadsTensor,
+        k: HeadsTensor,
+        v: HeadsTensor,
+        *,
+        bias: Tensor | None = None,
+        tokens: Tokens | None = None,
     ) -> HeadsTensor:
-        scale_here = plan.scale(site) if site.kind == "self" else 0.0
+        scale_here = plan.scale(site) if site.kind in ATTENDED_KINDS else 0.0
         if not scale_here:
-            return attend(site, q, k, v, bias=bias)
+            return attend(site, q, k, v, bias=bias, tokens=tokens)
+        image = slice(None) if tokens is None else tokens.image
         if match_statistics:
             share = min(1.0, scale_here * max(weights))
-            q, k = (torch.lerp(x, adain(x, gather_references(x, index)), share) for x in (q, k))
-        reference_k, reference_v = gather_references(k, index), gather_references(v, index)
+            q, k = (_with_image(x, image, _matched(x[:, :, image], index, share)) for x in (q, k))
+        reference_k, reference_v = (gather_references(x[:, :, image], index) for x in (k, v))
         if scale != 1:
             reference_k = reference_k * scales.to(reference_k)
-        bias = _bias(bias, k, [0.0], [shift + math.log(scale_here * weight) for weight in weights])
-        return attend(site, q, torch.cat([k, reference_k], dim=2), torch.cat([v, reference_v], dim=2), bias=bias)
+        counts = [k.shape[2], *[reference_k.shape[2] // len(weights)] * len(weights)]
+        bias = _of_keys(bias, k.shape[2], [slice(None)])
+        bias = _bias(bias, k, counts, [0.0, *(shift + math.log(scale_here * weight) for weight in weights)])
+        if tokens is not None:
+            # In a UNet a row that attends to itself is as it would be; beside text its picture would count twice.
+            twice = F.pad(itself.repeat_interleave(counts[-1], 1), (counts[0], 0))[:, None, None]
+            masked = torch.zeros(twice.shape, dtype=q.dtype, device=q.device).masked_fill(twice, -math.inf)
+            bias = masked if bias is None else bias + masked
+            tokens = tokens.with_keys(slice(None), *[image] * len(weights))
+        keys, values = torch.cat([k, reference_k], dim=2), torch.cat([v, reference_v], dim=2)
+        return attend(site, q, keys, values, bias=bias, tokens=tokens)
 
     return attended
 
@@ -150,19 +171,31 @@ def swapped_attention(
     own, strength = torch.arange(len(index), device=index.device), effective_weight(weights)
 
     def attended(
-        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        site: Site,
+        q: HeadsTensor,
+        k: HeadsTensor,
+        v: HeadsTensor,
+        *,
+        bias: Tensor | None = None,
+        tokens: Tokens | None = None,
     ) -> HeadsTensor:
-        share = min(1.0, plan.scale(site) * strength) if site.kind == "self" else 0.0
+        share = min(1.0, plan.scale(site) * strength) if site.kind in ATTENDED_KINDS else 0.0
         if not share:
-            return attend(site, q, k, v, bias=bias)
+            return attend(site, q, k, v, bias=bias, tokens=tokens)
         if query_index is not None:
             q = torch.where((query_index != own)[:, None, None, None], q[query_index], q)
-        reference_bias = [math.log(share * weight / sum(weights)) for weight in weights]
-        if share == 1:
-            bias = _bias(bias, k, [], reference_bias)
-            return attend(site, q, gather_references(k, index), gather_references(v, index), bias=bias)
-        bias = _bias(bias, k, [math.log(1 - share)], reference_bias)
-        return attend(site, q, *(torch.cat([x, gather_references(x, index)], dim=2) for x in (k, v)), bias=bias)
+        image, text = (slice(None), slice(0, 0)) if tokens is None else (tokens.image, tokens.text)
+        kept = [text, image] if share < 1 else [text]
+        shares = [0.0, math.log(1 - share)] if share < 1 else [0.0]
+        counts = [k[:, :, part].shape[2] for part in (*kept, *[image] * len(weights))]
+        bias = _of_keys(bias, k.shape[2], kept)
+        bias = _bias(bias, k, counts, [*shares, *(math.log(share * weight / sum(weights)) for weight in weights)])
+        keys, values = (
+            torch.cat([*(x[:, :, part] for part in kept), gather_references(x[:, :, image], index)], dim=2)
+            for x in (k, v)
+        )
+        there = None if tokens is None else tokens.with_keys(*kept, *[image] * len(weights))
+        return attend(site, q, keys, values, bias=bias, tokens=there)
 
     return attended
 
@@ -211,16 +244,39 @@ def adain(
     return (x - x.mean(dim=2, keepdim=True)) / spread(x) * spread(like) + like.mean(dim=2, keepdim=True)
 
 
-def _bias(given: Tensor | None, like: HeadsTensor, own: Sequence[float], there: Sequence[float]) -> Tensor | None:
-    """A bias on the scores: `own` on a row's own keys, if it attends to them, `there` on those of each reference.
+def _matched(x: HeadsTensor, index: ReferenceIndex, share: float) -> HeadsTensor:
+    """Tokens with the statistics of those that they attend to, by a share."""
+    return torch.lerp(x, adain(x, gather_references(x, index)), share)
+
+
+def _with_image(x: HeadsTensor, image: slice, changed: HeadsTensor) -> HeadsTensor:
+    """The tokens with those of the picture changed; as they were where nothing else is among them."""
+    if changed.shape == x.shape:
+        return changed
+    x = x.clone()
+    x[:, :, image] = changed
+    return x
+
+
+def _bias(given: Tensor | None, like: HeadsTensor, counts: Sequence[int], added: Sequence[float]) -> Tensor | None:
+    """A bias on the scores of `counts` keys each, beside the one that was given for the first of them.
 
     None where it is the same for all, which no softmax sees.
     """
-    added, tokens = [*own, *there], like.shape[2]
-    if given is None and len(set(added)) == 1:
+    parts = [(count, each) for count, each in zip(counts, added, strict=True) if count]
+    if given is None and len({each for _, each in parts}) == 1:
         return None
-    bias = torch.cat([like.new_full((tokens,), each) for each in added])[None, None, None]
-    if given is None or not own:
-        return bias  # what was given is about keys that no row attends to
-    given = given if given.ndim > 1 else given[None]
-    return bias + F.pad(given.expand(*given.shape[:-1], tokens), (0, tokens * len(there)))
+    bias = torch.cat([like.new_full((count,), each) for count, each in parts])[None, None, None]
+    if given is None:
+        return bias
+    return bias + F.pad(given, (0, bias.shape[-1] - given.shape[-1]))
+
+
+def _of_keys(bias: Tensor | None, keys: int, parts: Sequence[slice]) -> Tensor | None:
+    """A bias of so many keys for some of them; None where it is about none that is left."""
+    if bias is None:
+        return None
+    bias = bias if bias.ndim > 1 else bias[None]
+    bias = bias.expand(*bias.shape[:-1], keys)
+    left = torch.cat([bias[..., part] for part in parts], dim=-1)
+    return left if left.shape[-1] else None

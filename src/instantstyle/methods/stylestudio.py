@@ -18,6 +18,7 @@ from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.methods.shared_attention import adain
 from instantstyle.model import Model
 from instantstyle.networks.attention import Attend, HeadsTensor, plain
+from instantstyle.networks.tokens import Tokens
 
 
 def stylestudio(model: Model, request: ResolvedRequest) -> Injection:
@@ -44,9 +45,15 @@ def cross_adain(attend: Attend, prompt: ImagePrompt, weight: float = 1.0) -> Att
     """
 
     def attended(
-        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        site: Site,
+        q: HeadsTensor,
+        k: HeadsTensor,
+        v: HeadsTensor,
+        *,
+        bias: Tensor | None = None,
+        tokens: Tokens | None = None,
     ) -> HeadsTensor:
-        text = attend(site, q, k, v, bias=bias)
+        text = attend(site, q, k, v, bias=bias, tokens=tokens)
         if site not in prompt.kv:
             return text
         image = plain(site, q, *prompt.kv[site], bias=prompt.key_bias) / weight

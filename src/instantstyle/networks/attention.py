@@ -1,4 +1,4 @@
-"""The attention seam of the UNet, and the transformer layers around it.
+"""The attention seam, and the UNet's transformer layers around it.
 
 A layer computes queries, keys and values and passes them, with its site, to the function `attend`, an argument of the
 forward call: a style method is that function.  Layers have no clock, no memory and no knowledge of styles.
@@ -8,11 +8,13 @@ Parameters are named as diffusers publishes them (`Transformer2DModel`, `BasicTr
 from collections.abc import Iterator, Mapping
 from typing import Protocol, cast, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from instantstyle.blocks import Kind, Site, Stage
+from instantstyle.networks.tokens import Tokens, rotate
 
 HeadsTensor = Float[Tensor, "rows heads _tokens dim"]
 """Queries, keys or values, split into heads; `_tokens` is not bound, as queries and keys differ in it."""
@@ -36,11 +38,20 @@ class Attend(Protocol):
     """
 
     def __call__(
-        self, site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        self,
+        site: Site,
+        q: HeadsTensor,
+        k: HeadsTensor,
+        v: HeadsTensor,
+        *,
+        bias: Tensor | None = None,
+        tokens: Tokens | None = None,
     ) -> HeadsTensor:
         """The attention's output, shaped like `q`.
 
-        `bias` is added to the scores before the softmax; it broadcasts to [rows, heads, queries, keys].
+        `bias` is added to the scores before the softmax; it broadcasts to [rows, heads, queries, keys].  `tokens` says
+        in a transformer which tokens are the picture's and where they stand: `q` and `k` are behind the network's
+        norm of queries and keys, and not rotated yet.
         """
         ...
 
@@ -52,8 +63,13 @@ def plain(
     v: Float[Tensor, "rows heads keys dim"],
     *,
     bias: Tensor | None = None,
+    tokens: Tokens | None = None,
 ) -> Float[Tensor, "rows heads queries dim"]:
-    """Scaled dot-product attention at every site: the bare model."""
+    """Scaled dot-product attention at every site, at the tokens' positions; of no keys at all, zeros."""
+    if not k.shape[2]:
+        return torch.zeros_like(q)
+    if tokens is not None:
+        q, k = rotate(q, tokens.query_rope), rotate(k, tokens.key_rope)
     if bias is not None:
         bias = (bias if bias.ndim > 1 else bias[None]).to(q.dtype)  # torch takes no mask of keys alone
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -10,6 +10,7 @@ from torch import Tensor
 from instantstyle.blocks import Site
 from instantstyle.networks.attention import Attend, HeadsTensor, plain
 from instantstyle.networks.denoiser import Conditioning, Denoiser
+from instantstyle.networks.tokens import Tokens
 from instantstyle.networks.unet import Residuals
 
 
@@ -85,11 +86,21 @@ def route_attention(parts: Sequence[tuple[slice, Attend]]) -> Attend:
         return merged[0][1]
 
     def attended(
-        site: Site, q: HeadsTensor, k: HeadsTensor, v: HeadsTensor, *, bias: Tensor | None = None
+        site: Site,
+        q: HeadsTensor,
+        k: HeadsTensor,
+        v: HeadsTensor,
+        *,
+        bias: Tensor | None = None,
+        tokens: Tokens | None = None,
     ) -> HeadsTensor:
         def own(rows: slice) -> Tensor | None:
             return bias if bias is None or bias.shape[0] == 1 else bias[rows]
 
-        return torch.cat([attend(site, q[rows], k[rows], v[rows], bias=own(rows)) for rows, attend in merged])
+        outs: list[Tensor] = []
+        for rows, attend in merged:
+            here = None if tokens is None else tokens.rows(rows)
+            outs.append(attend(site, q[rows], k[rows], v[rows], bias=own(rows), tokens=here))
+        return torch.cat(outs)
 
     return attended

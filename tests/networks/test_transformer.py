@@ -1,7 +1,7 @@
 """The seam on diffusers' transformers: plain is their own prediction, and a method's change is where it should be."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def of_rows(inputs: Mapping[str, Any], rows: slice) -> dict[str, Any]:
 def doubled(name: str, value: Any) -> Any:
     if name.endswith("ids"):
         return value
-    return value * 2 if isinstance(value, list) else value.repeat(2, *[1] * (value.ndim - 1))
+    return [*cast("list[Any]", value)] * 2 if isinstance(value, list) else value.repeat(2, *[1] * (value.ndim - 1))
 
 
 def mixing(by: float, sites: Callable[[Site], bool] = lambda site: True) -> Attend:

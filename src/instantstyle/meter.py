@@ -22,7 +22,7 @@ from torch import Tensor
 
 from instantstyle.errors import InputError
 from instantstyle.methods.content_subtraction import subtract_content
-from instantstyle.methods.prompts import normalize_prompt
+from instantstyle.methods.prompts import nearest_words, normalize_prompt
 from instantstyle.methods.reference_embedding import embed_references
 from instantstyle.model import Model
 from instantstyle.request import Request, StyleReference
@@ -102,10 +102,7 @@ def content_of(
     said = [phrase for each in references for phrase in each.content_phrases if phrase.strip().lower() != "auto"]
     if said:
         return list(dict.fromkeys(said))
-    if not model.vocabulary:
-        return []
-    nearest = (shown @ F.normalize(model.vocabulary_embeds(shown.shape[-1]), dim=-1).T)[0].argmax()
-    return [model.vocabulary[int(nearest)]]
+    return nearest_words(model, shown) if model.vocabulary else []
 
 
 def _cosines(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from image_bytes import encoded, header
 from instantstyle.errors import OutputError, PictureError
@@ -211,3 +211,21 @@ def test_a_grid_shows_every_picture_in_its_place() -> None:
     counts = {colour: count for count, colour in sheet.getcolors(sheet.width * sheet.height) or []}
     assert counts[RED] == counts[0, 255, 0] == counts[0, 0, 255] == 32 * 32
     assert sheet.getpixel((sheet.width - 20, sheet.height - 20)) == WHITE
+
+
+def test_pictures_are_compared_copied_small_and_without_their_words() -> None:
+    one = Image.new("RGB", (40, 20), (10, 20, 30))
+    other = one.copy()
+    other.putpixel((3, 4), (10, 27, 29))
+    assert images.compare_images(one, one) == {"differing": 0, "pixels": 800, "largest": 0}
+    assert images.compare_images(one, other) == {"differing": 1, "pixels": 800, "largest": 7}
+    assert images.compare_images(one, one.resize((20, 20)))["differing"] == 800
+    with Image.open(io.BytesIO(images.encode_webp(one, 16))) as small:
+        assert (small.format, small.size) == ("WEBP", (16, 8))
+    buffer = io.BytesIO()
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "a secret")
+    other.save(buffer, "PNG", pnginfo=info)
+    bare = images.strip_metadata(buffer.getvalue())
+    assert b"secret" not in bare
+    assert images.compare_images(images.load_image(bare), other)["differing"] == 0

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from instantstyle.model import Model
     from instantstyle.request import GenerationMetadata
 
@@ -90,7 +88,7 @@ def again(
     if out is not None:
         new = result.metadata(held.index)
         images.write_png(after, out, new.to_json(), new.parameters())
-    comparison = _compare(before, after)
+    comparison = images.compare_images(before, after)
     code = IDENTICAL if comparison["differing"] == 0 else UNDECIDED if notes else DIFFERENT
     if as_json:
         verdict = {IDENTICAL: "identical", DIFFERENT: "different", UNDECIDED: "cannot be told"}[code]
@@ -130,21 +128,6 @@ def _changes(held: "GenerationMetadata", loaded: "Model") -> list[str]:
         if then not in ("auto", now):
             notes.append(f"the picture was made {name} {then}, and this is {now}")
     return notes
-
-
-def _compare(before: "Image", after: "Image") -> dict[str, Any]:
-    """How many pixels differ, of how many, and the largest difference of a channel."""
-    import numpy as np
-
-    if before.size != after.size:
-        pixels = before.width * before.height
-        return {"differing": pixels, "pixels": pixels, "largest": 255}
-    difference = np.abs(np.asarray(before, np.int16) - np.asarray(after.convert("RGB"), np.int16)).max(axis=-1)
-    return {
-        "differing": int((difference > 0).sum()),
-        "pixels": int(difference.size),
-        "largest": int(difference.max()),
-    }
 
 
 def _sentence(code: int, comparison: dict[str, Any]) -> str:

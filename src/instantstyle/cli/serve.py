@@ -56,10 +56,8 @@ def serve(
     try:
         from instantstyle.serve.app import create_app
         from instantstyle.serve.guards import is_loopback
-        from instantstyle.serve.server import listen
-        from instantstyle.serve.server import serve as run
+        from instantstyle.serve.server import default_data_folder, listen, run_server
         from instantstyle.serve.studio import Studio
-        from instantstyle.serve.worker import default_data
     except ModuleNotFoundError as missing:
         if (missing.name or "").startswith("instantstyle"):
             raise
@@ -85,7 +83,7 @@ def serve(
         raise InputError(
             f"cannot listen on {host} port {port}: {os.strerror(refused.errno or 0).lower()}; give another --port"
         ) from None
-    studio = Studio(data or default_data(), load_model, batch=batch, spec=model)
+    studio = Studio(data or default_data_folder(), load_model, batch=batch, spec=model)
     app = create_app(
         studio,
         token=token,
@@ -98,4 +96,4 @@ def serve(
     address = f"http://{shown}:{bound}"
     typer.echo(address)
     typer.echo(f"pictures and jobs are kept in {studio.files.folder.parent}; Ctrl+C ends", err=True)
-    run(app, studio.board, held, open_page=(lambda: address) if open_page else None)
+    run_server(app, studio.board, held, open_page=(lambda: address) if open_page else None)

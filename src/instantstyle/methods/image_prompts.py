@@ -13,8 +13,8 @@ from torch import Tensor
 
 from instantstyle.blocks import BlockPlan, Site
 from instantstyle.errors import InputError
-from instantstyle.methods.content_subtraction import effective_weight, nearest_text, subtract_content, weighted_average
-from instantstyle.methods.prompts import normalize_prompt
+from instantstyle.methods.content_subtraction import effective_weight, subtract_content, weighted_average
+from instantstyle.methods.prompts import nearest_words, normalize_prompt
 from instantstyle.methods.reference_embedding import embed_references
 from instantstyle.methods.region_masks import RegionMask, region_mask
 from instantstyle.methods.resolved_request import ResolvedReference, ResolvedRequest
@@ -184,7 +184,7 @@ def _with_nearest_word(model: Model, request: ResolvedRequest, reference: Resolv
         return reference
     given, adapter = reference.given, model.get_adapter(name=reference.given.adapter)
     embeds = embed_references(model, [given.image], request.request.fit, adapter)
-    word = model.vocabulary[nearest_text(embeds, model.vocabulary_embeds(embeds.shape[-1]))[0]]
+    (word,) = nearest_words(model, embeds)
     content = tuple(word if is_auto(phrase) else phrase for phrase in reference.content)
     changed = given.model_copy(update={"content": word if isinstance(given.content, str) else content})
     return replace(reference, given=changed, content=content)

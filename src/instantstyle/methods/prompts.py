@@ -9,6 +9,9 @@ from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.encoders.prompt_vocabulary import VOCABULARY_FILE, NormalizedPrompt, PromptVocabulary
@@ -28,6 +31,16 @@ def vocabulary_of(model: Model) -> PromptVocabulary | None:
             PromptVocabulary.read(path, model.vocabulary) if path.is_file() and model.vocabulary else None
         )
     return _VOCABULARIES[model]
+
+
+def nearest_words(model: Model, embeds: Float[Tensor, "1 dim"], count: int = 1) -> list[str]:
+    """What an image embedding shows: the words of the model's vocabulary by angle, the nearest first.
+
+    Raises InputError for a model without a vocabulary.
+    """
+    words = F.normalize(model.vocabulary_embeds(embeds.shape[-1]), dim=-1)
+    near = (F.normalize(embeds, dim=-1) @ words.T)[0].topk(min(count, len(model.vocabulary))).indices
+    return [model.vocabulary[int(i)] for i in near]
 
 
 def normalize_prompt(model: Model, typed: str) -> NormalizedPrompt:

@@ -13,9 +13,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
 from instantstyle.request import Request as DrawRequest
+from instantstyle.request import package_version
 from instantstyle.serve.errors import ApiError, ErrorBody, add_error_handlers, documented
 from instantstyle.serve.guards import COOKIE, Guard
-from instantstyle.serve.internals import package_version
 from instantstyle.serve.routes import images, jobs, model, openai, styles
 from instantstyle.serve.studio import Studio
 

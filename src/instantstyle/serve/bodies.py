@@ -30,7 +30,7 @@ Fetch = Callable[[str], object]
 """What the server holds under an address or a style's name: bytes, a Picture, a StyleCard; None for nothing."""
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
     """A JSON object.  Raises ApiError."""
     try:
         given = json.loads(body)

@@ -17,7 +17,8 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from instantstyle.serve.store import FINISHED, Event, JobStore
+from instantstyle.serve.rows import FINISHED, Event
+from instantstyle.serve.store import JobStore
 
 RECENT = 1024
 """Events kept in memory, so that readers that keep up ask the store nothing."""

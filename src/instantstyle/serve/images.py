@@ -10,7 +10,8 @@ from PIL import Image
 
 from instantstyle.request import Result, StoredImage, store_image
 from instantstyle.request.image import MAX_IMAGE_SIZE
-from instantstyle.serve.internals import encode_png, remove_stale_temp_files, strip_metadata, write_atomic, write_png
+from instantstyle.utils.atomic_files import remove_stale_temp_files, write_atomic
+from instantstyle.utils.images import encode_png, strip_metadata, write_png
 
 DRAFTS = 64
 """Draft pictures that are kept; they live in memory alone."""

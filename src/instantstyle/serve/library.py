@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instantstyle.errors import InputError, WeightsError
-from instantstyle.request.style_card import StyleCard, is_card_name
-from instantstyle.serve.internals import CARD_SUFFIX, list_style_cards, read_card
+from instantstyle.request.style_card import SUFFIX as CARD_SUFFIX
+from instantstyle.request.style_card import StyleCard, is_card_name, list_style_cards, read_card
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""serve: the studio on an address, until a signal ends it."""
+"""run_server: the studio on an address, until a signal ends it."""
 
 import logging
+import os
 import socket
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -23,6 +25,12 @@ class Server(uvicorn.Server):
         """Called by SIGINT and SIGTERM."""
         self._board.close_soon()
         super().handle_exit(sig, frame)
+
+
+def default_data_folder() -> Path:
+    """Where jobs and pictures are kept unless --data says: in the XDG data folder."""
+    base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "instantstyle" / "studio"
 
 
 def make_server(app: ASGIApp, board: EventBoard, *, host: str = "127.0.0.1", port: int = 7860) -> Server:
@@ -47,7 +55,9 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=256)
 
 
-def serve(app: ASGIApp, board: EventBoard, held: socket.socket, *, open_page: Callable[[], str] | None = None) -> None:
+def run_server(
+    app: ASGIApp, board: EventBoard, held: socket.socket, *, open_page: Callable[[], str] | None = None
+) -> None:
     """Run until a signal; `open_page` gives the address to open in a browser once the server answers."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     server = make_server(app, board)

@@ -13,57 +13,26 @@ import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.serve.rows import (
+    FINISHED,
+    IMAGE_COLUMNS,
+    JOB_COLUMNS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Event,
+    ImageRow,
+    JobRow,
+    State,
+    image_row,
+    job_row,
+)
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-FINISHED: frozenset[State] = frozenset(("done", "failed", "cancelled"))
-SCHEMA_VERSION = 1
 MAX_ATTEMPTS = 5
 """Times a job is begun before it is given up, so that a request that kills the process does not do so for ever."""
-
-_SCHEMA = """
-CREATE TABLE jobs (
-    n        INTEGER PRIMARY KEY,
-    id       TEXT NOT NULL UNIQUE,
-    key      TEXT UNIQUE,
-    digest   TEXT NOT NULL,
-    client   TEXT NOT NULL,
-    request  TEXT NOT NULL CHECK (json_valid(request)),
-    options  TEXT NOT NULL CHECK (json_valid(options)),
-    state    TEXT NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
-    draft    INTEGER NOT NULL DEFAULT 0,
-    attempt  INTEGER NOT NULL DEFAULT 0,
-    wanted   INTEGER NOT NULL DEFAULT 1,
-    created  REAL NOT NULL,
-    started  REAL,
-    finished REAL,
-    outcome  TEXT NOT NULL DEFAULT '{}'
-) STRICT;
-CREATE INDEX jobs_queued ON jobs (draft DESC, n) WHERE state = 'queued';
-CREATE INDEX jobs_running ON jobs (n) WHERE state = 'running';
-CREATE TABLE events (
-    seq  INTEGER PRIMARY KEY AUTOINCREMENT,
-    job  TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    data TEXT NOT NULL
-) STRICT;
-CREATE INDEX events_of ON events (job, seq);
-CREATE TABLE images (
-    n       INTEGER PRIMARY KEY,
-    id      TEXT NOT NULL UNIQUE,
-    job     TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    place   INTEGER NOT NULL,
-    width   INTEGER NOT NULL,
-    height  INTEGER NOT NULL,
-    words   TEXT NOT NULL,
-    about   TEXT NOT NULL CHECK (json_valid(about))
-) STRICT;
-CREATE INDEX images_of ON images (job, place)
-"""
 
 
 class StoreTakenError(InstantStyleError):
@@ -72,64 +41,6 @@ class StoreTakenError(InstantStyleError):
 
 class KeyReusedError(InputError):
     """An Idempotency-Key came again with another request."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """One change of a job's state."""
-
-    seq: int
-    job: str
-    kind: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class JobRow:
-    """A job without its request, whose pictures may be large."""
-
-    n: int
-    id: str
-    client: str
-    state: State
-    draft: bool
-    attempt: int
-    wanted: bool
-    created: float
-    started: float | None
-    finished: float | None
-    options: Mapping[str, Any]
-    outcome: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class ImageRow:
-    """A finished picture; its file is `images/<id>.png`."""
-
-    n: int
-    id: str
-    job: str
-    place: int
-    width: int
-    height: int
-    about: Mapping[str, Any]
-
-
-_COLUMNS = "n, id, client, state, draft, attempt, wanted, created, started, finished, options, outcome"
-_IMAGE = "n, id, job, place, width, height, about"
-
-
-def _job(row: Sequence[Any]) -> JobRow:
-    n, job, client, state, draft, attempt, wanted, created, started, finished, options, outcome = row
-    times = cast("tuple[float, float | None, float | None]", (created, started, finished))
-    return JobRow(
-        n, job, client, state, bool(draft), attempt, bool(wanted), *times, json.loads(options), json.loads(outcome)
-    )
-
-
-def _image(row: Sequence[Any]) -> ImageRow:
-    n, image, job, place, width, height, about = row
-    return ImageRow(n, image, job, place, width, height, json.loads(about))
 
 
 class JobStore:
@@ -158,7 +69,7 @@ class JobStore:
             )
         if version == 0:
             with self._writing() as db:
-                for statement in _SCHEMA.split(";\n"):
+                for statement in SCHEMA.split(";\n"):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -200,8 +111,8 @@ class JobStore:
         """
         told: list[Event] = []
         with self._writing() as db:
-            rows = db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE state = 'running' OR draft").fetchall()
-            for job in map(_job, rows):
+            rows = db.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE state = 'running' OR draft").fetchall()
+            for job in map(job_row, rows):
                 if job.state in FINISHED:
                     continue
                 kind, outcome = "queued", {}
@@ -260,12 +171,12 @@ class JobStore:
         with self._writing() as db:
             rows = db.execute(
                 "UPDATE jobs SET state = 'running', attempt = attempt + 1, started = ?"
-                f" WHERE id = ? AND state = 'queued' RETURNING {_COLUMNS}, request",
+                f" WHERE id = ? AND state = 'queued' RETURNING {JOB_COLUMNS}, request",
                 (time.time(), job),
             ).fetchall()
             if not rows:
                 return None
-            row = _job(rows[0][:-1])
+            row = job_row(rows[0][:-1])
             return row, rows[0][-1], self._event(db, job, "running", {"attempt": row.attempt}, row.draft)
 
     def finish(
@@ -327,8 +238,8 @@ class JobStore:
 
     def job(self, job: str) -> JobRow | None:
         """A job by its id."""
-        rows = self._rows(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", job)
-        return _job(rows[0]) if rows else None
+        rows = self._rows(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", job)
+        return job_row(rows[0]) if rows else None
 
     def request(self, job: str) -> str | None:
         """The request of a job, as JSON text."""
@@ -338,9 +249,9 @@ class JobStore:
     def jobs(self, *, limit: int, before: int | None = None, state: State | None = None) -> list[JobRow]:
         """Jobs that are no drafts, newest first; `before` is the `n` of the last one that was seen."""
         return [
-            _job(row)
+            job_row(row)
             for row in self._rows(
-                f"SELECT {_COLUMNS} FROM jobs WHERE NOT draft AND n < ? AND (? IS NULL OR state = ?)"
+                f"SELECT {JOB_COLUMNS} FROM jobs WHERE NOT draft AND n < ? AND (? IS NULL OR state = ?)"
                 " ORDER BY n DESC LIMIT ?",
                 2**62 if before is None else before,
                 state,
@@ -384,12 +295,15 @@ class JobStore:
 
     def image(self, image: str) -> ImageRow | None:
         """A picture by its id."""
-        rows = self._rows(f"SELECT {_IMAGE} FROM images WHERE id = ?", image)
-        return _image(rows[0]) if rows else None
+        rows = self._rows(f"SELECT {IMAGE_COLUMNS} FROM images WHERE id = ?", image)
+        return image_row(rows[0]) if rows else None
 
     def images_of(self, job: str) -> list[ImageRow]:
         """The pictures of a job, in their order."""
-        return [_image(row) for row in self._rows(f"SELECT {_IMAGE} FROM images WHERE job = ? ORDER BY place", job)]
+        return [
+            image_row(row)
+            for row in self._rows(f"SELECT {IMAGE_COLUMNS} FROM images WHERE job = ? ORDER BY place", job)
+        ]
 
     def search(self, words: str, *, limit: int, before: int | None = None) -> list[ImageRow]:
         """Pictures whose prompt, style, method or seed have all the words, newest first."""
@@ -397,9 +311,9 @@ class JobStore:
         where = "".join(" AND instr(words, ?) > 0" for _ in found)
         edge = 2**62 if before is None else before
         rows = self._rows(
-            f"SELECT {_IMAGE} FROM images WHERE n < ?{where} ORDER BY n DESC LIMIT ?", edge, *found, limit
+            f"SELECT {IMAGE_COLUMNS} FROM images WHERE n < ?{where} ORDER BY n DESC LIMIT ?", edge, *found, limit
         )
-        return [_image(row) for row in rows]
+        return [image_row(row) for row in rows]
 
     def image_ids(self) -> set[str]:
         """Every picture's id."""

@@ -17,11 +17,11 @@ from instantstyle.request.style_card import StyleCard
 from instantstyle.serve.errors import ApiError
 from instantstyle.serve.events import EventBoard
 from instantstyle.serve.images import ImageFiles
-from instantstyle.serve.internals import check_fits
 from instantstyle.serve.library import StyleLibrary
 from instantstyle.serve.limits import Limits
 from instantstyle.serve.metrics import Metrics
-from instantstyle.serve.store import FINISHED, ImageRow, JobRow, JobStore
+from instantstyle.serve.rows import FINISHED, ImageRow, JobRow
+from instantstyle.serve.store import JobStore
 from instantstyle.serve.worker import Worker
 
 if TYPE_CHECKING:
@@ -116,12 +116,14 @@ class Studio:
             _ = self.model
         self.limits.check(request, None if model is None else model.family.size)
         if model is not None:
-            check_fits(model, request)
+            from instantstyle.sampling.resolve import resolve  # imports torch, as the loaded model has
+
+            resolve(model, request)  # refuses at once what the model would refuse later
         kept = options.kept()
         digest = hashlib.sha256(f"{request.to_json()}{json.dumps(kept, sort_keys=True)}".encode()).hexdigest()
         if request.seed is None:  # settled now, so that a job which is begun again draws the same
             request = request.model_copy(update={"seed": secrets.randbelow(2**32)})
-        kept["summary"] = summary(request)
+        kept["summary"] = request_summary(request)
         if options.replaces is not None:
             self._overtake(options.replaces, client)
         try:
@@ -288,7 +290,7 @@ def image_view(image: ImageRow) -> dict[str, Any]:
     }
 
 
-def summary(request: Request) -> dict[str, Any]:
+def request_summary(request: Request) -> dict[str, Any]:
     """A request as JSON, its pictures replaced by `{"input": place}` and its cards by `{"style": name, ...}`."""
 
     def shown(value: object, place: str) -> object:

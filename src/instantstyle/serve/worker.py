@@ -9,24 +9,22 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.request import Request, Result
+from instantstyle.request import Request
 from instantstyle.serve.events import EventBoard
 from instantstyle.serve.images import ImageFiles
-from instantstyle.serve.internals import compare_images, encode_webp, load_image
 from instantstyle.serve.metrics import Metrics
-from instantstyle.serve.store import JobRow, JobStore, State
+from instantstyle.serve.outcomes import Outcomes, failure_sentence
+from instantstyle.serve.rows import JobRow, State
+from instantstyle.serve.store import JobStore
+from instantstyle.utils.images import encode_png, encode_webp
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from instantstyle.model import Model
     from instantstyle.sampling import Engine, Run
 
@@ -35,8 +33,6 @@ PROGRESS_SECONDS, PREVIEW_SECONDS = 0.1, 0.4
 PREVIEW_SIDE = 256
 DRAFT_STEPS_PER_STEP = 4
 """Steps that drafts take for each step of the others."""
-BASELINES = 256
-"""Pictures without a reference that the meter remembers."""
 
 
 @dataclass(eq=False)
@@ -101,8 +97,6 @@ class Worker(threading.Thread):
         self._served: dict[str, int] = {}
         self._turn = self._steps = 0
         self._unwritten: list[_Unwritten] = []
-        self._baselines: OrderedDict[str, list[Image.Image]] = OrderedDict()
-        self._finished: dict[str, threading.Event] = {}
 
     # -- what other threads call ---------------------------------------------------------------------------------
 
@@ -156,6 +150,7 @@ class Worker(threading.Thread):
         from instantstyle.sampling import Engine
 
         torch.set_grad_enabled(False)
+        self._outcomes = Outcomes(self.model, self._files)
         drafts, others = Engine(self.model), Engine(self.model)
         while not self._stopping:
             try:
@@ -245,23 +240,7 @@ class Worker(threading.Thread):
         except Exception as refused:
             self._fail(row, refused)
             return
-        self.active[row.id] = Active(row, request, run, self._begin_baseline(row, request, engine))
-
-    def _begin_baseline(self, row: JobRow, request: Request, engine: "Engine") -> "Run | None":
-        if not row.options.get("meter"):
-            return None
-        from instantstyle.meter import can_measure, without_reference
-
-        assert self.model is not None
-        if not can_measure(self.model, request):
-            return None
-        bare = without_reference(request)
-        if bare.to_json() in self._baselines:
-            return None
-        try:
-            return engine.submit(bare)
-        except InstantStyleError:  # the meter is no reason to fail
-            return None
+        self.active[row.id] = Active(row, request, run, self._outcomes.begin_baseline(row, request, engine))
 
     def _after_step(self) -> None:
         now = time.monotonic()
@@ -298,8 +277,6 @@ class Worker(threading.Thread):
         except InstantStyleError:
             return None
         if kind == "PNG":
-            from instantstyle.serve.internals import encode_png
-
             return base64.b64encode(encode_png(picture)).decode()
         return "data:image/webp;base64," + base64.b64encode(encode_webp(picture, PREVIEW_SIDE)).decode()
 
@@ -309,72 +286,16 @@ class Worker(threading.Thread):
         if each.cancelled:
             return
         try:
-            result = each.run.result()
-            if each.row.draft:
-                images = [self._files.keep_draft(image) for image in result.images]
-                readings: list[Any] = []
-            else:
-                readings = self._measured(each, result)
-                images = [self._files.write(result, index) for index in range(len(result.images))]
+            outcome, images = self._outcomes.record(each.row, each.request, each.run.result(), each.baseline)
         except Exception as failed:
             self._fail(each.row, failed)
             return
-        outcome: dict[str, Any] = {
-            "seed": result.request.seed,
-            "size": result.request.size,
-            "seconds": round(result.seconds, 3),
-            "warnings": list(result.warnings),
-            "steps": result.request.steps,
-        }
+        self._end(each, "done", outcome, images)
         if each.row.draft:
-            outcome["drafts"] = [{"id": image, "place": place} for place, image in enumerate(images)]
-            self._end(each, "done", outcome)
             self._store.prune_drafts(32)
-            return
-        if (original := each.row.options.get("compare_with")) is not None:
-            outcome["verdict"] = self._verdict(str(original), int(each.row.options.get("compare_index", 0)), result)
-        about = {
-            "prompt": result.request.prompt,
-            "method": result.request.method,
-            "seed": result.request.seed,
-            "styles": [name for r in result.request.references if (name := getattr(r.image, "name", None))],
-        }
-        words = " ".join(str(x) for x in (*_flat(about), result.request.negative)).lower()
-        rows = [
-            (image, *result.images[i].size, words, {**about, "meter": readings[i] if readings else None})
-            for i, image in enumerate(images)
-        ]
-        self._end(each, "done", outcome, rows)
-
-    def _measured(self, each: Active, result: Result) -> list[dict[str, Any]]:
-        """The meter's readings, none where it was not asked for or cannot be had."""
-        if not each.row.options.get("meter") or self.model is None:
-            return []
-        from instantstyle.meter import can_measure, measure, without_reference
-
-        if not can_measure(self.model, each.request):
-            return []
-        key = without_reference(each.request).to_json()
-        if each.baseline is not None and each.baseline.state == "done":
-            self._baselines[key] = list(each.baseline.result().images)
-            while len(self._baselines) > BASELINES:
-                self._baselines.popitem(last=False)
-        if key not in self._baselines:
-            return []
-        try:
-            return [r.as_dict() for r in measure(self.model, result.request, result.images, self._baselines[key])]
-        except InputError:
-            return []
-
-    def _verdict(self, image: str, index: int, result: Result) -> dict[str, Any]:
-        """How a picture that was made again compares with the first."""
-        before = self._files.read(image)
-        if before is None:
-            return {"error": "the picture it was to be compared with is gone"}
-        return compare_images(load_image(before), result.images[index])
 
     def _fail(self, row: JobRow, failed: BaseException) -> None:
-        said = str(failed) if isinstance(failed, InstantStyleError) else _sentence(failed)
+        said = str(failed) if isinstance(failed, InstantStyleError) else failure_sentence(failed)
         if not isinstance(failed, InstantStyleError):
             self.metrics.log.exception("job %s failed", row.id, exc_info=failed)
         each = self.active.get(row.id)
@@ -406,24 +327,3 @@ class Worker(threading.Thread):
 
     def _write_again(self) -> None:
         self._unwritten = [each for each in self._unwritten if not self._write_end(each)]
-
-
-def _flat(about: dict[str, Any]) -> list[object]:
-    values: list[object] = []
-    for value in about.values():
-        values += cast("list[object]", value) if isinstance(value, list) else [value]
-    return values
-
-
-def _sentence(failed: BaseException) -> str:
-    if type(failed).__name__ == "OutOfMemoryError" or isinstance(failed, MemoryError):
-        return "there is not enough memory for this: ask for fewer or smaller pictures"
-    return f"{type(failed).__name__}: {' '.join(str(failed).split())[:300]} (a mistake of ours; the log says more)"
-
-
-def default_data() -> Path:
-    """Where jobs and pictures are kept unless --data says: in the XDG data folder."""
-    import os
-
-    base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "instantstyle" / "studio"

@@ -69,6 +69,38 @@ def encode_png(picture: Image.Image, *, longest: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def encode_webp(picture: Image.Image, longest: int) -> bytes:
+    """A lossy copy as WebP bytes, its longer side at most `longest` pixels: for previews and thumbnails."""
+    small = picture.copy()
+    small.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
+
+
+def strip_metadata(content: bytes) -> bytes:
+    """The pixels of a picture file as a PNG that carries no text."""
+    with Image.open(io.BytesIO(content)) as opened:
+        return encode_png(opened.convert("RGB"))
+
+
+def compare_images(before: Image.Image, after: Image.Image) -> dict[str, int]:
+    """How many pixels differ, of how many, and the largest difference of a channel, 0 to 255.
+
+    Pictures of unlike sizes differ everywhere.
+    """
+    if before.size != after.size:
+        pixels = before.width * before.height
+        return {"differing": pixels, "pixels": pixels, "largest": 255}
+    one, other = (np.asarray(each.convert("RGB"), np.int16) for each in (before, after))
+    difference = np.abs(one - other).max(axis=-1)
+    return {
+        "differing": int((difference > 0).sum()),
+        "pixels": int(difference.size),
+        "largest": int(difference.max()),
+    }
+
+
 def resize_square(picture: Image.Image, how: ResizeMode, size: int) -> Image.Image:
     """A picture of `size` x `size` pixels, bicubic as CLIP's own preprocessing is."""
     return resize_to(picture, how, (size, size))

@@ -11,16 +11,13 @@ from starlette.concurrency import run_in_threadpool
 
 from instantstyle.errors import PictureError
 from instantstyle.request import Request as DrawRequest
+from instantstyle.request.third_party_metadata import read_third_party_request
 from instantstyle.serve.bodies import check_pixels
 from instantstyle.serve.errors import ApiError, documented
-from instantstyle.serve.internals import (
-    encode_webp,
-    load_image,
-    read_third_party_request,
-)
 from instantstyle.serve.routes.common import MAX_EVENT, Client, In, png_response
 from instantstyle.serve.routes.jobs import JobView
-from instantstyle.serve.studio import JobOptions, image_view, summary
+from instantstyle.serve.studio import JobOptions, image_view, request_summary
+from instantstyle.utils.images import encode_webp, load_image
 
 router = APIRouter(prefix="/v1")
 
@@ -78,7 +75,7 @@ def delete_image(image: str, studio: In) -> None:
 
 
 @router.post("/images/{image}/again", status_code=202, tags=["pictures"], responses=documented(404, 429, 503, 507))
-def again(image: str, studio: In, client: Client) -> JobView:
+def draw_again(image: str, studio: In, client: Client) -> JobView:
     """Draw a picture's request again; the job's `verdict` says whether it is the same to the pixel."""
     row = studio.store.image(image)
     text = None if row is None else studio.store.request(row.job)
@@ -131,7 +128,7 @@ async def recall(request: Request, studio: In) -> dict[str, Any]:
                 if "does not say how it was made" in str(unreadable):
                     return {"program": None, "model": None, "left_out": [], "request": None}
                 raise PictureError(str(unreadable).replace(repr(file.name), "the picture")) from None
-        wanted = summary(found.request)
+        wanted = request_summary(found.request)
         held = found.request.model_dump(mode="json")
         return {
             "program": found.program,

@@ -10,11 +10,11 @@ from starlette.datastructures import UploadFile
 
 from instantstyle.request import Request as DrawRequest
 from instantstyle.request.style_card import StyleCard
-from instantstyle.serve.bodies import build_request, parse_json
+from instantstyle.serve.bodies import build_request, parse_body
 from instantstyle.serve.errors import ApiError, documented
 from instantstyle.serve.events import EventStream, Message
 from instantstyle.serve.routes.common import MAX_EVENT, Client, In, png_response
-from instantstyle.serve.store import FINISHED, State
+from instantstyle.serve.rows import FINISHED, State
 from instantstyle.serve.studio import JobOptions, Studio
 
 router = APIRouter(prefix="/v1")
@@ -88,7 +88,7 @@ async def read_body(request: Request, studio: Studio) -> tuple[dict[str, Any], d
     """The fields of a request and the files beside it.  Raises ApiError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return parse_json(await request.body()), {}
+        return parse_body(await request.body()), {}
     if kind != "multipart/form-data":
         raise ApiError(
             415, f"send application/json or multipart/form-data, not {kind[:60] or 'nothing'!r}", code="content_type"
@@ -116,7 +116,7 @@ async def read_body(request: Request, studio: Studio) -> tuple[dict[str, Any], d
                 )
     if text is None:
         raise ApiError(400, "the body has no field `request`: a Request as JSON", param="request")
-    return parse_json(text.encode() if isinstance(text, str) else text), files
+    return parse_body(text.encode() if isinstance(text, str) else text), files
 
 
 @router.post(

@@ -8,19 +8,13 @@ from starlette.concurrency import run_in_threadpool
 
 from instantstyle.errors import InputError
 from instantstyle.request import Request as DrawRequest
+from instantstyle.request import package_version
 from instantstyle.request.style_card import StyleCard
 from instantstyle.serve.bodies import check_pixels, data_url
 from instantstyle.serve.errors import ApiError, documented
-from instantstyle.serve.internals import (
-    load_image,
-    method_table,
-    nearest_words,
-    package_version,
-    prompt_vocabulary,
-    sampler_names,
-)
+from instantstyle.serve.model_facts import guess_content, live_settings, method_table
 from instantstyle.serve.routes.common import In
-from instantstyle.serve.studio import Studio
+from instantstyle.utils.images import load_image
 
 router = APIRouter(prefix="/v1")
 
@@ -36,9 +30,11 @@ class GuessBody(BaseModel):
 @router.get("/studio", tags=["model"], responses=documented(503))
 def facts(studio: In) -> dict[str, Any]:
     """What the page needs to know of the model and the server."""
+    from instantstyle.methods.prompts import vocabulary_of  # both import torch, as the loaded model has
+    from instantstyle.sampling.schedulers import SAMPLERS
+
     model = studio.model
-    family, vocabulary = model.family, prompt_vocabulary(model)
-    live = live_settings(studio)
+    family, vocabulary = model.family, vocabulary_of(model)
     return {
         "version": package_version(),
         "model": {
@@ -52,11 +48,11 @@ def facts(studio: In) -> dict[str, Any]:
             "style": model.adapter is not None,
         },
         "steps": DrawRequest("").steps or 30,
-        "live": live,
+        "live": live_settings(model),
         "methods": method_table(),
         "plans": list(family.presets),
         "blocks": list(family.unet.modules),
-        "samplers": sampler_names(),
+        "samplers": list(SAMPLERS),
         "controls": list(model.controls),
         "things": sorted(model.vocabulary),
         "looks": sorted(vocabulary.style_words) if vocabulary else [],
@@ -67,17 +63,6 @@ def facts(studio: In) -> dict[str, Any]:
             "side": [studio.limits.scale * side for side in family.size],
         },
     }
-
-
-def live_settings(studio: Studio) -> dict[str, Any] | None:
-    """Steps, guidance and sampler of a live draft; None for a model that cannot follow a slider on this device."""
-    model = studio.model
-    few = getattr(model.family, "few_step", None)  # a model that was distilled says so itself
-    if few is not None:
-        return {"steps": few.steps, "guidance": few.guidance, "sampler": few.sampler}
-    if max(model.family.size) > 256 and model.device.type == "cpu":
-        return None
-    return {"steps": 8, "guidance": 2.0, "sampler": None}
 
 
 @router.post("/guess", tags=["model"], responses=documented(404, 413, 415, 503))
@@ -93,13 +78,15 @@ async def guess(body: GuessBody, studio: In) -> dict[str, list[str]]:
             raise ApiError(404, "image is a data URL, or the address of a picture of this server", param="image")
         content = held if isinstance(held, bytes) else cast("Any", held).png
     picture = await run_in_threadpool(load_image, content)
-    return {"words": await studio.with_model(lambda model: nearest_words(model, picture, 3))}
+    return {"words": await studio.with_model(lambda model: guess_content(model, picture, 3))}
 
 
 @router.get("/words", tags=["model"], responses=documented(503))
 def words(studio: In, prompt: Annotated[str, Query(max_length=2000)] = "") -> dict[str, Any]:
     """How the model reads a prompt: the words it was taught, and a sentence on each that it was not."""
-    vocabulary = prompt_vocabulary(studio.model)
+    from instantstyle.methods.prompts import vocabulary_of  # imports torch, as the loaded model has
+
+    vocabulary = vocabulary_of(studio.model)
     if vocabulary is None or not prompt.strip():
         return {"text": prompt, "warnings": []}
     found = vocabulary.normalize(prompt)

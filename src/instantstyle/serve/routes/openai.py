@@ -10,7 +10,7 @@ import base64
 import io
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Request, Response
 from PIL import Image
@@ -21,13 +21,16 @@ from starlette.datastructures import UploadFile
 from instantstyle.errors import InputError, PictureError
 from instantstyle.request import Init, StyleReference
 from instantstyle.request import Request as DrawRequest
-from instantstyle.serve.bodies import check_pixels, data_url, parse_json
+from instantstyle.serve.bodies import check_pixels, data_url, parse_body
 from instantstyle.serve.errors import ApiError, documented
 from instantstyle.serve.events import EventStream
-from instantstyle.serve.internals import count_tokens, load_image
 from instantstyle.serve.routes.common import Client, In
-from instantstyle.serve.store import FINISHED, JobRow
+from instantstyle.serve.rows import FINISHED, JobRow
 from instantstyle.serve.studio import JobOptions, Studio, now
+from instantstyle.utils.images import load_image
+
+if TYPE_CHECKING:
+    from instantstyle.model import Model
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
 MAX_IMAGES = 16
@@ -167,7 +170,7 @@ async def _read_edit(request: Request, studio: Studio) -> tuple[dict[str, Any], 
                         400, f"there is no file field {name[:60]!r}: image, image[] and mask", param=name[:60]
                     )
     elif kind == "application/json":
-        said = parse_json(await request.body())
+        said = parse_body(await request.body())
         for item in cast("list[Any]", said.pop("images", [])):
             url: object = cast("dict[str, Any]", item).get("image_url") if isinstance(item, dict) else None
             if not isinstance(url, str) or not url.startswith("data:"):
@@ -316,11 +319,18 @@ def _about(studio: Studio, wish: ImageWish, wanted: DrawRequest, enlarge: tuple[
     }
 
 
+def _count_tokens(model: "Model", text: str) -> int:
+    """Tokens of a text by the model's first tokenizer, its begin and end left out; 0 for a model that reads none."""
+    if not model.text_encoders:
+        return 0
+    return max(0, len(model.text_encoders[0].tokenizer(text, verbose=False).input_ids) - 2)
+
+
 def _usage(studio: Studio, wanted: DrawRequest) -> dict[str, Any]:
     """Tokens of the prompt, tokens of the references, and the latent pixels of what is drawn."""
     model = studio.model
     width, height = wanted.size or model.family.size
-    text, image = count_tokens(model, wanted.prompt), model.family.num_image_tokens * len(wanted.references)
+    text, image = _count_tokens(model, wanted.prompt), model.family.num_image_tokens * len(wanted.references)
     made = wanted.count * (width // model.vae_scale_factor) * (height // model.vae_scale_factor)
     return {
         "input_tokens": text + image,

@@ -1,18 +1,21 @@
 """/v1/styles: the library of style cards."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from instantstyle.errors import InputError, WeightsError
+from instantstyle.request.style_card import StyleCard, read_card
 from instantstyle.serve.bodies import check_pixels
 from instantstyle.serve.errors import ApiError, documented
-from instantstyle.serve.internals import make_style_card, read_card
 from instantstyle.serve.library import LibraryEntry
 from instantstyle.serve.routes.common import In, png_response
 from instantstyle.serve.studio import Studio
+
+if TYPE_CHECKING:
+    from instantstyle.model import Model
 
 router = APIRouter(prefix="/v1")
 
@@ -70,6 +73,13 @@ def style_file(name: str, studio: In) -> Response:
     return Response(entry.path.read_bytes(), media_type="application/octet-stream", headers=headers)
 
 
+def _card(model: "Model", pictures: list[bytes], words: dict[str, str]) -> StyleCard:
+    from instantstyle.methods.reference_embedding import make_card  # imports torch, as the loaded model has
+
+    content, licence, credit = words.get("content") or None, words.get("licence", ""), words.get("credit", "")
+    return make_card(model, words["name"], pictures, content=content, licence=licence, credit=credit)
+
+
 _STYLE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -116,8 +126,7 @@ async def add_style(request: Request, studio: In) -> dict[str, Any]:
             raise InputError(str(damaged)) from None
         card = card.model_copy(update={"name": words["name"]}) if words.get("name") else card
     elif pictures and not cards and words.get("name"):
-        made = words["name"], pictures, words.get("content") or None, words.get("licence", ""), words.get("credit", "")
-        card = await studio.with_model(lambda model: make_style_card(model, *made))
+        card = await studio.with_model(lambda model: _card(model, pictures, words))
     else:
         raise ApiError(400, "send one `card`, or pictures as `picture` and a `name`", code="invalid_value")
     entry = await run_in_threadpool(studio.library.save, card)

@@ -4,8 +4,9 @@ The parameters of `generate_command` are the table of flags, named as the fields
 leaves the field's own default, which the help page reads from there.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +24,12 @@ from instantstyle.cli.flags import (
     refuse_unused,
     refuse_unused_by,
 )
+from instantstyle.errors import InputError
 from instantstyle.families import FAMILIES
+
+if TYPE_CHECKING:
+    from instantstyle.cli.server_client import StudioClient
+    from instantstyle.request import Request
 
 
 def generate_command(
@@ -165,7 +171,10 @@ def generate_command(
     size: Annotated[
         str | None, typer.Option(help="Width and height in pixels, as 1024x768.", show_default="the model's")
     ] = None,
-    model: Annotated[str, typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout or a hub id.")] = "emoji",
+    model: Annotated[
+        str | None,
+        typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout or a hub id.", show_default="emoji"),
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -196,16 +205,29 @@ def generate_command(
             "a model tree or a path on the hub; may be given often."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", show_default="auto")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.", show_default="auto")] = None,
     metadata: Annotated[
         bool, typer.Option("--metadata/--no-metadata", help="Whether the file remembers how it was made.")
     ] = True,
     memory: Annotated[
-        str,
-        typer.Option(help="keep all; free: read encoders anew for each use; offload: only the layer at work."),
-    ] = "keep",
+        str | None,
+        typer.Option(
+            help="keep all; free: read encoders anew for each use; offload: only the layer at work.",
+            show_default="keep",
+        ),
+    ] = None,
     tile: Annotated[bool, typer.Option("--tile", help="Decode large pictures in parts.")] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="INSTANTSTYLE_SERVER",
+            help="The address of a running studio (instantstyle serve), which draws by the model it has loaded.",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="INSTANTSTYLE_TOKEN", help="The studio's token, where it was given one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the request and the paths as JSON.")] = False,
 ) -> None:
     """Draw a prompt in the style of reference pictures.
@@ -216,8 +238,11 @@ def generate_command(
     instantstyle generate "a cat" --style neon --style ink.png --weight 0.7 --weight 0.4 --out cat.png
     instantstyle generate "a house" --init photo.png --mask roof.png --strength 0.8 --out house.png
     instantstyle generate "a fox" --model sdxl --adapter ip-adapter_sdxl.safetensors --style ink.png --out fox.png
+    instantstyle generate "a fox" --style ink.png --server http://127.0.0.1:7860 --out fox.png
     """
     flags = dict(locals())
+    if server:
+        _refuse_model_flags(flags, server)
     from instantstyle.cli.output import print_done, print_note, to_json
     from instantstyle.cli.progress import bar, hush
     from instantstyle.request import Request, output_paths
@@ -272,6 +297,14 @@ def generate_command(
     for path in (*output_paths(out, request.count), *control_paths):
         check_writable(path)
 
+    if server:
+        from instantstyle.cli.server_client import StudioClient
+
+        client = StudioClient(server, token)
+        notes = () if few_step is None else few_step.compatibility_warnings(str(preset), client.family())
+        _draw_on_server(client, request, out, metadata=metadata, as_json=as_json, notes=notes)
+        return
+
     hush()
     from instantstyle.loading import load
     from instantstyle.methods.lora_training import on_progress
@@ -279,17 +312,19 @@ def generate_command(
     from instantstyle.weights.lora import parse_lora
 
     loaded = load(
-        model,
-        adapter=parse_adapters(adapter or []),
-        image_encoder=image_encoder,
-        content_encoder=content_encoder,
-        controls=control_models,
-        depth=depth_model,
-        loras=[parse_lora(text) for text in lora or []],
-        device=device,
-        dtype=dtype,
-        memory=parse_memory(memory),
-        tile=tile,
+        model or "emoji",
+        **given(
+            adapter=parse_adapters(adapter or []),
+            image_encoder=image_encoder,
+            content_encoder=content_encoder,
+            controls=control_models,
+            depth=depth_model,
+            loras=[parse_lora(text) for text in lora or []],
+            device=device,
+            dtype=dtype,
+            memory=None if memory is None else parse_memory(memory),
+            tile=tile,
+        ),
     )
     if re_embed:
         from instantstyle.methods.reference_embedding import reembed_cards
@@ -311,3 +346,38 @@ def generate_command(
         print_done(to_json({"paths": paths, **result.model_dump(mode="json", exclude={"images"})}))
     else:
         print_done("\n".join(paths))
+
+
+def _refuse_model_flags(flags: Mapping[str, object], server: str) -> None:
+    """Raise InputError for a flag that says which model is loaded: the server has loaded its own."""
+    from instantstyle.cli.server_client import MODEL_FLAGS
+
+    for name in MODEL_FLAGS:
+        if flags[name] not in (None, False, []):
+            raise InputError(
+                f"--{name.replace('_', '-')} is about the model, and {server} draws by the one that it has loaded: "
+                "leave it out, or leave --server (INSTANTSTYLE_SERVER) out to draw here"
+            )
+
+
+def _draw_on_server(
+    client: "StudioClient", request: "Request", out: Path, *, metadata: bool, as_json: bool, notes: Sequence[str]
+) -> None:
+    """Draw on a server; the same files and the same words as from here."""
+    from instantstyle.cli.output import print_done, print_note, to_json
+    from instantstyle.cli.progress import bar
+    from instantstyle.request import output_paths
+    from instantstyle.utils.atomic_files import write_atomic
+
+    with bar(out.name) as on_step:
+        drawn = client.draw(request, metadata=metadata, progress=on_step)
+    for warning in (*notes, *drawn.warnings):
+        print_note(f"warning: {warning}")
+    paths = output_paths(out, len(drawn.images))
+    for path, image in zip(paths, drawn.images, strict=True):
+        write_atomic(path, image)
+    if as_json:
+        about = {"request": drawn.request, "seconds": drawn.seconds, "warnings": drawn.warnings}
+        print_done(to_json({"paths": [str(path) for path in paths], **about, "server": client.address}))
+    else:
+        print_done("\n".join(map(str, paths)))

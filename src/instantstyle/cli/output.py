@@ -19,8 +19,7 @@ def print_result(text: str) -> None:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except (OSError, ValueError) as refused:
-        with suppress(OSError, ValueError, AttributeError):  # so that Python's own flush at the end has nothing to say
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         raise OutputError(f"cannot write to standard output: {refused}") from refused
 
 
@@ -42,6 +41,16 @@ def print_note(text: str) -> None:
 def to_json(value: Any) -> str:
     """JSON in ASCII, which every console can encode."""
     return json.dumps(value)
+
+
+def _discard(stream: Any) -> None:
+    """Send what is left in the buffer of a failed stream nowhere: when Python ends it flushes, and exits with 120."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, stream.fileno())
+        finally:
+            os.close(null)
 
 
 def _escape(error: UnicodeError) -> tuple[bytes, int]:
@@ -88,3 +97,8 @@ def robust_streams() -> Generator[None]:
         yield
     finally:
         sys.stderr = stderr
+        if stderr is not None:
+            try:
+                stderr.flush()
+            except (OSError, ValueError):
+                _discard(stderr)

@@ -20,8 +20,8 @@ from instantstyle.emoji.rasterize import rasters
 from instantstyle.emoji.sources import SETS, concepts, in_set
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.train.emoji import image_bank
+from instantstyle.train.emoji.training import train_stage
 from instantstyle.train.emoji.warm_start import warm_start
-from instantstyle.train.loop import train as train_loop
 
 SHIPPED = train.SHIPPED
 
@@ -129,9 +129,9 @@ def test_the_clock_ends_a_training_which_has_saved_and_goes_on(tmp_path: Path) -
         return net(torch.ones(1, 2)).square().mean()
 
     with pytest.raises(KeyboardInterrupt, match="saved"), kit.Clock(0.02):
-        train_loop("demo", net, loss, folder=tmp_path, steps=10**9, lr=1e-3, batch=1)
+        train_stage("demo", net, loss, folder=tmp_path, steps=10**9, lr=1e-3, batch=1)
     done = torch.load(tmp_path / "demo.pt", weights_only=True)["step"]
-    train_loop("demo", net, loss, folder=tmp_path, steps=done + 1, lr=1e-3, batch=1)
+    train_stage("demo", net, loss, folder=tmp_path, steps=done + 1, lr=1e-3, batch=1)
     assert torch.load(tmp_path / "demo.pt", weights_only=True)["step"] == done + 1
 
 

@@ -37,6 +37,7 @@ from instantstyle.evaluate.classifiers import (
 )
 from instantstyle.evaluate.ground_truth import TRAINED_SETS, LabelledImages, load_labelled_images
 from instantstyle.evaluate.handcrafted_features import feature_dims, handcrafted_features
+from instantstyle.optimisation import load_checkpoint, optimise, save_checkpoint
 from instantstyle.utils.atomic_files import atomic_write
 
 STEPS = {"strokes": 1500, "grey": 1500, "edge": 1500, "conv": 2600}
@@ -76,20 +77,10 @@ def train_classifier(
     torch.manual_seed(seed)
     net = ContentStyleHeads(name)
     numbers = _measured(pictures, seed) if isinstance(net.trunk, HandcraftedClassifier) else None
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.02)
-    folder = folder or cache_folder() / "judges"
-    folder.mkdir(parents=True, exist_ok=True)
-    file, first = folder / f"{name}.pt", 0
-    if file.exists():
-        saved = torch.load(file, weights_only=True)
-        net.load_state_dict(saved["net"])
-        optimiser.load_state_dict(saved["optimiser"])
-        first = int(saved["step"])
-    net.train()
-    shown = kept = time.monotonic()
-    for step in range(first, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
+    truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.icon_set}
+    losses: list[Tensor] = []
+
+    def loss(step: int) -> tuple[Tensor]:
         draw = np.random.default_rng((seed, step))
         if numbers is None:
             rows = np.sort(draw.integers(len(pictures.concept), size=BATCH))
@@ -100,22 +91,29 @@ def train_classifier(
             rows = numbers.rows[picked]
             trunk = cast("HandcraftedClassifier", net.trunk)
             said = net.classify(trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
-        truths = {"concept": pictures.concept, "family": pictures.family, "drawer": pictures.icon_set}
-        losses = [F.cross_entropy(said[q], torch.from_numpy(t[rows]), label_smoothing=0.05) for q, t in truths.items()]
-        loss = losses[0] + 0.5 * losses[1] + 0.3 * losses[2]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        losses[:] = [
+            F.cross_entropy(said[q], torch.from_numpy(t[rows]), label_smoothing=0.05) for q, t in truths.items()
+        ]
+        return (losses[0] + 0.5 * losses[1] + 0.3 * losses[2],)
+
+    def rate(step: int) -> float:
+        return RATE * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
+
+    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.02)
+    file = (folder or cache_folder() / "judges") / f"{name}.pt"
+    start = int(load_checkpoint(file, net, optimiser)["step"])
+    net.train()
+    shown = saved_at = time.monotonic()
+    for done in optimise(list(net.parameters()), loss, optimiser, range(start, steps), lr=rate):
         now = time.monotonic()
-        if now - shown > 15 or step + 1 == steps:
+        if now - shown > 15 or done.step == steps:
             print(
-                f"{name} {step + 1}/{steps} concept, family, drawer {[round(x.item(), 2) for x in losses]}", flush=True
+                f"{name} {done.step}/{steps} concept, family, drawer {[round(x.item(), 2) for x in losses]}", flush=True
             )
             shown = now
-        if now - kept > 60 or step + 1 == steps:
-            with atomic_write(file) as partial:
-                torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, partial)
-            kept = now
+        if now - saved_at > 60 or done.step == steps:
+            save_checkpoint(file, net, optimiser.state_dict(), done.step)
+            saved_at = now
     return net.eval()
 
 

@@ -1,23 +1,22 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""Fitting a low-rank change of a few attention modules to pictures: what B-LoRA asks of training.
+"""Training a low-rank change of a few attention modules to pictures: what B-LoRA asks of training.
 
 The network is copied around its own weights and every attention projection of the modules gets two thin matrices; all
-upstream of the first of them runs without a graph.  Each step's noise depends on its number alone, so a fit that was
-interrupted goes on as if it had not been.
+upstream of the first of them runs without a graph.  Each step's noise depends on its number alone, so a training that
+was interrupted goes on as if it had not been.
 """
 
 import copy
 import importlib
+import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -32,8 +31,10 @@ from instantstyle.families import LoRATraining
 from instantstyle.model import Model
 from instantstyle.networks.attention import CrossAttentionKV, plain
 from instantstyle.networks.unet import UNet
+from instantstyle.optimisation import optimise
 from instantstyle.utils.atomic_files import atomic_write
 from instantstyle.utils.images import resize_to
+from instantstyle.utils.signals import DeferredSignals
 from instantstyle.weights.lora import LoRAFactors
 
 CHECKPOINT_SECONDS = 30.0
@@ -117,35 +118,35 @@ def train_lora(
     parameters = [p for layer in layers.values() for p in (layer.down, layer.up)]
     optimiser = torch.optim.AdamW(parameters, lr=fitting.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
     loss, watch = _loss(model, net, pictures, plan, fitting, seed), _watch.get()
-    step, saved_at, in_step = _resume(keep, parameters, optimiser), time.monotonic(), False
-    with _defer_sigint() as asked:
-        try:
-            while step < fitting.steps:
-                in_step = True
-                with torch.enable_grad():  # an engine steps without
-                    value = loss(step)
-                if not value.isfinite():
-                    raise InstantStyleError(f"the fit diverged at step {step + 1}: give a lower rate")
-                value.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-                step, in_step = step + 1, False
-                progress = TrainProgress(step, fitting.steps, float(value.detach()))
+    start, saved_at = _resume(keep, parameters, optimiser), time.monotonic()
+    training = optimise(
+        parameters,
+        lambda step: (loss(step),),
+        optimiser,
+        range(start, fitting.steps),
+        lr=lambda step: fitting.learning_rate,
+        clip=1.0,
+    )
+    with DeferredSignals((signal.SIGINT,)) as signals:
+        for done in training:  # a step that fails may have spoiled the state, which is then not saved
+            value = float(done.loss)
+            if not math.isfinite(value):
+                raise InstantStyleError(f"the fit diverged at step {done.step}: give a lower rate")
+            progress = TrainProgress(done.step, fitting.steps, value)
+            try:
                 if watch is not None:
                     watch(progress)
                 yield progress
-                if asked():
+                if signals.received:
                     raise KeyboardInterrupt
-                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                    _save(keep, step, parameters, optimiser)
-                    saved_at = time.monotonic()
-        except InstantStyleError:
-            raise
-        except BaseException:
-            if not in_step:  # a step that failed may have spoiled the state
-                _save(keep, step, parameters, optimiser)
-            raise
+            except InstantStyleError:
+                raise
+            except BaseException:
+                _save(keep, done.step, parameters, optimiser)
+                raise
+            if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                _save(keep, done.step, parameters, optimiser)
+                saved_at = time.monotonic()
     factors = {name: LoRAFactors(layer.up.detach(), layer.down.detach()) for name, layer in layers.items()}
     if keep is not None:
         keep.unlink(missing_ok=True)
@@ -224,22 +225,3 @@ def _resume(keep: Path | None, parameters: Sequence[Tensor], optimiser: torch.op
         for parameter, tensor in zip(parameters, saved["parameters"], strict=True):
             parameter.copy_(tensor)
     return int(saved["step"])
-
-
-@contextmanager
-def _defer_sigint() -> Generator[Callable[[], bool]]:
-    """While entered, SIGINT only asks for a stop; the value says whether it did.  Only a main thread is asked."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: asked
-        return
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

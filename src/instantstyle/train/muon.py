@@ -54,10 +54,10 @@ class MuonAdamW:
         """Both states."""
         return {"adamw": self._adamw.state_dict(), "muon": self._muon.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._adamw.load_state_dict(state["adamw"])
-        self._muon.load_state_dict(state["muon"])
+        self._adamw.load_state_dict(state_dict["adamw"])
+        self._muon.load_state_dict(state_dict["muon"])
 
 
 def _is_hidden(weight: Tensor) -> bool:

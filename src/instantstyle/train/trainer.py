@@ -9,18 +9,15 @@ is wrapped as they say (DDP, FSDP2); the checkpoint is the same file whatever th
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
@@ -34,8 +31,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from instantstyle.errors import InputError, InstantStyleError, OutputError, WeightsError
-from instantstyle.train.loop import EMA
+from instantstyle.optimisation import EMA, OptimiserStep, any_process, optimise
 from instantstyle.utils.atomic_files import atomic_write, remove_stale_temp_files
+from instantstyle.utils.signals import DeferredSignals
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -206,25 +204,35 @@ class Trainer:
         SIGINT and SIGTERM finish the step, and the last progress says that the run was stopped.  Raises
         InstantStyleError when the loss is no longer a number, OutputError when the last checkpoint cannot be written.
         """
-        settings, place = self.settings, self.accelerator
-        pending: list[tuple[int, Tensor, Tensor, float]] = []
+        settings, accelerator = self.settings, self.accelerator
+        pending: list[OptimiserStep] = []
         began = shown = saved = time.monotonic()
         spent, warnings = self._spent, list[str]()
-        with _Stop() as stop:
-            for step in range(self.start_step, settings.steps):
-                pending.append((step + 1, *self._step(step), settings.rate(step)))
-                last = step + 1 == settings.steps
-                if not (last or (step + 1) % settings.log_every == 0 or (stop.asked and place.num_processes == 1)):
+        training = optimise(
+            [p for p in self.unwrapped.parameters() if p.requires_grad],
+            self._losses,
+            self.optimiser,
+            range(self.start_step, settings.steps),
+            lr=settings.rate,
+            clip=settings.clip,
+            ema=self._average,
+        )
+        with DeferredSignals() as signals:
+            for done in training:
+                pending.append(done)
+                step, last = done.step, done.step == settings.steps
+                stop_now = signals.received and accelerator.num_processes == 1
+                if not (last or step % settings.log_every == 0 or stop_now):
                     continue
                 now = time.monotonic()
-                asked, due = self._agree(stop.asked, place.is_main_process and now - saved > settings.save_seconds)
-                rows = self._drain(pending)
-                self.start_step, self._spent = step + 1, spent + now - began
+                due = accelerator.is_main_process and now - saved > settings.save_seconds
+                asked, due = any_process(signals.received, due, device=accelerator.device)
+                rows = self._read(pending)
+                self.start_step, self._spent = step, spent + now - began
                 speed = len(rows) * self.global_batch_size / max(now - shown, 1e-9)
-                shown, pending = now, []
-                leaving = asked and not last
+                pending, leaving = [], asked and not last
                 yield TrainingProgress(
-                    step + 1,
+                    step,
                     settings.steps,
                     rows,
                     self._spent,
@@ -245,32 +253,22 @@ class Trainer:
         """The averaged weights by name, whole and on the CPU.  Every process is to ask at the same time."""
         return {name: _whole(weight).detach().cpu().clone() for name, weight in self._average.weights.items()}
 
-    def _step(self, step: int) -> tuple[Tensor, Tensor]:
-        settings, place = self.settings, self.accelerator
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.rate(step)
-        losses: list[Tensor] = []
-        for micro in range(settings.gradient_accumulation_steps):
-            first = (micro * place.num_processes + place.process_index) * settings.batch
-            last = micro + 1 == settings.gradient_accumulation_steps
-            # Gradients are averaged over the processes once a step, with its last part.
-            with nullcontext() if last else place.no_sync(self.net):
-                value = self.loss(self.net, MicroBatch(step, first, settings.batch, self.global_batch_size))
-                (value / settings.gradient_accumulation_steps).backward()
-            losses.append(value.detach())
-        parameters = [p for p in self.unwrapped.parameters() if p.requires_grad]
-        norm = _whole(nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf))
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self._average.update(self.unwrapped, step)
-        return torch.stack(losses).mean(), norm.detach()
+    def _losses(self, step: int) -> Iterator[Tensor]:
+        """The losses of this process's micro-batches, each divided by their number."""
+        settings, accelerator = self.settings, self.accelerator
+        count = settings.gradient_accumulation_steps
+        for micro in range(count):
+            offset = (micro * accelerator.num_processes + accelerator.process_index) * settings.batch
+            # Gradients are averaged over the processes once a step, in the backward pass of its last micro-batch.
+            with nullcontext() if micro + 1 == count else accelerator.no_sync(self.net):
+                yield self.loss(self.net, MicroBatch(step, offset, settings.batch, self.global_batch_size)) / count
 
-    def _drain(self, pending: list[tuple[int, Tensor, Tensor, float]]) -> tuple[StepMetrics, ...]:
+    def _read(self, pending: list[OptimiserStep]) -> tuple[StepMetrics, ...]:
         """The steps' numbers, the only time that they leave the device."""
-        both = torch.stack([torch.stack([loss.float(), norm.float()]) for _, loss, norm, _ in pending])
+        both = torch.stack([torch.stack([each.loss.float(), _whole(each.grad_norm)]) for each in pending])
         numbers = cast("Tensor", self.accelerator.reduce(both, "mean")).tolist()
         rows = tuple(
-            StepMetrics(step, loss, norm, lr) for (step, _, _, lr), (loss, norm) in zip(pending, numbers, strict=True)
+            StepMetrics(each.step, loss, norm, each.lr) for each, (loss, norm) in zip(pending, numbers, strict=True)
         )
         wild = next((row for row in rows if not (math.isfinite(row.loss) and math.isfinite(row.grad_norm))), None)
         if wild is not None:
@@ -280,14 +278,6 @@ class Trainer:
                 "folder"
             )
         return rows
-
-    def _agree(self, *flags: bool) -> list[bool]:
-        """Whether any process says so, of each: all must leave and save at the same step."""
-        if self.accelerator.num_processes == 1:
-            return list(flags)
-        said = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return [bool(flag) for flag in said.tolist()]
 
     def _save(self, *, must: bool) -> list[str]:
         """Write the checkpoint; when it cannot be written the old one stays, and training goes on unless it `must`."""
@@ -311,7 +301,7 @@ class Trainer:
         return []
 
     def _resume(self) -> None:
-        state = self._read() if self.accelerator.is_main_process else None
+        state = self._load() if self.accelerator.is_main_process else None
         if self.accelerator.num_processes > 1:
             said: list[Any] = [state]
             broadcast_object_list(said)
@@ -331,7 +321,7 @@ class Trainer:
             weight.copy_(saved)
         self.start_step, self._spent = state["step"], state["seconds"]
 
-    def _read(self) -> dict[str, Any] | InstantStyleError | None:
+    def _load(self) -> dict[str, Any] | InstantStyleError | None:
         """The checkpoint, none, or what is wrong with it: said by all processes alike, so that none waits in vain."""
         remove_stale_temp_files(self.folder)
         if not self.file.exists():
@@ -356,23 +346,3 @@ _FREE = {"steps", "batch", "gradient_accumulation_steps", "save_seconds", "log_e
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-class _Stop:
-    """While entered, SIGINT and SIGTERM only ask for a stop; a second one no longer asks."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Stop":
-        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True

@@ -18,8 +18,8 @@ from instantstyle.blocks import BlockPlan
 from instantstyle.networks.unet import UNet
 from instantstyle.train.adapter import TrainableAdapter
 from instantstyle.train.emoji.dataset import TrainingSet
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import diffusion_loss, time_ids
-from instantstyle.train.loop import device, train
 from instantstyle.weights.adapter import Adapter
 
 Reference = Literal["same", "paired"]
@@ -60,7 +60,9 @@ def train_adapter(
 
         return diffusion_loss(predict, corpus.latents[rows], rng)
 
-    weights = train(name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.998, muon=3 * lr)
+    weights = train_stage(
+        name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.998, muon_lr=3 * lr
+    )
     net.load_state_dict(weights)
     unet.cpu()
     return net.requires_grad_(False).adapter

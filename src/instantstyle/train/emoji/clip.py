@@ -38,8 +38,8 @@ from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, StyleTransform
 from instantstyle.families import EMOJI
 from instantstyle.train.emoji.image_bank import SIDE, ImageBank
 from instantstyle.train.emoji.mixed_precision import autocast_bf16
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.vae import to_tensor
-from instantstyle.train.loop import device, train
 
 EMBED = EMOJI.unet.pooled_projection_dim or 0
 """Width of the space that text and pictures share."""
@@ -217,7 +217,7 @@ def train_text(folder: Path, banks: Sequence[ImageBank], steps: int, lr: float =
             total = total + _facts_loss(net.facts(embedding), facts)
         return total
 
-    weights = train("text", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, weight_decay=0.05)
+    weights = train_stage("text", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, weight_decay=0.05)
     net.load_state_dict({**net.state_dict(), **weights})
     return net.eval()
 
@@ -257,7 +257,7 @@ def train_image(folder: Path, banks: Sequence[ImageBank], text: Clip, steps: int
         return contrast + _facts_loss(net.facts(image), facts)
 
     size = _THINGS * _STYLES
-    weights = train("clip", net, loss, folder=folder, steps=steps, lr=lr, batch=size, weight_decay=0.05)
+    weights = train_stage("clip", net, loss, folder=folder, steps=steps, lr=lr, batch=size, weight_decay=0.05)
     # The checkpoint holds the text towers of its own day; the UNet reads those given, which may have learned since.
     net.load_state_dict({**text.state_dict(), **weights})
     return net.eval()

@@ -27,8 +27,8 @@ from instantstyle.controlnet import canny
 from instantstyle.networks.unet import Residuals, UNet
 from instantstyle.train.emoji.dataset import TrainingSet
 from instantstyle.train.emoji.export import diffusers_unet
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import diffusion_loss, time_ids
-from instantstyle.train.loop import device, train
 
 CONDITIONING_CHANNELS = (16, 32, 64, 96)
 """Widths in which the edges are read, from 64 x 64 pixels to the latents' 8 x 8; diffusers' own are for larger nets."""
@@ -96,7 +96,9 @@ def train_control(
     def loss(number: int) -> Tensor:
         return control_loss(net, unet, corpus, encode, batch, np.random.default_rng([29, number]))
 
-    weights = train("control", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.998, muon=6 * lr)
+    weights = train_stage(
+        "control", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.998, muon_lr=6 * lr
+    )
     net.load_state_dict(weights)
     unet.cpu()
     return net.requires_grad_(False).eval()

@@ -13,8 +13,8 @@ from transformers import CLIPTokenizer
 
 from instantstyle.train.emoji.clip import Clip, tokenize
 from instantstyle.train.emoji.image_bank import ImageBank
+from instantstyle.train.emoji.training import device
 from instantstyle.train.emoji.vae import to_tensor
-from instantstyle.train.loop import device
 
 CONTENT, STYLED = 2, 2
 """Of each picture's captions the first say only what it shows, and the last how it looks too."""

@@ -18,8 +18,8 @@ from instantstyle.networks.unet import UNet
 from instantstyle.train.adapter import TrainableAdapter
 from instantstyle.train.emoji.dataset import TrainingSet
 from instantstyle.train.emoji.style_classifier import StyleLoss
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import diffusion_loss, time_ids
-from instantstyle.train.loop import device, train
 
 _REFERENCE, _BLANK = 0.85, 0.05
 """Shares of rows with a reference and with a blank one (guidance's other side); the rest have none."""
@@ -77,4 +77,6 @@ def train_joint(
 
         return diffusion_loss(predict, corpus.latents[rows], rng, cap=10.0, judge=judge if looks else None)
 
-    return train("joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9985, muon=3e-3)
+    return train_stage(
+        "joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.9985, muon_lr=3e-3
+    )

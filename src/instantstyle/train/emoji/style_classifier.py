@@ -20,7 +20,7 @@ from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
 from instantstyle.families import EMOJI
 from instantstyle.train.emoji.image_bank import ImageBank
 from instantstyle.train.emoji.mixed_precision import autocast_bf16
-from instantstyle.train.loop import device, train
+from instantstyle.train.emoji.training import device, train_stage
 
 _WIDTH, _DEPTH = 128, 4
 _NOISE = 0.8
@@ -114,6 +114,8 @@ def train_style_classifier(
             family, hand = reader(dimmed.to(device()))
         return _wrong(family, hand, families[rows], hands[rows], smooth=0.05)
 
-    weights = train("look", reader, loss, folder=folder, steps=steps, lr=lr, batch=batch, weight_decay=0.05, decay=0.99)
+    weights = train_stage(
+        "look", reader, loss, folder=folder, steps=steps, lr=lr, batch=batch, weight_decay=0.05, ema_decay=0.99
+    )
     reader.load_state_dict(weights)
     return StyleLoss(reader, bank)

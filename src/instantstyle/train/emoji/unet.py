@@ -21,7 +21,7 @@ from instantstyle.families import EMOJI
 from instantstyle.networks.unet import UNet
 from instantstyle.train.emoji.dataset import TrainingSet
 from instantstyle.train.emoji.mixed_precision import autocast_bf16
-from instantstyle.train.loop import device, train
+from instantstyle.train.emoji.training import device, train_stage
 
 SCHEDULE = {
     "beta_schedule": "scaled_linear",
@@ -97,7 +97,7 @@ def train_unet(folder: Path, corpus: TrainingSet, steps: int, batch: int = 64, l
 
         return diffusion_loss(predict, corpus.latents[rows], rng)
 
-    weights = train("unet", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.9995)
+    weights = train_stage("unet", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.9995)
     net.load_state_dict({**net.state_dict(), **weights})
     return net.eval()
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from instantstyle.train.emoji.image_bank import ImageBank
 from instantstyle.train.emoji.mixed_precision import autocast_bf16
-from instantstyle.train.loop import device, train
+from instantstyle.train.emoji.training import device, train_stage
 
 LATENT_CHANNELS = 32
 _WIDTHS = (16, 32, 64, 96)
@@ -178,7 +178,7 @@ def train_vae(folder: Path, banks: Sequence[ImageBank], steps: int, batch: int =
         across, down = error.diff(dim=-1), error.diff(dim=-2)
         return error.abs().mean() + 2 * error.square().mean() + 0.5 * (across.abs().mean() + down.abs().mean())
 
-    weights = train("vae", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.998)
+    weights = train_stage("vae", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.998)
     net.load_state_dict(weights)
     return vae.cpu().eval()
 

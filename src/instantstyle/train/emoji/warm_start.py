@@ -23,14 +23,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI
+from instantstyle.optimisation import save_checkpoint
 from instantstyle.train.adapter import TrainableAdapter
 from instantstyle.train.emoji.clip import Clip
 from instantstyle.train.emoji.controlnet import new_control
 from instantstyle.train.emoji.joint_finetune import JointModel
+from instantstyle.train.emoji.training import make_optimiser
 from instantstyle.train.emoji.unet import make_unet
 from instantstyle.train.emoji.vae import DecoderOnly, make_vae
-from instantstyle.train.loop import ADAMW_ONLY_PREFIXES
-from instantstyle.train.muon import MuonAdamW
 from instantstyle.utils.atomic_files import atomic_write, write_atomic
 from instantstyle.weights.adapter import Adapter, load_adapter
 
@@ -129,16 +129,7 @@ def _add_silent_sites(spoken: Adapter, untrained: Adapter) -> Adapter:
 
 
 def _write_checkpoint(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
-    """A checkpoint as `loop.train` writes it, at step 0, whichever of its two optimisers the stage then takes."""
-    learns = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    adamw = torch.optim.AdamW(learns.values(), lr=1e-3, weight_decay=weight_decay, betas=(0.9, 0.99))
-    muon = MuonAdamW(net, 1e-3, 1e-3, ADAMW_ONLY_PREFIXES, weight_decay)
-    state = {
-        "net": net.state_dict(),
-        "optimiser": {**adamw.state_dict(), **muon.state_dict()},
-        "average": {name: p.detach().clone() for name, p in learns.items()},
-        "step": 0,
-        "seconds": 0.0,
-    }
-    with atomic_write(file) as partial:
-        torch.save(state, partial)
+    """A stage's checkpoint at step 0, with the state of both optimisers: whichever the stage then takes."""
+    states = [make_optimiser(net, 1e-3, muon_lr, weight_decay).state_dict() for muon_lr in (None, 1e-3)]
+    average = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
+    save_checkpoint(file, net, states[0] | states[1], 0, average=average, seconds=0.0)

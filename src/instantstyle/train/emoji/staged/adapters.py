@@ -23,8 +23,8 @@ from instantstyle.train.emoji.image_bank import SIDE, ImageBank
 from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import ADAPTER_SHARES
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import diffusion_loss, time_ids
-from instantstyle.train.loop import device, train
 from instantstyle.weights.adapter import Adapter
 
 ALL = BlockPlan({"all": 1.0})
@@ -110,6 +110,8 @@ def train_adapter(
 
     name = setting.name
     batch = round(BATCH[LARGE] * LARGE_SHARE + BATCH[SIDE] * (1 - LARGE_SHARE))
-    weights = train(name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, decay=0.998, muon=3 * lr)
+    weights = train_stage(
+        name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.998, muon_lr=3 * lr
+    )
     net.load_state_dict(weights)
     return net.requires_grad_(False).adapter

@@ -24,8 +24,8 @@ from instantstyle.networks.unet import UNet, UNetState
 from instantstyle.train.emoji.image_bank import SIDE
 from instantstyle.train.emoji.staged.captions import FIRST_SHARES, SHARES, Column
 from instantstyle.train.emoji.staged.data import LARGE, SHIPPED, TrainingData
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import diffusion_loss, make_unet, time_ids
-from instantstyle.train.loop import device, train
 
 STAGE = "base"
 RATE, MUON_RATE = 1e-3, 1e-2
@@ -190,4 +190,6 @@ def train_base(
         latents = data.latents[side][torch.from_numpy(rows)]
         return diffusion_loss(predict, latents, rng, early=EARLY, cap=10.0)
 
-    return train(STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH[SIDE], decay=DECAY, muon=MUON_RATE)
+    return train_stage(
+        STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH[SIDE], ema_decay=DECAY, muon_lr=MUON_RATE
+    )

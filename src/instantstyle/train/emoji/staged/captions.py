@@ -20,7 +20,7 @@ from instantstyle.emoji.captions import content_phrase, describe_style, with_art
 from instantstyle.emoji.sources import concepts
 from instantstyle.train.emoji.dataset import CaptionEmbeddings, Text
 from instantstyle.train.emoji.image_bank import ImageBank
-from instantstyle.train.loop import device
+from instantstyle.train.emoji.training import device
 
 _KINDS: Mapping[str, Sequence[str]] = {
     "animal": ("animal",),

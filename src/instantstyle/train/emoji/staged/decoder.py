@@ -26,9 +26,9 @@ from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
 from instantstyle.train.emoji.staged.sampling import joined, split
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import time_ids
 from instantstyle.train.emoji.vae import to_tensor
-from instantstyle.train.loop import device, train
 
 STAGE = "decoder"
 RATE, BATCH = 6e-4, 16
@@ -136,6 +136,6 @@ def train_decoder(
             drawn = net.decoder(latents)
             return net.loss(drawn.float(), real, ADVERSARIAL if step >= BEGIN_ADVERSARIAL else 0.0)
 
-    weights = train(STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH, decay=0.995)
+    weights = train_stage(STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH, ema_decay=0.995)
     net.load_state_dict({**net.state_dict(), **weights})
     return vae.cpu().requires_grad_(False).eval()

@@ -25,8 +25,8 @@ from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
 from instantstyle.train.emoji.staged.sampling import Predict, guided, joined, split, trailing
+from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import time_ids
-from instantstyle.train.loop import device, train
 
 STAGE = "distillation"
 EVALUATIONS = 4
@@ -148,7 +148,7 @@ def train_student(
         )
         return consistency_loss(alone(net.unet), alone(net.slow), told, latents, rng)
 
-    weights = train(STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH, decay=0.995)
+    weights = train_stage(STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH, ema_decay=0.995)
     return {name.removeprefix("unet."): weight for name, weight in weights.items()}
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from instantstyle.errors import WeightsError
-from instantstyle.train.loop import ADAMW_ONLY_PREFIXES
-from instantstyle.train.muon import MuonAdamW
+from instantstyle.optimisation import save_checkpoint
+from instantstyle.train.emoji.training import make_optimiser
 from instantstyle.utils.atomic_files import atomic_write, write_atomic
 
 STATE = "state.json"
@@ -91,16 +91,9 @@ def restore(package: Path, name: str, net: nn.Module, folder: Path, lr: float, m
             f"{source} holds {len(raw)} weights, of which {len(set(raw) & set(learns))} are this stage's"
         )
     net.load_state_dict({**net.state_dict(), **raw})
-    optimiser = (
-        torch.optim.AdamW(learns.values(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
-        if muon is None
-        else MuonAdamW(net, lr, muon, ADAMW_ONLY_PREFIXES)
-    )
-    said = state(package)[name]
-    saved = {"net": net.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as partial:
-        torch.save({**saved, "step": int(said["step"]), "seconds": float(said["seconds"])}, partial)
+    optimiser, said = make_optimiser(net, lr, muon), state(package)[name]
+    step, seconds = int(said["step"]), float(said["seconds"])
+    save_checkpoint(file, net, optimiser.state_dict(), step, average=average, seconds=seconds)
 
 
 def checkpoint(file: Path) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from instantstyle.networks.attention import Attend, plain
 from instantstyle.networks.unet import UNet
 from instantstyle.train.emoji.dataset import Text
 from instantstyle.train.emoji.mixed_precision import autocast_bf16
+from instantstyle.train.emoji.training import device
 from instantstyle.train.emoji.unet import SCHEDULE, time_ids
-from instantstyle.train.loop import device
 
 ALPHAS: Float[Tensor, " 1000"] = cast("Any", DDIMScheduler.from_config(SCHEDULE)).alphas_cumprod
 """The schedule's signal shares by time; 0 at the last time."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from instantstyle.train.loop import learning_rate, train
+from instantstyle.train.emoji.training import learning_rate, train_stage
 
 
 class Line(nn.Module):
@@ -32,7 +32,7 @@ def run(folder: Path, steps: int = 60, stop_at: int | None = None) -> dict[str, 
         x, y = batch(step)
         return (x @ net.slope - y).square().mean()
 
-    return train("line", net, loss, folder=folder, steps=steps, lr=0.05, batch=16, decay=0.9)
+    return train_stage("line", net, loss, folder=folder, steps=steps, lr=0.05, batch=16, ema_decay=0.9)
 
 
 def test_resumed_is_undisturbed(tmp_path: Path) -> None:

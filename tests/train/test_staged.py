@@ -34,9 +34,9 @@ from instantstyle.train.emoji.staged.captions import (
 from instantstyle.train.emoji.staged.data import SHIPPED, TrainingData, vae_of
 from instantstyle.train.emoji.staged.export import assemble
 from instantstyle.train.emoji.staged.measures import edge_sharpness
-from instantstyle.train.emoji.staged.reach import text_reach
+from instantstyle.train.emoji.staged.reach import caption_worth, text_reach
 from instantstyle.train.emoji.staged.sampling import joined, sample, split, trailing
-from instantstyle.train.emoji.unet import time_ids
+from instantstyle.train.emoji.unet import make_unet, time_ids
 
 _LOOK = StyleTransform("plain", (250, 250, 250), (10, 10, 10), (200, 20, 20), 0.5, 1)
 
@@ -199,6 +199,26 @@ def test_the_base_trains_packs_and_goes_on_elsewhere(data: TrainingData, tmp_pat
     assert torch.load(there / "base.pt", weights_only=True)["step"] == 3
     with pytest.raises(WeightsError):
         package.restore(tmp_path / "package", "base", torch.nn.Linear(2, 2), tmp_path / "no", 1e-3, None)
+
+
+@pytest.mark.parametrize("dropped", [1.0, 0.0])
+def test_a_base_whose_pooled_words_are_dropped_does_not_read_them(
+    data: TrainingData, tmp_path: Path, dropped: float
+) -> None:
+    words = data.captions.words
+    pooled = torch.stack([words.pooled[0], -words.pooled[1]])
+    other = replace(data, captions=replace(data.captions, words=replace(words, pooled=pooled)))
+    one, two = (
+        base.train_base(tmp_path / name, each, steps=1, dropped_pooled=dropped)
+        for name, each in (("one", data), ("two", other))
+    )
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items()) == bool(dropped)
+
+
+def test_captions_are_worth_nothing_to_a_network_that_predicts_nothing(data: TrainingData) -> None:
+    worth, error = caption_worth(make_unet(), data, 64, count=8)
+    assert worth == 0
+    assert error == pytest.approx(1, abs=0.1)  # v of unit latents and unit noise
 
 
 _LAST = BlockPlan({"up.1.2": 1.0})

@@ -49,13 +49,10 @@ class Phase:
 
 
 PHASES = (
-    Phase(330, 0.0),
-    Phase(660, 0.0, shares=FIRST_SHARES),
-    Phase(790, 0.6, shares=FIRST_SHARES),
-    Phase(1500, 0.9, shares=FIRST_SHARES),
+    Phase(2400, 0.0, shares=FIRST_SHARES),
     Phase(16_000, 0.9),
 )
-"""As trained so far, and as planned: some 20 core-hours.  What words mean is learned first, at 64 px."""
+"""What words mean is learned first, at 64 px."""
 STEPS = PHASES[-1].until
 
 
@@ -159,12 +156,15 @@ def train_base(
     processes: int = 1,
     renew: Renew = "cross-attention",
     dropped_skips: float = 0.0,
+    dropped_pooled: float = 0.0,
 ) -> dict[str, Tensor]:
     """Train the base (resumable, as stage `base`); returns its averaged weights by name (`unet_of`).
 
     Times of the noise are u^.8: more of them are early ones, where the thing is settled, for textures are there from
     the start (they live in the convolutions).  v's error is weighted as `diffusion_loss` says, with gamma 11.
-    `dropped_skips` is a share of rows, see `without_middle_skips`.
+    `dropped_skips` is a share of rows, see `without_middle_skips`.  In a share `dropped_pooled` of them the pooled
+    embedding is the empty caption's, so that words must come in by cross-attention: the text encoder's pooled
+    embedding says nearly all that a short caption says, and a UNet that reads it leaves the rest unheard.
     """
     net = begin(renew=renew)
     unet = net.unet
@@ -178,6 +178,8 @@ def train_base(
         rows = rng.integers(len(data.bank.concept), size=BATCH[side])
         context, pooled = data.captions.draw(rows, phase.shares, rng)
 
+        unpooled = torch.from_numpy(rng.random(len(rows)) < dropped_pooled).to(device())
+        pooled = torch.where(unpooled[:, None], data.captions.words.pooled[0].to(pooled), pooled)
         heard = torch.from_numpy((rng.random(len(rows)) >= dropped_skips).astype(np.float32)).to(device())
 
         def predict(noised: Tensor, at: Tensor) -> Tensor:

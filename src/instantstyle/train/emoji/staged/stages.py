@@ -56,10 +56,11 @@ class Stages:
         into: Path | None = None,
         renew: base.Renew = "cross-attention",
         dropped_skips: float = 0.0,
+        dropped_pooled: float = 0.0,
     ) -> None:
         """`steps` replaces a stage's own number; `begin` is a restart package; `plan` is the style adapters'.
 
-        `into` is where `pack` writes the package; `renew` and `dropped_skips` are the base's.
+        `into` is where `pack` writes the package; `renew`, `dropped_skips` and `dropped_pooled` are the base's.
         """
         self.folder, self.steps, self.styles, self.begin, self.plan, self.into = (
             folder,
@@ -70,7 +71,7 @@ class Stages:
             into,
         )
         self.renew: base.Renew = renew
-        self.dropped_skips = dropped_skips
+        self.dropped_skips, self.dropped_pooled = dropped_skips, dropped_pooled
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
 
@@ -100,11 +101,14 @@ class Stages:
         """Train the UNet on text alone."""
         self._restore("base", base.begin(), base.RATE, base.MUON_RATE)
         steps = self._steps("base")
-        base.train_base(self.folder, self.data, steps, self.processes, self.renew, self.dropped_skips)
+        dropped = (self.dropped_skips, self.dropped_pooled)
+        base.train_base(self.folder, self.data, steps, self.processes, self.renew, *dropped)
 
     def reach(self) -> None:
-        """Say which of the base's attention modules have a say, at both sizes and two times."""
+        """Say what captions are worth and which of the base's attention modules have a say, at both sizes."""
         for side in self.data.latents:
+            worth, error = reach.caption_worth(self.unet, self.data, side)
+            print(f"{side} worth of a caption {worth:.4f}, error with its own {error:.4f}", flush=True)
             for time in (900, 500):
                 said = reach.text_reach(self.unet, self.data, side, time)
                 print(side, time, ", ".join(f"{module} {share:.3f}" for module, share in said.items()), flush=True)
@@ -225,13 +229,14 @@ def main() -> None:
     parser.add_argument("--package", type=Path, help="where pack writes, by default in the working folder")
     parser.add_argument("--renew", choices=get_args(base.Renew), default="cross-attention", help="how the base begins")
     parser.add_argument("--dropped-skips", type=float, default=0.0, help="share of rows without the middle level's")
+    parser.add_argument("--dropped-pooled", type=float, default=0.0, help="share of rows without pooled words")
     given = parser.parse_args()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         plan = parse_block_plan(given.plan, EMOJI.unet, {}) if given.plan else None
-        more = (given.renew, given.dropped_skips)
+        more = (given.renew, given.dropped_skips, given.dropped_pooled)
         stages = Stages(given.folder, given.steps, given.styles, given.begin, plan, given.package, *more)
         for name in given.stages:
             STAGES[name](stages)

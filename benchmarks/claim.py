@@ -40,7 +40,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.evaluate.measurements import measure
+from instantstyle.evaluate.measurements import measure_images
 from instantstyle.evaluate.tasks import STEPS, Setting, Task, held_out_tasks, run_tasks
 from instantstyle.evaluate.worker_pool import map_in_workers
 from instantstyle.loading import load
@@ -210,7 +210,7 @@ def run_all(function: Callable[[str], str], runs: Sequence[str], processes: int)
 def _measure(model: Model, setting: Setting, tasks: Sequence[Task], steps: int, file: Path) -> None:
     if file.exists():
         return
-    columns = measure(tasks, run_tasks(model, tasks, setting, steps).pixels)
+    columns = measure_images(tasks, run_tasks(model, tasks, setting, steps).pixels)
     with atomic_write(file) as partial_file, partial_file.open("wb") as out:
         np.savez(out, **cast("Any", compared(columns)))
 
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for arm in (*ARMS, "loud")
     }
     scores["without"] = [load_columns(without)]
-    scores["the truth"] = [compared(measure(tasks, np.stack([task.truth for task in tasks])))]
+    scores["the truth"] = [compared(measure_images(tasks, np.stack([task.truth for task in tasks])))]
     drawing = args.out.with_suffix(".png")
     pace = ", ".join(f"{rows:.0f} with {blocks}" for blocks, rows in speeds.items())
     notes = [

@@ -16,8 +16,9 @@ from instantstyle.emoji.sources import concepts, in_set
 from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample_transform
 from instantstyle.evaluate.classifiers import load_classifier, pixels_of, predict
-from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels
-from instantstyle.evaluate.tasks import BATCH, STEPS, Setting, Task, make_task, to_request
+from instantstyle.evaluate.ground_truth import TRAINED_SETS
+from instantstyle.evaluate.metrics import Pixels
+from instantstyle.evaluate.tasks import GENERATION_BATCH, STEPS, Setting, Task, make_task, to_request
 from instantstyle.loading import load
 from instantstyle.model import Model
 from instantstyle.sampling import Engine
@@ -54,9 +55,9 @@ def trained_cells(count: int) -> list[Task]:
 def generate_images(model: Model, tasks: list[Task], guidance: float, rescale: float) -> Pixels:
     """The images at a guidance and a rescaling, the style at the preset's blocks."""
     images: list[Image.Image] = []
-    for first in range(0, len(tasks), BATCH):
+    for first in range(0, len(tasks), GENERATION_BATCH):
         engine = Engine(model)
-        for each in tasks[first : first + BATCH]:
+        for each in tasks[first : first + GENERATION_BATCH]:
             changed = {"guidance": guidance, "guidance_rescale": rescale}
             engine.submit(to_request(each, Setting(), model).model_copy(update=changed))
         images += [result.images[0] for result in engine.run()]

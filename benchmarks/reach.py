@@ -22,8 +22,8 @@ from instantstyle.blocks import Site, late_up_blocks
 from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, sample_transform
 from instantstyle.evaluate.block_probe import clip_labels
-from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels
-from instantstyle.evaluate.metrics import background_correlation
+from instantstyle.evaluate.ground_truth import TRAINED_SETS
+from instantstyle.evaluate.metrics import Pixels, background_correlation
 from instantstyle.evaluate.tasks import Setting, Task, make_task, run_tasks
 from instantstyle.loading import load
 from instantstyle.methods.ddim_inversion import NoiseLevel

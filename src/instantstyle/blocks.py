@@ -15,7 +15,7 @@ from instantstyle.errors import PlanError, did_you_mean
 Stage = Literal["down", "mid", "up", "double", "single", "joint"]
 """The path of a UNet's block; or the kind of a transformer's: `double` with a stream of weights for each of text and
 picture, `single` with one for both (Flux), `joint` where there is but one kind of block (Stable Diffusion 3)."""
-Kind = Literal["self", "cross", "joint"]
+AttentionKind = Literal["self", "cross", "joint"]
 """The picture attends to itself; to what else there is, such as a text; or text and picture to both."""
 
 TRANSFORMER_STAGES: frozenset[str] = frozenset({"double", "single", "joint"})
@@ -32,10 +32,10 @@ class Site(NamedTuple):
     block: int
     attention: int
     layer: int
-    kind: Kind
+    kind: AttentionKind
 
     @classmethod
-    def of_block(cls, stage: Stage, block: int, kind: Kind) -> "Site":
+    def of_block(cls, stage: Stage, block: int, kind: AttentionKind) -> "Site":
         """The address of a transformer's attention."""
         return cls(stage, block, 0, 0, kind)
 
@@ -109,7 +109,7 @@ class UNetConfig:
             for j in range(self.layers_per_block + 1)
         )
         modules.append(("mid", 0, 0, self.mid_depth))
-        kinds: tuple[Kind, ...] = ("self", "cross")
+        kinds: tuple[AttentionKind, ...] = ("self", "cross")
         return tuple(
             Site(stage, block, attention, layer, kind)
             for stage, block, attention, depth in modules

@@ -21,7 +21,7 @@ from instantstyle.errors import InputError, did_you_mean
 from instantstyle.model import Model
 from instantstyle.networks.unet import Residuals
 from instantstyle.request import Control, Request
-from instantstyle.weights.control import PUBLISHED, ControlNet
+from instantstyle.weights.control import PUBLISHED_CONTROLNETS, ControlNet
 
 CANNY = (50, 200)
 """Lower and upper threshold, as in InstantStyle's code (infer_style_controlnet.py)."""
@@ -129,7 +129,7 @@ def resolve_control(model: Model, kind: str) -> tuple[str, ControlNet]:
         known = tuple(nets)
         raise InputError(f"the model has no ControlNet {name!r}: it has {', '.join(known)}{did_you_mean(name, known)}")
     wanted = "canny" if name in PASSTHROUGH else name
-    where = PUBLISHED.get(model.family.name, {}).get(wanted, "a file")
+    where = PUBLISHED_CONTROLNETS.get(model.family.name, {}).get(wanted, "a file")
     raise InputError(
         f"the model {model.source.spec!r} has no ControlNet, so no picture can be followed: load it with "
         f"controls={{{wanted!r}: {where!r}}} (--control-model)"

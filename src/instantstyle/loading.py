@@ -30,7 +30,7 @@ from instantstyle.weights.control import load_controls
 from instantstyle.weights.depth import load_depth
 from instantstyle.weights.lora import lora_file, split_blocks, with_loras
 from instantstyle.weights.resolve import AdapterSpec, ResolvedModel, resolve_model
-from instantstyle.weights.single_file import Part
+from instantstyle.weights.single_file import ComponentName
 from instantstyle.weights.strict_load import (
     count_parameters,
     from_pretrained_strict,
@@ -86,7 +86,7 @@ def load(
     home = where if offload_mode != "sequential" else torch.device("cpu")
     keep = offload_mode != "reload"
     unet = load_denoiser(found, family, kind, home)
-    known: tuple[tuple[Part, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
+    known: tuple[tuple[ComponentName, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
     towers = tuple(
         load_text_encoder(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
         for part, suffix in known

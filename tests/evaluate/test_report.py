@@ -25,8 +25,8 @@ from instantstyle.evaluate import generation_cache, results, tables
 from instantstyle.evaluate.experiments import (
     NO_REFERENCE,
     STYLE_IN_PROMPT,
+    ExperimentKind,
     Job,
-    Kind,
     Subset,
     experiments,
     make_jobs,
@@ -159,7 +159,7 @@ def test_a_difference_is_paired_by_task() -> None:
 
 
 def _result(
-    name: str, kind: Kind, nearest: float, classifiers: Sequence[str] = ("conv", "strokes")
+    name: str, kind: ExperimentKind, nearest: float, classifiers: Sequence[str] = ("conv", "strokes")
 ) -> results.MethodResult:
     """A result on the small suite with the same four-way score in every task."""
     tasks = tuple(select_tasks("small"))

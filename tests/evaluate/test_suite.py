@@ -19,7 +19,7 @@ from instantstyle.evaluate.build_bundle import needed_drawings
 from instantstyle.evaluate.bundled_data import drawings
 from instantstyle.evaluate.experiments import NO_REFERENCE
 from instantstyle.evaluate.ground_truth import Style, render
-from instantstyle.evaluate.measurements import Columns, measure
+from instantstyle.evaluate.measurements import Columns, measure_images
 from instantstyle.evaluate.metrics import Pixels
 from instantstyle.evaluate.results import validate_metrics
 from instantstyle.evaluate.suite import (
@@ -46,8 +46,8 @@ def columns(tasks: list[Task]) -> dict[str, Columns]:
     """Measurements of controls that need no model; images without a reference are the targets in another style."""
     transform = sample_transform(np.random.default_rng(4), ["plain"])
     bare: Pixels = np.stack([render(task.target, Style("twemoji", transform)) for task in tasks])
-    measured = {name: measure(tasks, pixels) for name, pixels in baselines(tasks, bare, None).items()}
-    return {**measured, NO_REFERENCE: measure(tasks, bare)}
+    measured = {name: measure_images(tasks, pixels) for name, pixels in baselines(tasks, bare, None).items()}
+    return {**measured, NO_REFERENCE: measure_images(tasks, bare)}
 
 
 def test_the_small_suite_is_fixed_and_is_the_bundled_file() -> None:
@@ -118,7 +118,7 @@ def test_which_measures_are_valid(tasks: list[Task], columns: dict[str, Columns]
 def test_permuting_tasks_permutes_their_measurements(tasks: list[Task], columns: dict[str, Columns]) -> None:
     order = [1, 0]
     two = [tasks[i] for i in order]
-    turned = measure(two, np.stack([task.truth for task in two]))
+    turned = measure_images(two, np.stack([task.truth for task in two]))
     for name in ("four-way right, conv", "distance to truth, conv", "ground L", "copies"):
         assert turned[name] == pytest.approx(columns["truth"][name][order], abs=0.05)
 

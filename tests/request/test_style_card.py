@@ -16,8 +16,8 @@ import tiny_models
 from instantstyle.errors import InputError, PictureError, WeightsError
 from instantstyle.request import GenerationMetadata, Request, StyleReference, recall
 from instantstyle.request.style_card import (
-    MAX_BYTES,
-    SHIPPED,
+    MAX_CARD_BYTES,
+    SHIPPED_STYLES,
     SUFFIX,
     EncoderEmbeddings,
     FloatArray,
@@ -96,9 +96,9 @@ def test_a_card_says_its_content_unless_the_reference_does() -> None:
 
 
 def test_twelve_cards_are_shipped_with_picture_and_licence() -> None:
-    found = [read_card(path) for path in sorted(SHIPPED.glob(f"*{SUFFIX}"))]
+    found = [read_card(path) for path in sorted(SHIPPED_STYLES.glob(f"*{SUFFIX}"))]
     assert len(found) == 12
-    for each, path in zip(found, sorted(SHIPPED.glob(f"*{SUFFIX}")), strict=True):
+    for each, path in zip(found, sorted(SHIPPED_STYLES.glob(f"*{SUFFIX}")), strict=True):
         assert path.name == f"{each.name}{SUFFIX}"
         assert (each.licence, bool(each.credit), bool(each.pictures())) == ("CC0-1.0", True, True)
 
@@ -108,14 +108,14 @@ def test_what_the_shipped_cards_hold_is_what_the_shipped_encoder_sees() -> None:
     anew: python -m instantstyle.emoji.build_style_cards."""
     import torch
 
-    folder = SHIPPED.parent / "emoji"
+    folder = SHIPPED_STYLES.parent / "emoji"
     if not folder.exists():
         pytest.skip("this tree has no built-in model")
     net = (
         tiny_models.transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder").float().eval()
     )
     process = tiny_models.transformers.CLIPImageProcessor.from_pretrained(folder / "feature_extractor")
-    shown = [read_card(path) for path in sorted(SHIPPED.glob(f"*{SUFFIX}"))]
+    shown = [read_card(path) for path in sorted(SHIPPED_STYLES.glob(f"*{SUFFIX}"))]
     seen = [encoder_fingerprint_image(), *(picture for each in shown for picture in each.pictures())]
     with torch.no_grad():
         theirs = net(process([picture.convert("RGB") for picture in seen], return_tensors="pt").pixel_values)
@@ -178,7 +178,7 @@ def _file(said: Any, **tensors: Any) -> bytes:
         (2**62).to_bytes(8, "little") + b"{}",
         pickle.dumps(Evil()),
         b"PK\x03\x04" + b"\0" * 60,
-        b"\0" * (MAX_BYTES + 1),
+        b"\0" * (MAX_CARD_BYTES + 1),
         save({"weight": np.ones(3, np.float32)}),
         _file("no json"),
         _file("[]"),

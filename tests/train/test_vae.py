@@ -14,7 +14,7 @@ from instantstyle.train.emoji.vae import (
     init_pca_encoder,
     make_vae,
     principal,
-    psnr,
+    reconstruction_psnr,
 )
 
 
@@ -79,4 +79,4 @@ def test_latents_hold_the_picture() -> None:
 
 
 def test_psnr_of_an_untrained_decoder_is_poor() -> None:
-    assert psnr(_fitted(), pictures(4, 3)) < 20
+    assert reconstruction_psnr(_fitted(), pictures(4, 3)) < 20

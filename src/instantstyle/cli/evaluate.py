@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from instantstyle.cli.flags import ModelOption
 from instantstyle.errors import InputError
 
-ModelOption = Annotated[str, typer.Option(help="emoji, a folder in diffusers' layout, a file or a hub id.")]
 AdapterOption = Annotated[str | None, typer.Option(help="IP-Adapter weights.", show_default="the model's")]
 
 

@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
 
 from instantstyle.errors import InputError
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 
 _Value = TypeVar("_Value")
+
+ModelOption = Annotated[str, typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout, a file or a hub id.")]
 
 DEFAULT_INIT_STRENGTH = 0.6
 """Where --strength is not given; `Init` itself has no default."""

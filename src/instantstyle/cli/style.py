@@ -124,11 +124,11 @@ def list_cards(
     """Say which style cards there are: those that come with the package, and your own."""
     from instantstyle.cli.output import print_result, to_json
     from instantstyle.errors import WeightsError
-    from instantstyle.request.style_card import SHIPPED, list_style_cards, read_card
+    from instantstyle.request.style_card import SHIPPED_STYLES, list_style_cards, read_card
 
     cards: list[dict[str, Any]] = []
     for name, path in list_style_cards().items():
-        entry: dict[str, Any] = {"name": name, "file": str(path), "shipped": path.parent == SHIPPED}
+        entry: dict[str, Any] = {"name": name, "file": str(path), "shipped": path.parent == SHIPPED_STYLES}
         try:
             card = read_card(path)
             entry |= {"licence": card.licence, "encoders": [each.encoder for each in card.sights]}

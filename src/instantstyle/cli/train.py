@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from instantstyle.cli.b_lora import train_b_lora_command
+from instantstyle.cli.flags import ModelOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,6 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-ModelOption = Annotated[str, typer.Option(help="emoji, sdxl, sd15, a folder in diffusers' layout or a hub id.")]
 StylesOption = Annotated[
     Literal["field", "folder", "none"],
     typer.Option(help="How it is known which pictures share a style: a field `style`, or their folder."),
@@ -42,7 +42,7 @@ Square = Annotated[bool, typer.Option("--square", help="Cut all pictures square 
 Smallest = Annotated[
     int | None, typer.Option(help="The shortest side a picture may have.", show_default="a quarter of --side")
 ]
-Text = Annotated[
+TextOption = Annotated[
     Literal["stored", "later"],
     typer.Option(help="Whether captions are encoded with the features, or whenever they are met."),
 ]
@@ -94,7 +94,7 @@ def train_adapter_command(
     side: Side = None,
     square: Square = False,
     smallest: Smallest = None,
-    text: Text = "stored",
+    text: TextOption = "stored",
     ray: Ray = None,
     sheet_every: Annotated[int, typer.Option(help="Steps between two sheets of samples; 0 for none.")] = 500,
     sheet_prompt: Annotated[
@@ -182,7 +182,7 @@ def compute_features_command(
     side: Side = None,
     square: Square = False,
     smallest: Smallest = None,
-    text: Text = "stored",
+    text: TextOption = "stored",
     ray: Ray = None,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",

@@ -16,11 +16,11 @@ from instantstyle.errors import InstantStyleError
 from instantstyle.loading import load
 from instantstyle.methods.reference_embedding import make_card
 from instantstyle.model import Model
-from instantstyle.request.style_card import SHIPPED, SUFFIX, StyleCard
+from instantstyle.request.style_card import SHIPPED_STYLES, SUFFIX, StyleCard
 
 LICENCE = "CC0-1.0"
 CREDIT = "the InstantStyle contributors; drawn by code ({what})"
-THINGS = ("house", "fish", "mushroom", "flower")
+PICTURED_CONCEPTS = ("house", "fish", "mushroom", "flower")
 """The drawings each transform is applied to: averaging four of them leaves little content."""
 
 BLACK, WHITE, CREAM = (10, 6, 16), (255, 255, 255), (252, 244, 226)
@@ -42,20 +42,20 @@ def pictures_of(name: str) -> list[Image.Image]:
     """The images a card is made of, 128 x 128 each.  Raises KeyError for an unknown name."""
     if name in PATTERNS:
         return [Image.fromarray(PATTERNS[name](seed)) for seed in (1, 2)]
-    return [Image.fromarray(apply_transform(TRANSFORMS[name], thing(label))) for label in THINGS]
+    return [Image.fromarray(apply_transform(TRANSFORMS[name], thing(label))) for label in PICTURED_CONCEPTS]
 
 
 def cards(model: Model) -> Iterator[StyleCard]:
     """Every card for a model's encoder.  Patterns have no content that could be subtracted."""
     for name in (*TRANSFORMS, *PATTERNS):
-        what = "a pattern" if name in PATTERNS else f"{', '.join(THINGS)} in the look {name!r}"
-        content = None if name in PATTERNS else THINGS
+        what = "a pattern" if name in PATTERNS else f"{', '.join(PICTURED_CONCEPTS)} in the look {name!r}"
+        content = None if name in PATTERNS else PICTURED_CONCEPTS
         yield make_card(
             model, name, pictures_of(name), content=content, licence=LICENCE, credit=CREDIT.format(what=what)
         )
 
 
-def write_style_cards(folder: Path = SHIPPED) -> list[Path]:
+def write_style_cards(folder: Path = SHIPPED_STYLES) -> list[Path]:
     """Write all cards for the built-in model."""
     folder.mkdir(parents=True, exist_ok=True)
     return [card.save(folder / f"{card.name}{SUFFIX}") for card in cards(load())]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.utils.images import ResizeMode, resize_square
 from instantstyle.weights.clip_vocab import clip_vocabulary
-from instantstyle.weights.resolve import ResolvedModel, encoder_layout, read_json
-from instantstyle.weights.single_file import Part
+from instantstyle.weights.resolve import ResolvedModel, encoder_layout, read_config
+from instantstyle.weights.single_file import ComponentName
 from instantstyle.weights.strict_load import from_pretrained_strict, load_state
 from instantstyle.weights.tensor_files import open_tensors
 
@@ -129,7 +129,13 @@ def reload_on_use(make: Callable[[], Any]) -> ReloadedModule:
 
 
 def load_text_encoder(
-    found: ResolvedModel, part: Part, tokenizer: str, dtype: torch.dtype, device: torch.device, *, keep: bool = True
+    found: ResolvedModel,
+    part: ComponentName,
+    tokenizer: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keep: bool = True,
 ) -> TextEncoder:
     """A text encoder of a model and its tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
@@ -203,7 +209,7 @@ def load_image_encoder(
             return load_state(lambda: kind(empty), lambda net: _vision_tensors(where), str(where), dtype, device)
 
         said = None
-    config = read_json(said) if said is not None else {}
+    config = read_config(said) if said is not None else {}
     mean = config.get("image_mean", (0.48145466, 0.4578275, 0.40821073))
     std = config.get("image_std", (0.26862954, 0.26130258, 0.27577711))
     net = make() if keep else reload_on_use(make)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from instantstyle.emoji.sources import SETS
@@ -22,9 +21,9 @@ from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import HELD_OUT_FAMILIES, TRAINED_FAMILIES, sample_transform
 from instantstyle.errors import InputError
 from instantstyle.evaluate import nearest_neighbour
-from instantstyle.evaluate.classifiers import HELD_OUT, load_classifier, pixels_of, predict
-from instantstyle.evaluate.ground_truth import Pixels
-from instantstyle.evaluate.metrics import background_correlation, cosine_distance, psnr, wilson
+from instantstyle.evaluate.classifiers import load_classifier, pixels_of, predict
+from instantstyle.evaluate.measurements import CLASSIFIERS
+from instantstyle.evaluate.metrics import Bools, Pixels, background_correlation, cosine_distance, psnr, wilson
 from instantstyle.evaluate.tasks import SEED, STEPS, Setting, Task, held_out_tasks, make_task, run_tasks
 from instantstyle.loading import load
 from instantstyle.model import Model
@@ -33,10 +32,8 @@ from instantstyle.request import Request, StyleReference
 from instantstyle.utils.atomic_files import write_atomic
 from instantstyle.utils.markdown import markdown_table
 
-CLASSIFIERS = ("strokes", HELD_OUT)
 CARD_MARKERS = ("<!-- floors -->", "<!-- /floors -->")
 """Between which a model card holds the table."""
-Bools = npt.NDArray[np.bool_]
 OnBatch = Callable[[int, int], None]
 
 

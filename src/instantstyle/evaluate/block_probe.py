@@ -24,8 +24,7 @@ from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import StyleTransform, apply_transform, sample_transform
 from instantstyle.errors import InputError
 from instantstyle.evaluate.classifiers import pixels_of
-from instantstyle.evaluate.ground_truth import Pixels
-from instantstyle.evaluate.metrics import Floats, background_correlation
+from instantstyle.evaluate.metrics import Floats, Pixels, background_correlation
 from instantstyle.evaluate.nearest_neighbour import contour_features
 from instantstyle.evaluate.plots import plot_bars
 from instantstyle.loading import PRESETS_FILE

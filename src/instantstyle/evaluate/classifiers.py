@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from instantstyle.emoji.splits import TRAINED_CONCEPTS
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
 from instantstyle.errors import InputError, WeightsError, did_you_mean
-from instantstyle.evaluate.ground_truth import SIDE, TRAINED_SETS, Pixels
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, TRUTH_SIDE
 from instantstyle.evaluate.handcrafted_features import View, feature_dims, handcrafted_features
+from instantstyle.evaluate.metrics import Pixels
 
 CLASSIFIER_NAMES: Mapping[str, View] = {"strokes": "colour", "conv": "colour", "grey": "grey", "edge": "edge"}
 """The classifiers, and what each sees."""
@@ -37,7 +38,7 @@ WIDTH = 128
 """Dimension of a classifier's content and style features."""
 LABELS: Mapping[str, Sequence[str]] = {"concept": TRAINED_CONCEPTS, "family": TRAINED_FAMILIES, "drawer": TRAINED_SETS}
 """The classification heads and their labels; `drawer` is the icon set."""
-BATCH = 256
+PREDICTION_BATCH = 256
 Features = tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]
 """Content and style features of n images, [n, 128] each."""
 
@@ -158,8 +159,8 @@ def predict(net: ContentStyleHeads, pixels: Shaped[np.ndarray, "n side side 3"])
     log_probs: dict[str, list[Tensor]] = {head: [] for head in LABELS}
     content: list[Tensor] = []
     style: list[Tensor] = []
-    for i in range(0, len(pixels), BATCH):
-        features: Features = net.trunk(to_input_tensor(pixels[i : i + BATCH]))
+    for i in range(0, len(pixels), PREDICTION_BATCH):
+        features: Features = net.trunk(to_input_tensor(pixels[i : i + PREDICTION_BATCH]))
         content.append(features[0])
         style.append(features[1])
         for head, logits in net.classify(features).items():
@@ -178,7 +179,7 @@ def to_input_tensor(pixels: Shaped[np.ndarray, "n side side 3"]) -> Float[Tensor
 
 def pixels_of(images: Sequence[Image.Image]) -> Pixels:
     """Images as classifiers see them: [n, 64, 64, 3] uint8, larger ones averaged down."""
-    square = (SIDE, SIDE)
+    square = (TRUTH_SIDE, TRUTH_SIDE)
     fitted = [p if p.size == square else p.resize(square, Image.Resampling.BOX) for p in images]
     return np.stack([np.asarray(p.convert("RGB")) for p in fitted])
 

@@ -7,11 +7,9 @@ theirs: trained on real pictures of training concepts alone, and nothing is ever
 """
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +18,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instantstyle.emoji.sources import cache_folder
-from instantstyle.emoji.splits import TRAINED_CONCEPTS
-from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
 from instantstyle.evaluate.classifiers import ContentStyleHeads, to_input_tensor
-from instantstyle.evaluate.ground_truth import TRAINED_SETS, LabelledImages
-from instantstyle.evaluate.train_classifiers import augment
+from instantstyle.evaluate.ground_truth import LabelledImages
+from instantstyle.evaluate.train_classifiers import augment_images, from_bank
 from instantstyle.utils.atomic_files import atomic_write
 
-STEPS = {"strokes": 2_000, "conv": 4_000}
+TRAINING_STEPS_128 = {"strokes": 2_000, "conv": 4_000}
 BATCH, RATE = 48, 2e-3
 WEIGHTS = {"concept": 1.0, "family": 0.5, "drawer": 0.3}
 """How much each question counts in the loss."""
@@ -44,16 +40,6 @@ class Classifier128(nn.Module):
     def forward(self, pixels: Float[Tensor, "n 3 h w"]) -> dict[str, Tensor]:
         """Scores of every answer to every question, before softmax, of pictures in 0..1."""
         return {**self.full(pixels), "concept": self.small(F.avg_pool2d(pixels, 2))["concept"]}
-
-
-def labelled_bank(folder: Path) -> LabelledImages:
-    """The pictures at 128 px of a bank that training drew, with what they are."""
-    index: dict[str, Any] = json.loads((folder / "core-128.json").read_text("utf-8"))
-    style = np.array(index["style"])
-    family = np.array([TRAINED_FAMILIES.index(t["family"]) for t in index["treatments"]])
-    drawer = np.array([TRAINED_SETS.index(s) for s in index["sets"]])
-    concept = np.array([TRAINED_CONCEPTS.index(label) for label in index["labels"]])[np.array(index["concept"])]
-    return LabelledImages(np.load(folder / "core-128.npy", mmap_mode="r"), concept, family[style], drawer[style])
 
 
 def train_classifier_128(name: str, images: LabelledImages, steps: int, folder: Path) -> Classifier128:
@@ -73,7 +59,7 @@ def train_classifier_128(name: str, images: LabelledImages, steps: int, folder: 
             group["lr"] = RATE * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
         rows = np.sort(np.random.default_rng((59, step)).integers(len(images.concept), size=BATCH))
         chance = torch.Generator().manual_seed(step)
-        said = net(augment(to_input_tensor(images.pictures[rows]), chance))
+        said = net(augment_images(to_input_tensor(images.pictures[rows]), chance))
         losses = [
             weight * F.cross_entropy(said[question], torch.from_numpy(right[question][rows]), label_smoothing=0.05)
             for question, weight in WEIGHTS.items()
@@ -103,13 +89,13 @@ def main() -> None:
     """Train the named classifiers on a bank."""
     parser = argparse.ArgumentParser(description="Train classifiers that look at 128 px.")
     parser.add_argument("bank", type=Path, help="the folder `bank` of a training at 128 px")
-    parser.add_argument("--names", nargs="*", default=list(STEPS), help="which classifiers")
+    parser.add_argument("--names", nargs="*", default=list(TRAINING_STEPS_128), help="which classifiers")
     parser.add_argument("--folder", type=Path, default=cache_folder() / "judges")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
     for name in given.names:
-        train_classifier_128(name, labelled_bank(given.bank), STEPS[name], given.folder)
+        train_classifier_128(name, from_bank(given.bank, "core-128"), TRAINING_STEPS_128[name], given.folder)
 
 
 if __name__ == "__main__":

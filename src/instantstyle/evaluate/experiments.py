@@ -23,7 +23,7 @@ NO_REFERENCE, WRONG_STYLE, GREY_REFERENCE, STYLE_IN_PROMPT = (
     "style named in words",
 )
 """Names of the controls that are generated, as reports have them."""
-Kind = Literal["control", "method", "variant", "strength", "variance"]
+ExperimentKind = Literal["control", "method", "variant", "strength", "variance"]
 Subset = Literal["all", "small"]
 KNOWN = tuple(name for name in METHODS if name != "none")
 """Methods that can be compared."""
@@ -37,7 +37,7 @@ class Experiment:
     """One row of the report before it is run: a setting and its tasks."""
 
     name: str
-    kind: Kind
+    kind: ExperimentKind
     setting: Setting
     tasks: tuple[Task, ...]
     swapped: tuple[Task, ...] = ()

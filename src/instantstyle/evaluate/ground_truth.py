@@ -17,12 +17,10 @@ from instantstyle.emoji.sources import SETS, cache_folder, concepts
 from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, StyleTransform, apply_transform, sample_transform
 from instantstyle.evaluate.bundled_data import drawings
+from instantstyle.evaluate.metrics import Pixels
 from instantstyle.utils.atomic_files import atomic_write
 
-Pixels = npt.NDArray[np.uint8]
-"""[side, side, 3], or several of them stacked in front."""
-
-SIDE = 64
+TRUTH_SIDE = 64
 """Side in pixels at which images are evaluated, whatever size a model generates."""
 TRAINED_SETS = tuple(name for name, icon_set in SETS.items() if not icon_set.held_out)
 CHUNK = 3000
@@ -37,7 +35,7 @@ class Style:
     transform: StyleTransform
 
 
-def render(label: str, style: Style, side: int = SIDE) -> Pixels:
+def render(label: str, style: Style, side: int = TRUTH_SIDE) -> Pixels:
     """The concept in this style, [side, side, 3] uint8."""
     bundled = drawings().get((style.icon_set, label))
     drawing = np.asarray(rasters(style.icon_set)[_concept_rows()[label]]) if bundled is None else bundled
@@ -92,7 +90,7 @@ def _render_chunk(file: Path, rng: np.random.Generator, held_out_cells: bool) ->
         (label, s) for label in TRAINED_CONCEPTS for s in TRAINED_SETS if held_out.trains(label, s) != held_out_cells
     ]
     rows = rng.integers(len(cells), size=CHUNK)
-    pictures, family = np.empty((CHUNK, SIDE, SIDE, 3), np.uint8), np.empty(CHUNK, np.int64)
+    pictures, family = np.empty((CHUNK, TRUTH_SIDE, TRUTH_SIDE, 3), np.uint8), np.empty(CHUNK, np.int64)
     for i, row in enumerate(rows):
         label, icon_set = cells[int(row)]
         transform = sample_transform(rng)

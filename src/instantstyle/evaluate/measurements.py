@@ -14,9 +14,10 @@ from instantstyle.emoji.splits import TRAINED_CONCEPTS
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
 from instantstyle.evaluate import nearest_neighbour
 from instantstyle.evaluate.classifiers import HELD_OUT, Predictions, load_classifier, predict
-from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels, Style, render
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, Style, render
 from instantstyle.evaluate.metrics import (
     Floats,
+    Pixels,
     background_color,
     cosine_distance,
     counterfactual_leakage,
@@ -36,11 +37,11 @@ NUM_DISTRACTORS = 3
 """Other styles s' that each four-way test is made against."""
 Columns = Mapping[str, Floats]
 """[n] by the measure's name, NaN where it does not apply."""
-Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+ContentStyleFeatures = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """A classifier's content and style features."""
 
 
-def measure(
+def measure_images(
     tasks: Sequence[Task],
     generated: Pixels,
     swapped: Pixels | None = None,
@@ -120,7 +121,7 @@ def _leakage_columns(tasks: Sequence[Task], predictions: Predictions, name: str)
 class _TrueImages:
     """What is measured of the true images of tasks: m = 2 + 2 x NUM_DISTRACTORS a task, as `_four_way_images`."""
 
-    features: Mapping[str, Features]
+    features: Mapping[str, ContentStyleFeatures]
     """Of each of `CLASSIFIERS`, [n, m, 128] each."""
     descriptors: npt.NDArray[np.float32]
     """[n, m, 896]."""
@@ -132,7 +133,7 @@ class _TrueImages:
 def _true_images(tasks: tuple[Task, ...]) -> _TrueImages:
     images = np.stack([_four_way_images(task) for task in tasks])
     shape, flat = images.shape[:2], images.reshape(-1, *images.shape[2:])
-    features: dict[str, Features] = {}
+    features: dict[str, ContentStyleFeatures] = {}
     for name in CLASSIFIERS:
         predictions = predict(load_classifier(name), flat)
         features[name] = (
@@ -156,7 +157,7 @@ def distractor_styles(task: Task) -> list[Style]:
     return [unrelated_style(replace(task, seed=task.seed + 100_000 * k)) for k in range(1, NUM_DISTRACTORS + 1)]
 
 
-def _feature_distances(true: Features, all_true: Features, predictions: Predictions) -> Floats:
+def _feature_distances(true: ContentStyleFeatures, all_true: ContentStyleFeatures, predictions: Predictions) -> Floats:
     """Cosine distances [n, m] to the true images, of content and style features added.
 
     Features are centred by the mean of all true images, since they share a large constant part.

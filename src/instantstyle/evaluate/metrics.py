@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer[Any]]
 Pixels = npt.NDArray[np.uint8]
+"""[side, side, 3], or several of them stacked in front."""
 
 FOUR_WAY_OUTCOMES = ("right", "style missed", "copied", "both wrong")
 """Outcomes of the four-way test."""

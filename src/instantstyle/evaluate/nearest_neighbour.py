@@ -17,9 +17,9 @@ from instantstyle.emoji.sources import cache_folder
 from instantstyle.emoji.splits import TRAINED_CONCEPTS
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES
 from instantstyle.evaluate.classifiers import to_input_tensor
-from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels, Style, render
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, Style, render
 from instantstyle.evaluate.handcrafted_features import handcrafted_features
-from instantstyle.evaluate.metrics import l1_distance
+from instantstyle.evaluate.metrics import Pixels, l1_distance
 from instantstyle.evaluate.tasks import Task, with_family
 from instantstyle.utils.atomic_files import atomic_write
 

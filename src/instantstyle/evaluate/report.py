@@ -23,7 +23,7 @@ from instantstyle.evaluate.experiments import (
     select_tasks,
 )
 from instantstyle.evaluate.generation_cache import ImageCache, LoadModelFn, ProgressFn, run_jobs
-from instantstyle.evaluate.measurements import CLASSIFIERS, measure, swap_columns
+from instantstyle.evaluate.measurements import CLASSIFIERS, measure_images, swap_columns
 from instantstyle.evaluate.metrics import Floats, Interval
 from instantstyle.evaluate.plots import Line, Panel, Point, plot_curves
 from instantstyle.evaluate.results import MethodResult, validate_metrics, write_scores
@@ -85,7 +85,7 @@ def run_evaluation(
     log("measuring")
     without_reference = cache.get(tasks, Setting("none")).pixels
     controls = [
-        MethodResult(name, "control", None, tuple(tasks), pixels, 0.0, 0.0, 0.0, measure(tasks, pixels))
+        MethodResult(name, "control", None, tuple(tasks), pixels, 0.0, 0.0, 0.0, measure_images(tasks, pixels))
         for name, pixels in baselines(tasks, without_reference, model).items()
     ]
     generated = [_measured(cache, row, tasks) for row in rows]
@@ -109,7 +109,7 @@ def _measured(cache: ImageCache, row: Experiment, suite: Sequence[Task]) -> Meth
     outputs = cache.get(row.tasks, row.setting)
     columns: dict[str, Floats] = {}
     if row.kind != "variance":
-        columns |= measure(row.tasks, outputs.pixels, suite=suite)
+        columns |= measure_images(row.tasks, outputs.pixels, suite=suite)
     if row.swapped:
         index = {task: i for i, task in enumerate(row.tasks)}
         chosen = [index[task] for task in row.swapped]

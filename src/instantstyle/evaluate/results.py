@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from instantstyle.evaluate.experiments import GREY_REFERENCE, NO_REFERENCE, STYLE_IN_PROMPT, WRONG_STYLE, Kind
-from instantstyle.evaluate.ground_truth import Pixels
+from instantstyle.evaluate.experiments import GREY_REFERENCE, NO_REFERENCE, STYLE_IN_PROMPT, WRONG_STYLE, ExperimentKind
 from instantstyle.evaluate.measurements import CLASSIFIERS, COLOUR_BLIND, Columns, measure_bounds
-from instantstyle.evaluate.metrics import NO_INTERVAL, Floats, Interval, bootstrap, normalized_distances
+from instantstyle.evaluate.metrics import NO_INTERVAL, Bools, Floats, Interval, Pixels, bootstrap, normalized_distances
 from instantstyle.evaluate.suite import GROUND_TRUTH, PALETTE_TRANSFER, REFERENCE_COPY, VAE_ORACLE
 from instantstyle.evaluate.tasks import Task
 from instantstyle.utils.atomic_files import atomic_write, write_atomic
@@ -34,7 +32,6 @@ LEAKS = (
     "copies",
 )
 """Measures of how much of the reference's content comes along; 0 where nothing leaks."""
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class MethodResult:
     """One method at one strength, one variant or one control: its images, their cost, and what was measured."""
 
     name: str
-    kind: Kind
+    kind: ExperimentKind
     strength: float | None
     tasks: tuple[Task, ...]
     pixels: Pixels

@@ -27,14 +27,14 @@ from instantstyle.encoders.clip import TextEncoder, load_tokenizer
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.utils import images
 from instantstyle.utils.markdown import markdown_table
-from instantstyle.weights.resolve import read_json
+from instantstyle.weights.resolve import read_config
 from instantstyle.weights.strict_load import from_pretrained_strict, silence_progress
 
 CAUTION = (
     "CLIP-I and DINO to a reference reward copied content: a copy of the reference scores 1. CSD does so less, and a "
     "method that copies can still top it."
 )
-BATCH = 32
+IMAGE_BATCH = 32
 """Images per forward pass."""
 DINO: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "vit": ("ViTModel", {"add_pooling_layer": False}),
@@ -43,7 +43,7 @@ DINO: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "dinov3_vit": ("DINOv3ViTModel", {}),
 }
 """The kinds of DINO by the `model_type` of their folders: a class of transformers, and how it is made."""
-Column = npt.NDArray[np.float64]
+ScoreColumn = npt.NDArray[np.float64]
 """One metric of n images, [n]; NaN where there was nothing to compare with."""
 Embed = Callable[[Float[Tensor, "n 3 h w"]], Mapping[str, Tensor]]
 Tick = Callable[[int, int], None]
@@ -109,7 +109,7 @@ class FeatureExtractor:
 
 def measure_similarity(
     extractors: Sequence[FeatureExtractor], tasks: Sequence[SimilarityTask], tick: Tick = lambda done, of: None
-) -> dict[str, Column]:
+) -> dict[str, ScoreColumn]:
     """Every metric that extractors and tasks allow, by its name, in the order of the extractors.
 
     Raises InputError when they allow none, and as `FeatureExtractor.image_embeddings` does.
@@ -123,12 +123,12 @@ def measure_similarity(
     own = [each.picture for each in tasks]
     distinct = list(dict.fromkeys([*own, *(each for theirs in against.values() for each in theirs if each)]))
     places = {shown: i for i, shown in enumerate(distinct)}
-    columns: dict[str, Column] = {}
+    columns: dict[str, ScoreColumn] = {}
     for n, extractor in enumerate(used):
         parts: list[dict[str, npt.NDArray[np.float64]]] = []
-        for i in range(0, len(distinct), BATCH):
-            parts.append(extractor.image_embeddings(distinct[i : i + BATCH]))
-            tick(n * len(distinct) + min(i + BATCH, len(distinct)), len(used) * len(distinct))
+        for i in range(0, len(distinct), IMAGE_BATCH):
+            parts.append(extractor.image_embeddings(distinct[i : i + IMAGE_BATCH]))
+            tick(n * len(distinct) + min(i + IMAGE_BATCH, len(distinct)), len(used) * len(distinct))
         if extractor.embed_texts is not None and texts:
             embeddings = dict(zip(texts, extractor.text_embeddings(texts), strict=True))
             rows = np.concatenate([part["CLIP-I"] for part in parts])
@@ -143,7 +143,7 @@ def measure_similarity(
     return columns
 
 
-def _cosines(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]]) -> Column:
+def _cosines(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]]) -> ScoreColumn:
     """Cosine similarities, exactly 1 for equal embeddings: the root of a square is exact."""
 
     def cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64] | None) -> float:
@@ -152,7 +152,7 @@ def _cosines(pairs: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float
     return np.array([cosine(a, b) for a, b in pairs])
 
 
-def similarity_table(names: Sequence[str], columns: Mapping[str, Column], digits: int = 3) -> list[list[str]]:
+def similarity_table(names: Sequence[str], columns: Mapping[str, ScoreColumn], digits: int = 3) -> list[list[str]]:
     """A header, a row an image, and for several the mean of each metric over the images that have it."""
     rows = [["picture", *columns]]
     rows += [[name, *(_number(c[i], digits) for c in columns.values())] for i, name in enumerate(names)]
@@ -166,7 +166,7 @@ def markdown_text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(markdown_table(rows[0], rows[1:])) + "\n"
 
 
-def encode_table(names: Sequence[str], columns: Mapping[str, Column], suffix: str) -> bytes:
+def encode_table(names: Sequence[str], columns: Mapping[str, ScoreColumn], suffix: str) -> bytes:
     """A file of the table: `.csv` to six digits and without the mean, or `.md`, with what the figures reward."""
     if suffix == ".md":
         return f"{markdown_text(similarity_table(names, columns))}\n{CAUTION}\n".encode(errors="surrogateescape")
@@ -192,7 +192,7 @@ def load_clip(folder: str | Path, device: torch.device) -> FeatureExtractor:
 
     def read(texts: Sequence[str]) -> Tensor:
         ids = TextEncoder(tokenizer, net.text_model).tokenize(texts).to(device)
-        rows = [net.text_model(ids[i : i + BATCH]).pooler_output for i in range(0, len(ids), BATCH)]
+        rows = [net.text_model(ids[i : i + IMAGE_BATCH]).pooler_output for i in range(0, len(ids), IMAGE_BATCH)]
         return net.text_projection(torch.cat(rows))
 
     return FeatureExtractor(folder, prepare, embed, read)
@@ -215,7 +215,7 @@ def _model_type(folder: Path, known: Mapping[str, object], wanted: str, example:
             f"there is no folder {str(folder)!r}: give {wanted} as transformers saves it, such as a download of "
             f"{example} (nothing is fetched here)"
         )
-    model_type = read_json(folder / "config.json").get("model_type")
+    model_type = read_config(folder / "config.json").get("model_type")
     if model_type not in known:
         raise WeightsError(
             f"{folder} holds a network of the kind {model_type!r}, not {' or '.join(known)}: give {wanted}"
@@ -225,7 +225,7 @@ def _model_type(folder: Path, known: Mapping[str, object], wanted: str, example:
 
 def _preprocessing(folder: Path) -> Callable[[Sequence[Image.Image]], Tensor]:
     """The preprocessing of preprocessor_config.json, by transformers with Pillow.  Raises WeightsError."""
-    read_json(folder / "preprocessor_config.json")
+    read_config(folder / "preprocessor_config.json")
     with silence_progress():
         try:
             processor: Any = importlib.import_module("transformers").AutoImageProcessor.from_pretrained(

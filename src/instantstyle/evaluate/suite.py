@@ -17,7 +17,8 @@ from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import HELD_OUT_FAMILIES, TRAINED_FAMILIES, sample_transform
 from instantstyle.evaluate import bundled_data
 from instantstyle.evaluate.classifiers import pixels_of
-from instantstyle.evaluate.ground_truth import TRAINED_SETS, Pixels, Style
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, Style
+from instantstyle.evaluate.metrics import Pixels
 from instantstyle.evaluate.tasks import SEED, Task, make_task
 from instantstyle.model import Model
 

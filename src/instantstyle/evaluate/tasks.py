@@ -20,7 +20,8 @@ from instantstyle.emoji.splits import TRAINED_CONCEPTS, splits
 from instantstyle.emoji.style_transforms import TRAINED_FAMILIES, StyleTransform, sample_transform
 from instantstyle.errors import InputError
 from instantstyle.evaluate.classifiers import pixels_of
-from instantstyle.evaluate.ground_truth import SIDE, TRAINED_SETS, Pixels, Style, render
+from instantstyle.evaluate.ground_truth import TRAINED_SETS, TRUTH_SIDE, Style, render
+from instantstyle.evaluate.metrics import Pixels
 from instantstyle.methods import METHODS
 from instantstyle.methods.lora_training import TrainProgress, on_progress
 from instantstyle.model import Model
@@ -31,7 +32,7 @@ from instantstyle.sampling import Engine, Run
 ReferenceKind = Literal["true", "other", "wrong", "blank", "none"]
 """Which reference is given: the task's own, one of other content in the same style, one of the same content in another
 style, a grey square, or no image at all."""
-BATCH = 32
+GENERATION_BATCH = 32
 """Tasks that are run together: with guidance two rows each, and 64 rows a step are efficient."""
 GUIDANCE = 2.0
 """Chosen among 2, 3 and 5 on trained cells (benchmarks/LOG.md): 5, the usual default, exaggerates styles."""
@@ -150,7 +151,7 @@ def to_request(task: Task, setting: Setting, model: Model, steps: int = STEPS) -
     prompt = task.prompt
     if setting.style_in_prompt:
         prompt = _truncate_phrases(model, f"{prompt}, {style_description(task.style)}")
-    image = _reference_image(task, setting.reference, min(model.family.size[0], 2 * SIDE))
+    image = _reference_image(task, setting.reference, min(model.family.size[0], 2 * TRUTH_SIDE))
     references: list[StyleReference] = []
     if image is not None and setting.method != "none":
         shown = task.swap_content if setting.reference == "other" else task.reference_content
@@ -227,10 +228,10 @@ def run_tasks(
     images: list[Image.Image] = []
     seconds, fit_seconds = 0.0, list[float]()
     with _count_unet_rows() as rows:
-        for i in range(0, len(tasks), BATCH):
+        for i in range(0, len(tasks), GENERATION_BATCH):
             engine, began = Engine(model), time.process_time()
             runs: list[Run] = []
-            for task in tasks[i : i + BATCH]:
+            for task in tasks[i : i + GENERATION_BATCH]:
                 fit_progress: list[TrainProgress] = []
                 before = time.process_time()
                 with on_progress(fit_progress.append):
@@ -246,7 +247,7 @@ def run_tasks(
             if on_batch is not None:
                 on_batch(len(images), len(tasks))
     n = max(len(tasks), 1)
-    pixels = pixels_of(images) if images else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+    pixels = pixels_of(images) if images else np.zeros((0, TRUTH_SIDE, TRUTH_SIDE, 3), np.uint8)
     return Outputs(pixels, seconds / n, rows[0] / n, fit_seconds)
 
 

@@ -40,23 +40,23 @@ from instantstyle.evaluate.handcrafted_features import feature_dims, handcrafted
 from instantstyle.optimisation import load_checkpoint, optimise, save_checkpoint
 from instantstyle.utils.atomic_files import atomic_write
 
-STEPS = {"strokes": 1500, "grey": 1500, "edge": 1500, "conv": 2600}
+TRAINING_STEPS = {"strokes": 1500, "grey": 1500, "edge": 1500, "conv": 2600}
 BATCH, RATE = 64, 2e-3
 PICTURES, MEASURED, CHUNK = 48_000, 30_000, 3000
-SHIPPED = Path(instantstyle.__file__).parent / "assets" / "judges"
+CLASSIFIER_FOLDER = Path(instantstyle.__file__).parent / "assets" / "judges"
 
 
-def from_bank(folder: Path) -> LabelledImages:
-    """The pictures of a bank that training drew: of the same kind, and drawn already."""
-    index: dict[str, Any] = json.loads((folder / "core.json").read_text("utf-8"))
+def from_bank(folder: Path, name: str = "core") -> LabelledImages:
+    """The images of a bank that training drew, `core` at 64 px or `core-128`, with their labels."""
+    index: dict[str, Any] = json.loads((folder / f"{name}.json").read_text("utf-8"))
     style = np.array(index["style"])
     family = np.array([TRAINED_FAMILIES.index(t["family"]) for t in index["treatments"]])
     drawer = np.array([TRAINED_SETS.index(s) for s in index["sets"]])
     concept = np.array([TRAINED_CONCEPTS.index(label) for label in index["labels"]])[np.array(index["concept"])]
-    return LabelledImages(np.load(folder / "core.npy", mmap_mode="r"), concept, family[style], drawer[style])
+    return LabelledImages(np.load(folder / f"{name}.npy", mmap_mode="r"), concept, family[style], drawer[style])
 
 
-def augment(x: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> Float[Tensor, "n 3 h w"]:
+def augment_images(x: Float[Tensor, "n 3 h w"], rng: torch.Generator) -> Float[Tensor, "n 3 h w"]:
     """Each picture moved by up to three pixels, scaled by up to 6 %, blurred by some and made noisy by a little."""
     n = len(x)
     scale = 1 + (torch.rand(n, generator=rng) * 2 - 1) * 0.06
@@ -85,7 +85,7 @@ def train_classifier(
         if numbers is None:
             rows = np.sort(draw.integers(len(pictures.concept), size=BATCH))
             chance = torch.Generator().manual_seed(seed + step)
-            said = net(augment(to_input_tensor(pictures.pictures[rows]), chance))
+            said = net(augment_images(to_input_tensor(pictures.pictures[rows]), chance))
         else:
             picked = draw.integers(MEASURED, size=4 * BATCH)
             rows = numbers.rows[picked]
@@ -140,7 +140,9 @@ def _measure(pictures: LabelledImages, rows: npt.NDArray[np.int64], seed: int) -
     if not file.exists():
         parts: list[tuple[Tensor, Tensor]] = []
         for i in range(0, len(rows), 250):
-            x = augment(to_input_tensor(pictures.pictures[rows[i : i + 250]]), torch.Generator().manual_seed(seed + i))
+            x = augment_images(
+                to_input_tensor(pictures.pictures[rows[i : i + 250]]), torch.Generator().manual_seed(seed + i)
+            )
             parts.append(handcrafted_features(x, "colour"))
         print(f"measured {len(rows)} pictures", flush=True)
         layout, texture = (torch.cat(each).half().numpy() for each in zip(*parts, strict=True))
@@ -157,7 +159,9 @@ def evaluate_classifier(net: ContentStyleHeads, pictures: LabelledImages) -> dic
     return {question: float((verdict.log_probs[question].argmax(1) == t).mean()) for question, t in truths.items()}
 
 
-def export_classifier(net: ContentStyleHeads, found: dict[str, float], steps: int, folder: Path = SHIPPED) -> Path:
+def export_classifier(
+    net: ContentStyleHeads, found: dict[str, float], steps: int, folder: Path = CLASSIFIER_FOLDER
+) -> Path:
     """Write a judge in half precision, with what it was found to be worth."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
@@ -175,13 +179,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(CLASSIFIER_NAMES), help="which judges")
     parser.add_argument("--steps", type=int, help="instead of each judge's own number")
     parser.add_argument("--bank", type=Path, help="a folder with training's bank, instead of drawing a stock")
-    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, default=CLASSIFIER_FOLDER)
     given = parser.parse_args()
     torch.set_num_threads(1)
     pictures = from_bank(given.bank) if given.bank else load_labelled_images(PICTURES)
     unseen = load_labelled_images(3000, seed=32, held_out_cells=True)
     for name in given.names:
-        steps = given.steps or STEPS[name]
+        steps = given.steps or TRAINING_STEPS[name]
         net = train_classifier(name, pictures, steps)
         found = evaluate_classifier(net, unseen)
         path = export_classifier(net, found, steps, given.out)

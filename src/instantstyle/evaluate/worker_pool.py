@@ -14,13 +14,13 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def map_in_workers(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Generator[tuple[Item, Result]]:
+    function: Callable[[_Item], _Result], items: Sequence[_Item], workers: int
+) -> Generator[tuple[_Item, _Result]]:
     """Each item with its result, as they complete; items are begun in their order.  One worker is this process.
 
     `function` and items are pickled.  However the iteration ends, no worker outlives it or this process: workers get
@@ -60,7 +60,7 @@ def _end_with_parent(reader: Connection) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _call(function: Callable[[Item], Result], item: Item) -> Result:
+def _call(function: Callable[[_Item], _Result], item: _Item) -> _Result:
     """The pool would send SystemExit to the parent as a result and keep the worker."""
     try:
         return function(item)

@@ -12,8 +12,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.errors import InstantStyleError
@@ -22,9 +20,7 @@ from instantstyle.methods.injection import run_to_end
 from instantstyle.methods.prompts import encode_prompts
 from instantstyle.model import Model
 from instantstyle.networks.denoiser import Conditioning, UNetDenoiser, make_time_ids
-from instantstyle.networks.prediction import predict_x0_eps, prediction_type
-
-Latents = Float[Tensor, "n channels height width"]
+from instantstyle.networks.prediction import Latents, predict_x0_eps, prediction_type
 
 
 class NoiseLevel(NamedTuple):

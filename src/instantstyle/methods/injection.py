@@ -17,7 +17,7 @@ from instantstyle.model import Model
 from instantstyle.networks.attention import Attend, plain
 from instantstyle.networks.unet import UNet
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 PromptRole = Literal["negative", "prompt"]
 """Which of the request's two texts a row reads."""
 
@@ -119,7 +119,7 @@ class PreparationStep:
     steps: int
 
 
-Preparation = Generator[PreparationStep, None, T]
+Preparation = Generator[PreparationStep, None, _T]
 """Work in pieces, and its result."""
 Method = Callable[[Model, ResolvedRequest], "Injection | Preparation[Injection]"]
 """A style method; one that has much to compute first is a generator of the pieces."""
@@ -138,10 +138,10 @@ def no_style(model: Model, request: ResolvedRequest) -> Injection:
     return NO_INJECTION
 
 
-def run_to_end(work: Generator[Any, None, T]) -> T:
+def run_to_end(work: Generator[Any, None, _T]) -> _T:
     """Do all pieces of some work at once, and return its result."""
     while True:
         try:
             next(work)
         except StopIteration as end:
-            return cast("T", end.value)
+            return cast("_T", end.value)

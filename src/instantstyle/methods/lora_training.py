@@ -51,12 +51,12 @@ class TrainProgress:
     loss: float
 
 
-ProgressFn = Callable[[TrainProgress], None]
-_watch: ContextVar[ProgressFn | None] = ContextVar("watch", default=None)
+TrainProgressFn = Callable[[TrainProgress], None]
+_watch: ContextVar[TrainProgressFn | None] = ContextVar("watch", default=None)
 
 
 @contextmanager
-def on_progress(watch: ProgressFn) -> Generator[None]:
+def on_progress(watch: TrainProgressFn) -> Generator[None]:
     """While entered, `watch` is called after every step of a fit; what it raises ends the fit, which can go on."""
     token = _watch.set(watch)
     try:

@@ -14,7 +14,6 @@ from torch import Tensor
 from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.errors import InputError
 from instantstyle.methods.ddim_inversion import (
-    Latents,
     NoiseLevel,
     Predict,
     Trajectory,
@@ -28,7 +27,7 @@ from instantstyle.methods.injection import Preparation, PreparationStep, Referen
 from instantstyle.methods.prompts import encode_prompts, prompt_text
 from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.model import Model
-from instantstyle.networks.prediction import prediction_type
+from instantstyle.networks.prediction import Latents, prediction_type
 from instantstyle.utils.images import resize_to
 
 ReferenceIndex = Int[Tensor, "rows references"]

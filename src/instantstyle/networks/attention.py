@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from instantstyle.blocks import Kind, Site, Stage
+from instantstyle.blocks import AttentionKind, Site, Stage
 from instantstyle.networks.tokens import Tokens, rotate
 
 HeadsTensor = Float[Tensor, "rows heads _tokens dim"]
@@ -117,7 +117,7 @@ class TransformerLayer(nn.Module):
         self.attn2 = Attention(dim, context_dim, heads)
         self.ff = FeedForward(dim)
 
-    def attention(self, kind: Kind) -> Attention:
+    def attention(self, kind: AttentionKind) -> Attention:
         """The layer's self- or cross-attention."""
         return self.attn1 if kind == "self" else self.attn2
 

@@ -7,8 +7,10 @@ arXiv 2202.00512) or x0 ("sample"); the names are diffusers'.
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
+Latents = Float[Tensor, "n channels height width"]
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 

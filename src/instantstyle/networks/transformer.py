@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instantstyle.blocks import Kind, Site, Stage
+from instantstyle.blocks import AttentionKind, Site, Stage
 from instantstyle.errors import WeightsError
 from instantstyle.networks.attention import Attend, join_heads, plain
 from instantstyle.networks.tokens import Rope, Tokens
@@ -167,7 +167,7 @@ def install_processors(transformer: nn.Module) -> tuple[Site, ...]:
             )
         if getattr(module, "fused_projections", False):
             raise WeightsError(f"the projections of {name} are fused, so that no method can enter: unfuse them first")
-        site_kind: Kind = "self" if place["module"] == "attn2" else "joint"
+        site_kind: AttentionKind = "self" if place["module"] == "attn2" else "joint"
         site = Site.of_block(stages[place["blocks"]], int(place["block"]), site_kind)
         found.append((module, _PROCESSORS[kind](site)))
     for module, processor in found:

@@ -77,7 +77,7 @@ class UNetTail(Protocol):
 
 
 StageFn = Callable[[UNetState, CrossAttentionKV, Attend], UNetState]
-Stages = Iterator[tuple[str, StageFn]]
+StageIterator = Iterator[tuple[str, StageFn]]
 """Stages, each with the name of the attention module that it is, or an empty name."""
 
 
@@ -209,7 +209,7 @@ class UNet(nn.Module):
         x = self.conv_in(latents)
         return UNetState(x, (x,), temb, residuals)
 
-    def _stages(self) -> Stages:
+    def _stages(self) -> StageIterator:
         for i, block in enumerate(cast("list[Block]", list(self.down_blocks))):
             yield from block.down_stages("down", i)
         yield from self.mid_block.stages()
@@ -267,7 +267,7 @@ class Block(nn.Module):
         self.downsamplers = nn.ModuleList([resize(out)]) if resize is Downsample else None
         self.upsamplers = nn.ModuleList([resize(out)]) if resize is Upsample else None
 
-    def down_stages(self, stage: Stage, block: int) -> Stages:
+    def down_stages(self, stage: Stage, block: int) -> StageIterator:
         """The stages of a block of the down path: every result is kept as a skip."""
         for j, resnet in enumerate(self.resnets):
             yield "", _residual(resnet)
@@ -278,7 +278,7 @@ class Block(nn.Module):
             yield "", _downsample(resize)
             yield "", _push_skip
 
-    def up_stages(self, stage: Stage, block: int) -> Stages:
+    def up_stages(self, stage: Stage, block: int) -> StageIterator:
         """The stages of a block of the up path: each residual block concatenates a skip."""
         for j, resnet in enumerate(self.resnets):
             yield "", _pop_skip
@@ -306,7 +306,7 @@ class MidBlock(nn.Module):
         )
         self.attentions = nn.ModuleList([attention])
 
-    def stages(self) -> Stages:
+    def stages(self) -> StageIterator:
         """Residual block, attention, residual block."""
         yield "", _residual(self.resnets[0])
         yield _attention(self.attentions[0], ("mid", 0, 0))

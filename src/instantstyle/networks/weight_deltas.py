@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from instantstyle.errors import WeightsError, did_you_mean
 
-Net = TypeVar("Net", bound=nn.Module)
+_Net = TypeVar("_Net", bound=nn.Module)
 
 
-def with_weight_deltas(net: Net, deltas: Mapping[str, Tensor]) -> Net:
+def with_weight_deltas(net: _Net, deltas: Mapping[str, Tensor]) -> _Net:
     """`net` with `deltas` added to the parameters they name, as `up_blocks.0.attentions.1.proj_in.weight`.
 
     Sums are taken in float32 and kept in the parameter's own dtype and on its device.  Only the changed tensors are new
@@ -34,7 +34,7 @@ def _sum(parameter: Tensor, delta: Tensor) -> nn.Parameter:
     return nn.Parameter(changed.to(parameter.dtype), requires_grad=False)
 
 
-def _replace_parameters(module: Net, changed: Mapping[str, nn.Parameter]) -> Net:
+def _replace_parameters(module: _Net, changed: Mapping[str, nn.Parameter]) -> _Net:
     """The module with some parameters replaced, down the path to each; whatever lies off those paths is shared."""
     new = copy.copy(module)
     # Parameters, children and hooks lie in dictionaries, which a shallow copy shares: what is registered in the one

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
+SAMPLER_NODES = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
 READ_NODES = frozenset(
     (
         *("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced", "KSamplerSelect", "BasicScheduler"),
@@ -16,7 +16,7 @@ READ_NODES = frozenset(
 """Kinds of node of which nothing is dropped but what is named one by one."""
 CONSTANTS = ("value", "int", "float", "number", "seed", "text", "string", "Text", "String", "Number", "prompt")
 """Inputs in which nodes that are one constant keep it."""
-TEXTS = ("text", "text_g", "t5xxl")
+TEXT_INPUTS = ("text", "text_g", "t5xxl")
 """Inputs in which nodes that encode text keep the prompt, the fullest first."""
 OTHER_TEXTS = ("text_l", "clip_l", "text_g", "t5xxl")
 
@@ -53,9 +53,9 @@ class _Graph:
         self.constants = set[str]()
 
     def parse(self) -> ParsedGraph:
-        samplers = [key for key, kind in self.kinds.items() if kind in SAMPLERS]
+        samplers = [key for key, kind in self.kinds.items() if kind in SAMPLER_NODES]
         if not samplers:
-            raise ValueError(f"its graph has no KSampler and none of {', '.join(SAMPLERS[1:])}")
+            raise ValueError(f"its graph has no KSampler and none of {', '.join(SAMPLER_NODES[1:])}")
         # The first pass makes the picture, later ones refine it: it is the one with no sampler upstream.
         key = next((key for key in samplers if not self._samples_before(key)), samplers[0])
         self.unsupported += [f"node {self.kinds[other]} {other}" for other in samplers if other != key]
@@ -121,7 +121,7 @@ class _Graph:
 
     def _samples_before(self, key: str) -> bool:
         latent = cast("Node", self.nodes[key]["inputs"]).get("latent_image")
-        return any(self.kinds[each] in SAMPLERS for each in self._walk(latent))
+        return any(self.kinds[each] in SAMPLER_NODES for each in self._walk(latent))
 
     def _constant(self, value: object, depth: int = 8) -> object:
         """A value, or that of the node that it is linked to where this is one constant; None where it is computed."""
@@ -154,7 +154,7 @@ class _Graph:
         """The text of the nearest node that encodes one; a second text that says something else is named."""
         for key in self._walk(link):
             inputs = cast("Node", self.nodes[key].get("inputs", {}))
-            name = next((name for name in TEXTS if name in inputs), None)
+            name = next((name for name in TEXT_INPUTS if name in inputs), None)
             if name is None:
                 continue
             text = self._constant(inputs[name])

@@ -29,8 +29,8 @@ from instantstyle.utils.files import local_path, parse_json
 from instantstyle.utils.images import encode_png, load_image, url_of, url_refusal
 
 SUFFIX = ".style.safetensors"
-SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "styles"
-MAX_BYTES = 32 * 2**20
+SHIPPED_STYLES = Path(__file__).resolve().parent.parent / "assets" / "styles"
+MAX_CARD_BYTES = 32 * 2**20
 """Of a card's file; a card of sixteen pictures with a Plus adapter's hidden states has as many."""
 THUMBNAIL_SIDE = 256
 _TEXT = "instantstyle"
@@ -44,7 +44,7 @@ class FloatArray(FrozenModel):
     """A float32 array of finite numbers that can be compared and written as JSON."""
 
     shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**24)], ...], Field(min_length=1, max_length=3)]
-    data: Annotated[Base64Bytes, Field(max_length=MAX_BYTES)]
+    data: Annotated[Base64Bytes, Field(max_length=MAX_CARD_BYTES)]
     """Little-endian."""
 
     def model_post_init(self, context: object, /) -> None:
@@ -180,8 +180,8 @@ def read_card(source: str | Path | bytes, name: str | None = None) -> StyleCard:
     if not isinstance(source, bytes) and (url := url_of(source)):
         raise WeightsError(url_refusal(url, "style card"))
     content = source if isinstance(source, bytes) else _read_card_bytes(local_path(source, WeightsError), label)
-    if len(content) > MAX_BYTES:
-        raise WeightsError(f"{label} is too large for a style card: more than {MAX_BYTES:,} bytes are not read")
+    if len(content) > MAX_CARD_BYTES:
+        raise WeightsError(f"{label} is too large for a style card: more than {MAX_CARD_BYTES:,} bytes are not read")
     try:
         tensors = read_safetensors(content)
         header_size = int.from_bytes(content[:8], "little")
@@ -204,7 +204,7 @@ def _read_card_bytes(path: Path, label: str) -> bytes:
         if not path.is_file():
             raise WeightsError(f"there is no style card at {label}")
         with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(MAX_CARD_BYTES + 1)
     except (OSError, ValueError) as refused:
         raise WeightsError(f"cannot read the style card {label}: {refused}") from refused
 
@@ -233,7 +233,7 @@ def user_style_dir() -> Path:
 def list_style_cards(*, own: bool = True) -> dict[str, Path]:
     """Files by name: the shipped cards, and with `own` the user's, which come before shipped ones of their names."""
     files: dict[str, Path] = {}
-    for folder in (SHIPPED, *((user_style_dir(),) if own else ())):
+    for folder in (SHIPPED_STYLES, *((user_style_dir(),) if own else ())):
         if folder.is_dir():
             files |= {path.name.removesuffix(SUFFIX): path for path in sorted(folder.glob(f"*{SUFFIX}"))}
     return dict(sorted(files.items()))

@@ -20,10 +20,10 @@ from instantstyle.encoders.clip import to_unit_pixels
 from instantstyle.errors import InputError
 from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.model import Model
+from instantstyle.networks.prediction import Latents
 from instantstyle.request import Init
 from instantstyle.sampling.resolve import is_inpainting
 
-Latents = Float[Tensor, "count channels height width"]
 EDGE_PIXELS = 4
 """How far inside of a mask a repainted picture is blended with the init picture."""
 
@@ -61,7 +61,7 @@ class InitialState:
 
     latents: Latents
     inpaint_blend: InpaintBlend | None = None
-    inpaint_channels: Float[Tensor, "count more_channels height width"] | None = None
+    inpaint_channels: Float[Tensor, "n more_channels height width"] | None = None
     """What an inpainting UNet reads beside the latents: the mask, and the latents of what it keeps."""
     blank_channels: Float[Tensor, "1 more_channels height width"] | None = None
     """The same where nothing is known of the picture: for reference rows."""

@@ -41,7 +41,7 @@ from instantstyle.sampling.schedulers import (
     x0_coefficient,
 )
 
-State = Literal["preparing", "running", "done", "cancelled", "failed"]
+RunState = Literal["preparing", "running", "done", "cancelled", "failed"]
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ class Run:
     def __init__(self, engine: Steppable, request: Request) -> None:
         """Raises InputError for what does not fit the model or the method; calls no network."""
         self._began = time.perf_counter()
-        self.engine, self.state = engine, cast("State", "preparing")
+        self.engine, self.state = engine, cast("RunState", "preparing")
         self.resolved = resolve(engine.model, request)
         self.scheduler = make_scheduler(engine.model, self.request.sampler)
         set_timesteps(self.scheduler, self.request.sampler, self.request.steps, engine.model.device)

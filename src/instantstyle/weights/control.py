@@ -20,11 +20,11 @@ from instantstyle.errors import WeightsError
 from instantstyle.families import FAMILIES, Family
 from instantstyle.utils.files import local_path
 from instantstyle.weights import hub, model_folders
-from instantstyle.weights.resolve import read_json
+from instantstyle.weights.resolve import read_config
 from instantstyle.weights.strict_load import check_state_dict, silence_progress, weight_files
-from instantstyle.weights.tensor_files import TensorFile, open_tensors
+from instantstyle.weights.tensor_files import Shapes, TensorFile, open_tensors
 
-PUBLISHED: Mapping[str, Mapping[str, str]] = {
+PUBLISHED_CONTROLNETS: Mapping[str, Mapping[str, str]] = {
     "sdxl": {
         "canny": "diffusers/controlnet-canny-sdxl-1.0",
         "depth": "diffusers/controlnet-depth-sdxl-1.0",
@@ -37,8 +37,6 @@ PUBLISHED: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Hub ids of ControlNets by family and kind, for sentences that say what to load."""
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ def load_control(
     """
     kind: Any = importlib.import_module("diffusers").ControlNetModel
     path = _find(str(spec), near)
-    said = read_json(path / "config.json") if path.is_dir() else None
+    said = read_config(path / "config.json") if path.is_dir() else None
     with ExitStack() as stack, silence_progress():
         files = [stack.enter_context(open_tensors(each)) for each in (weight_files(path) if path.is_dir() else [path])]
         names = _diffusers_names(files, spec)

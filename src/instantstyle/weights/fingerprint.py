@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-LARGE = 16 * 2**20
+SAMPLED_ABOVE = 16 * 2**20
 """Bytes beyond which a tensor is known by a sample of it."""
 WINDOWS, WIDTH = 16, 1024
 """The sample: so many stretches of so many numbers, evenly apart."""
@@ -23,7 +23,7 @@ def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def sampled(tensor: Tensor) -> Tensor:
     """The tensor itself, or of a large one a sample: training leaves no stretch of a weight as it was."""
-    if tensor.numel() * tensor.element_size() <= LARGE:
+    if tensor.numel() * tensor.element_size() <= SAMPLED_ABOVE:
         return tensor
     flat = tensor.detach().reshape(-1)
     apart = (len(flat) - WIDTH) // (WINDOWS - 1)

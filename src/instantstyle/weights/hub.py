@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from instantstyle.errors import WeightsError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-PARTS = (
+MODEL_PARTS = (
     "unet",
     "vae",
     "text_encoder",
@@ -85,7 +85,7 @@ def _snapshot(repo: str) -> Path | None:
 
 
 def _model_files(files: Sequence[str]) -> list[str]:
-    return ["model_index.json", *(file for part in PARTS for file in _part_files(f"{part}/", files))]
+    return ["model_index.json", *(file for part in MODEL_PARTS for file in _part_files(f"{part}/", files))]
 
 
 def _part_files(prefix: str, files: Sequence[str]) -> list[str]:
@@ -99,7 +99,7 @@ def _part_files(prefix: str, files: Sequence[str]) -> list[str]:
     return [file for file in own if file.endswith((".json", ".txt")) and file not in tensors] + (half or full)
 
 
-def _tried(what: str, fetch: Callable[[], T]) -> T:
+def _tried(what: str, fetch: Callable[[], _T]) -> _T:
     try:
         return fetch()
     except Exception as e:

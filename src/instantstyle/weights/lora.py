@@ -25,7 +25,7 @@ from instantstyle.networks.weight_deltas import with_weight_deltas
 from instantstyle.utils.atomic_files import atomic_write
 from instantstyle.utils.files import local_path, parse_json, read_json
 from instantstyle.weights import hub, model_folders
-from instantstyle.weights.lora_names import PARTS, Factor, TensorName, locate, module_table, parse_name
+from instantstyle.weights.lora_names import LORA_TARGETS, Factor, TensorName, locate, module_table, parse_name
 from instantstyle.weights.tensor_files import TensorFile, open_tensors
 
 Lora = tuple[str | Path, float]
@@ -34,7 +34,7 @@ B_LORA_BLOCKS = ("style", "content")
 MAX_WEIGHT = 10.0
 """The largest weight of a LoRA, either way: a negative one takes away what the file adds."""
 
-Net = TypeVar("Net", bound=nn.Module)
+_Net = TypeVar("_Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def split_blocks(spec: str | Path) -> tuple[str | Path, str | None]:
 
 
 def with_loras(
-    parts: Mapping[str, Net], loras: Sequence[Lora], config: UNetConfig, plans: Mapping[str, BlockPlan] | None = None
-) -> dict[str, Net]:
+    parts: Mapping[str, _Net], loras: Sequence[Lora], config: UNetConfig, plans: Mapping[str, BlockPlan] | None = None
+) -> dict[str, _Net]:
     """The networks ("unet", "text_encoder", ...) with each file's changes added, one after the other.
 
     `plans` says where the style and content blocks of a B-LoRA are, for files given as `FILE:style`.  Tensors that no
@@ -267,7 +267,7 @@ def _tensor_names(
     file: TensorFile, parts: Mapping[str, nn.Module], config: UNetConfig, path: Path
 ) -> dict[tuple[str, str], dict[Factor, str]]:
     """By network and module, the names in the file of its down and up matrices and its alpha.  Raises WeightsError."""
-    tables = {part: module_table(part, net) for part, net in parts.items() if part in PARTS}
+    tables = {part: module_table(part, net) for part, net in parts.items() if part in LORA_TARGETS}
     names: dict[tuple[str, str], dict[Factor, str]] = {}
     for name in file.shapes:
         parsed = parse_name(name)
@@ -365,7 +365,7 @@ def _peft_settings(file: TensorFile, path: Path) -> dict[str, dict[str, Any]]:
             content: object = read_json(beside)
             if not isinstance(content, dict):
                 raise ValueError("it is no JSON object")
-            settings = dict.fromkeys(PARTS, cast("dict[str, Any]", content))
+            settings = dict.fromkeys(LORA_TARGETS, cast("dict[str, Any]", content))
     except (ValueError, AttributeError) as e:
         raise WeightsError(f"the settings of the LoRA {path} cannot be read: {e}") from e
     return settings

@@ -14,7 +14,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-PARTS = ("unet", "text_encoder", "text_encoder_2")
+LORA_TARGETS = ("unet", "text_encoder", "text_encoder_2")
 Factor = Literal["down", "up", "alpha"]
 
 _PREFIX = re.compile(
@@ -82,7 +82,7 @@ def module_table(part: str, net: nn.Module) -> dict[str, str]:
 def locate(name: TensorName, tables: Mapping[str, Mapping[str, str]]) -> tuple[str, str] | None:
     """The network and the module that a name stands for; None where the model has no such module."""
     flat = _flat(name.module).replace("_processor_", "_")
-    for part in PARTS if name.part is None else (name.part,):
+    for part in LORA_TARGETS if name.part is None else (name.part,):
         if (module := tables.get(part, {}).get(flat)) is not None:
             return part, module
     return None

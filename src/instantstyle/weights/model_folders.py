@@ -13,12 +13,12 @@ from instantstyle.errors import WeightsError, did_you_mean
 from instantstyle.utils.files import local_path, read_text
 
 VARIABLE = "INSTANTSTYLE_MODELS"
-Kind = Literal["checkpoints", "loras", "controlnet", "clip_vision", "ipadapter", "diffusers"]
+FileKind = Literal["checkpoints", "loras", "controlnet", "clip_vision", "ipadapter", "diffusers"]
 MAX_YAML_BYTES = 2**18
 """Of a list of folders; PyYAML takes a second for about this much."""
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
-COMFY: Mapping[Kind, tuple[str, ...]] = {
+COMFY: Mapping[FileKind, tuple[str, ...]] = {
     "checkpoints": ("checkpoints",),
     "loras": ("loras",),
     "controlnet": ("controlnet", "t2i_adapter"),
@@ -27,7 +27,7 @@ COMFY: Mapping[Kind, tuple[str, ...]] = {
     "diffusers": ("diffusers",),
 }
 """Folders below ComfyUI's `models` (its folder_paths.py; `ipadapter` is ComfyUI_IPAdapter_plus's)."""
-A1111: Mapping[Kind, tuple[str, ...]] = {
+A1111: Mapping[FileKind, tuple[str, ...]] = {
     "checkpoints": ("models/Stable-diffusion",),
     "loras": ("models/Lora", "models/LyCORIS"),
     "controlnet": ("models/ControlNet", "extensions/sd-webui-controlnet/models"),
@@ -38,7 +38,7 @@ A1111: Mapping[Kind, tuple[str, ...]] = {
 """Folders below stable-diffusion-webui; its ControlNet extension keeps IP-Adapters among the ControlNets."""
 
 
-def find_file(kind: Kind, name: str, near: Path | None = None) -> Path | None:
+def find_file(kind: FileKind, name: str, near: Path | None = None) -> Path | None:
     """The file (or for `diffusers` the folder) of a name, with or without its ending, or None.
 
     A name may begin with folders, as ComfyUI shows them.  Raises WeightsError when several files answer to it.
@@ -51,17 +51,17 @@ def find_file(kind: Kind, name: str, near: Path | None = None) -> Path | None:
     return different[0] if different else None
 
 
-def suggest_file(kind: Kind, name: str) -> str:
+def suggest_file(kind: FileKind, name: str) -> str:
     """` (did you mean 'x'?)` where a file of the trees has a name like it, else an empty string."""
     return did_you_mean(name, [path.name for path, _ in _entries(kind, None)])
 
 
-def list_files(kind: Kind, near: Path | None = None) -> list[Path]:
+def list_files(kind: FileKind, near: Path | None = None) -> list[Path]:
     """Every file of a kind, in the order of the trees; the tree that `near` lies in is looked through too."""
     return [path for path, _ in _entries(kind, near)]
 
 
-def _entries(kind: Kind, near: Path | None) -> Iterator[tuple[Path, set[str]]]:
+def _entries(kind: FileKind, near: Path | None) -> Iterator[tuple[Path, set[str]]]:
     """Files with the names they answer to."""
     for folder in dict.fromkeys(_places(kind, near)):
         if kind == "diffusers":
@@ -74,7 +74,7 @@ def _entries(kind: Kind, near: Path | None) -> Iterator[tuple[Path, set[str]]]:
             yield path, {inside, bare, path.name, Path(bare).name}
 
 
-def _places(kind: Kind, near: Path | None) -> Iterator[Path]:
+def _places(kind: FileKind, near: Path | None) -> Iterator[Path]:
     for root in _roots():
         if root.suffix.lower() in (".yaml", ".yml"):
             yield from _listed(root, kind)
@@ -94,7 +94,7 @@ def _roots() -> list[Path]:
     return given
 
 
-def _inside(root: Path, kind: Kind) -> Iterator[Path]:
+def _inside(root: Path, kind: FileKind) -> Iterator[Path]:
     """A tree's folders of a kind, those that are there; a ComfyUI folder may list more in a file of its own."""
     inner = root / "models" if (root / "models").is_dir() else root
     yield from (folder for name in COMFY[kind] if (folder := inner / name).is_dir())
@@ -103,7 +103,7 @@ def _inside(root: Path, kind: Kind) -> Iterator[Path]:
         yield from _listed(listed, kind)
 
 
-def _listed(path: Path, kind: Kind) -> Iterator[Path]:
+def _listed(path: Path, kind: FileKind) -> Iterator[Path]:
     """Folders of a kind in an `extra_model_paths.yaml`, read as ComfyUI's utils/extra_config.py reads it."""
     import yaml
 

@@ -85,7 +85,7 @@ class ResolvedModel:
         """A JSON object of the model's folder, or what stands for it of a single file.  Raises WeightsError."""
         if self.single is not None:
             return dict(self.single.configs[path])
-        return read_json(self.folder / path)
+        return read_config(self.folder / path)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -155,7 +155,7 @@ MAX_COUNT, MAX_LAYERS, MAX_TIMESTEPS, MAX_ITEMS = 2**31, 1000, 100_000, 1000
 """Of what a configuration says: any whole number, how many layers are made one by one, training's steps, a list."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a model.
 
     Raises WeightsError, also for numbers that no network has: libraries make so many layers before they look further.
@@ -284,7 +284,7 @@ def _fits(encoder: Path, plus: bool, width: int) -> bool:
 def encoder_layout(encoder: Path) -> dict[str, Any]:
     """The configuration of an image encoder's folder, or what a single file's shapes say.  Raises WeightsError."""
     if encoder.is_dir():
-        config = read_json(encoder / "config.json")
+        config = read_config(encoder / "config.json")
         # A whole CLIP keeps its image tower's numbers one level deeper.
         inner: object = config.get("vision_config")
         return cast("dict[str, Any]", inner) if isinstance(inner, dict) and inner else config

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from instantstyle.errors import WeightsError
 from instantstyle.weights.clip_vocab import SIZE
-from instantstyle.weights.tensor_files import RenamedTensors, TensorFile, open_tensors
+from instantstyle.weights.tensor_files import RenamedTensors, Shapes, TensorFile, open_tensors
 
-Shapes = Mapping[str, tuple[int, ...]]
-Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
+ComponentName = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -70,7 +69,7 @@ class SingleFile:
                 raise WeightsError(f"{self.path} holds tensors of a UNet that nobody knows: {', '.join(left[:3])}")
             yield RenamedTensors(file, names)
 
-    def tensors(self, part: Part, net: Any) -> dict[str, Tensor]:
+    def tensors(self, part: ComponentName, net: Any) -> dict[str, Tensor]:
         """The tensors of another part for `net`, which may be on the meta device.  Raises WeightsError."""
         prefix = {"vae": VAE, "text_encoder": self._clip, "text_encoder_2": OPEN_CLIP}[part]
         with _open(self.path) as file:

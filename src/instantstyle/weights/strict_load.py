@@ -5,18 +5,16 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.networks.unet import UNet
-from instantstyle.weights.resolve import read_json
+from instantstyle.weights.resolve import read_config
 from instantstyle.weights.tensor_files import TensorFile, open_tensors, require_finite
-
-Net = TypeVar("Net", bound=nn.Module)
 
 
 def count_parameters(config: UNetConfig) -> int:
@@ -75,7 +73,7 @@ def from_pretrained_strict(
     Their loaders know the names that old files use; what they say was missing or left over is an error here, and so
     are NaN and infinity, of which a picture would come out black.
     """
-    read_json(folder / "config.json")
+    read_config(folder / "config.json")
     with silence_progress():
         try:
             loaded: tuple[Any, Mapping[str, Any]] = kind.from_pretrained(
@@ -128,7 +126,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [single]
         index = folder / f"{name}.safetensors.index{variant}.json"
         if index.is_file():
-            shards: object = read_json(index).get("weight_map")
+            shards: object = read_config(index).get("weight_map")
             names = set(cast("Mapping[str, object]", shards).values()) if isinstance(shards, dict) else set[object]()
             if not names or not all(isinstance(each, str) and Path(each).name == each for each in names):
                 raise WeightsError(f"{index} must name a file beside it for each tensor, as its weight_map")

@@ -27,12 +27,16 @@ _BYTES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch
 """Types of one byte a number that are read; of the floating ones, those in which weights are published."""
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensors' shapes by name."""
+
+
 @runtime_checkable
 class TensorFile(Protocol):
     """An open weight file."""
 
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """Every tensor's name and shape, in the file's order."""
         ...
 

@@ -264,11 +264,11 @@ def train_image(folder: Path, banks: Sequence[ImageBank], text: Clip, steps: int
 
 
 def _begin(folder: Path, banks: Sequence[ImageBank]) -> tuple[CLIPTokenizer, Clip]:
-    tokenizer = load_tokenizer(folder, banks)
+    tokenizer = cached_tokenizer(folder, banks)
     return tokenizer, Clip(tokenizer, sum(len(bank.labels) for bank in banks))
 
 
-def load_tokenizer(folder: Path, banks: Sequence[ImageBank]) -> CLIPTokenizer:
+def cached_tokenizer(folder: Path, banks: Sequence[ImageBank]) -> CLIPTokenizer:
     """The tokenizer of a working folder, made when it is not there yet."""
     where = folder / "tokenizer"
     if not (where / "tokenizer_config.json").exists():

@@ -21,7 +21,7 @@ from instantstyle.families import EMOJI
 from instantstyle.networks.unet import UNet
 from instantstyle.train.emoji import image_bank
 from instantstyle.train.emoji.adapter import train_adapter
-from instantstyle.train.emoji.clip import Clip, agreement, load_tokenizer, tokenize, train_image, train_text
+from instantstyle.train.emoji.clip import Clip, agreement, cached_tokenizer, tokenize, train_image, train_text
 from instantstyle.train.emoji.controlnet import control_gain, train_control
 from instantstyle.train.emoji.dataset import (
     CaptionEmbeddings,
@@ -35,7 +35,7 @@ from instantstyle.train.emoji.image_bank import SIDE, ImageBank
 from instantstyle.train.emoji.joint_finetune import JointModel, train_joint
 from instantstyle.train.emoji.style_classifier import StyleLoss, train_style_classifier
 from instantstyle.train.emoji.unet import make_unet, train_unet
-from instantstyle.train.emoji.vae import encode_many, psnr, train_vae
+from instantstyle.train.emoji.vae import encode_many, reconstruction_psnr, train_vae
 from instantstyle.train.emoji.warm_start import provenance
 from instantstyle.utils.atomic_files import atomic_write
 from instantstyle.weights.adapter import save_adapter
@@ -110,7 +110,7 @@ class TrainingStages:
         """Train the decoder; say how true a round trip is on pictures the UNet never draws."""
         vae = train_vae(self.folder, [self.core, self.broad], self.steps["vae"], **self._batch("vae"))
         some = self.broad.pictures[:: max(1, len(self.broad.pictures) // 512)]
-        print(f"round trip of broad pictures: {psnr(vae, some):.2f} dB")
+        print(f"round trip of broad pictures: {reconstruction_psnr(vae, some):.2f} dB")
 
     def text(self) -> None:
         """Train the text encoders."""
@@ -223,7 +223,7 @@ class TrainingStages:
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer of both text encoders."""
-        return load_tokenizer(self.folder, self.encoder_banks)
+        return cached_tokenizer(self.folder, self.encoder_banks)
 
     @cached_property
     def _text(self) -> Clip:

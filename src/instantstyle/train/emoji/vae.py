@@ -184,7 +184,7 @@ def train_vae(folder: Path, banks: Sequence[ImageBank], steps: int, batch: int =
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8]) -> float:
+def reconstruction_psnr(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of a round trip, in dB, averaged over pictures [n, h, w, 3] uint8."""
     latents = encode_pixels(vae, pictures).float() / float(cast("Any", vae.config).scaling_factor)
     drawn = cast("Any", vae.decode(latents)).sample.clamp(-1, 1)

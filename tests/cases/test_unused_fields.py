@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 from instantstyle.errors import InputError
 from instantstyle.methods import METHODS
+from instantstyle.methods.specs import drop_unused_fields
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import resolve
 
@@ -61,6 +62,33 @@ def test_all_that_is_unused_is_named_at_once() -> None:
         "method 'swapped' does not use combine and mask of a reference and plan of a reference: leave them out, or use "
         "method 'instantstyle' or 'ip-adapter'"
     )
+
+
+@pytest.mark.parametrize("method", STYLED)
+@pytest.mark.parametrize("name", [*OF_REFERENCES, *OF_REQUESTS])
+def test_what_a_picture_remembers_and_its_method_does_not_use_is_named_and_left_out(method: str, name: str) -> None:
+    """As pictures of 0.1.0 do, which dropped such fields."""
+    given = {"reference": {name: OF_REFERENCES[name]}} if name in OF_REFERENCES else {name: OF_REQUESTS[name]}
+    remembered, plain = request(method, **given), request(method)
+    kept, dropped = drop_unused_fields(remembered)
+    used = METHODS[method].reference_fields if name in OF_REFERENCES else METHODS[method].request_fields
+    assert (kept == remembered) == (name in used)
+    assert (kept == plain) == (name not in used)
+    assert [each.replace(" of a reference", "").replace(" ", "_") for each in dropped] == [name] * (name not in used)
+    resolve(tiny_models.model("emoji"), kept)
+
+
+def test_references_of_the_bare_model_are_left_out_too() -> None:
+    assert drop_unused_fields(request("none")) == (request("none", references=()), ["references"])
+
+
+@pytest.mark.parametrize("method", [name for name in STYLED if name != "instantstyle"])
+def test_a_method_without_a_reference_is_warned_of(method: str) -> None:
+    warnings = resolve(tiny_models.model("emoji"), request(method, references=())).warnings
+    assert any(f"method '{method}' does nothing without a reference" in each for each in warnings)
+    if "reference-source" in METHODS[method].options:
+        own = {"reference-source": "generated", "caption": "a dog"}
+        assert not resolve(tiny_models.model("emoji"), request(method, references=(), options=own)).warnings
 
 
 def test_the_bare_model_takes_no_reference() -> None:

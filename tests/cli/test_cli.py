@@ -91,6 +91,24 @@ def test_a_picture_changed_by_hand_is_told(draw: Command, command: Command) -> N
     assert (found["identical"], found["differing"], found["largest"]) == (False, 1, 8)
 
 
+def test_a_field_that_0_1_0_remembered_and_did_not_use_is_named_and_left_out(draw: Command, command: Command) -> None:
+    draw("--style", "ref.png", "--method", "swapped")
+    held = recall("cat.png")
+    remembered = held.model_copy(update={"request": held.request.model_copy(update={"combine": "average"})})
+    with Image.open("cat.png") as made:
+        images.write_png(made.convert("RGB"), "cat.png", remembered.to_json(), None)
+    again = command("again", "cat.png")
+    assert (again.code, again.out) == (IDENTICAL, "cat.png: identical, all 4,096 pixels\n")
+    assert "the picture remembers combine, which method 'swapped' does not use: left out" in again.err
+
+
+def test_an_adapter_or_a_method_without_a_reference_is_told(draw: Command) -> None:
+    refused = draw("--adapter", "some.safetensors")
+    assert (refused.code, "--adapter says something of a reference, and there is none" in refused.err) == (2, True)
+    warned = draw("--method", "ip-adapter")
+    assert (warned.code, "warning: method 'ip-adapter' does nothing without a reference" in warned.err) == (0, True)
+
+
 def test_again_notices_other_weights(draw: Command, command: Command, tmp_path: Path) -> None:
     draw()
     other = tiny_models.emoji(tmp_path / "other", seed=1)

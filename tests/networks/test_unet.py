@@ -9,7 +9,8 @@ from torch import Tensor
 from instantstyle.blocks import Site, UNetConfig
 from instantstyle.errors import InputError, PlanError
 from instantstyle.networks.attention import plain
-from instantstyle.networks.unet import Residuals, UNet, sinusoidal_embedding
+from instantstyle.networks.layers import sinusoidal_embedding
+from instantstyle.networks.unet import Residuals, UNet
 from oracle.paired_unets import TINY, TINY_SD15, TINY_SDXL, Inputs, random_weights
 
 SHALLOW = replace(TINY_SDXL, transformer_layers_per_block=(0, 1, 2))

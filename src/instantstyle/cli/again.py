@@ -65,6 +65,7 @@ def again(
 
     hush()
     from instantstyle.loading import load, with_presets
+    from instantstyle.methods.specs import drop_unused_fields
     from instantstyle.pipeline import generate
 
     loaded = load(
@@ -78,12 +79,17 @@ def again(
         device=device or held.device,
         dtype=dtype or held.dtype,
     )
+    request, dropped = drop_unused_fields(held.request)
     notes = _changes(held, loaded)
+    if dropped:
+        notes.append(
+            f"the picture remembers {' and '.join(dropped)}, which method {request.method!r} does not use: left out"
+        )
     if model is None and held.presets is not None:
         family = with_presets(loaded.family, held.presets, f"what {picture} remembers of its plans")
         loaded = dataclasses.replace(loaded, family=family)
     with bar(picture.name) as on_step:
-        result = generate(loaded, held.request, progress=lambda at: on_step(at.step, at.steps))
+        result = generate(loaded, request, progress=lambda at: on_step(at.step, at.steps))
     after = result.images[held.index]
     if out is not None:
         new = result.metadata(held.index)

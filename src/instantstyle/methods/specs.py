@@ -279,11 +279,9 @@ def check_fields(spec: MethodSpec, request: Request) -> None:
         name: {each.name for each in METHODS.values() if name in each.request_fields}
         for name in unused_fields(spec, request)
     }
-    for name, default in REFERENCE_FIELDS.items():
-        given = any(getattr(reference, name) not in (default, ()) for reference in request.references)
-        if given and name not in spec.reference_fields:
-            using = {each.name for each in METHODS.values() if name in each.reference_fields}
-            unused[f"{name.replace('_', ' ')} of a reference"] = using
+    for name in _unused_reference_fields(spec, request):
+        using = {each.name for each in METHODS.values() if name in each.reference_fields}
+        unused[_of_reference(name)] = using
     if unused:
         using = set(METHODS).intersection(*unused.values())
         instead = f", or use {_listed(name for name in METHODS if name in using)}" if using else ""
@@ -291,11 +289,43 @@ def check_fields(spec: MethodSpec, request: Request) -> None:
         raise InputError(f"method {spec.name!r} does not use {' and '.join(unused)}: leave {them} out{instead}")
 
 
+def drop_unused_fields(request: Request) -> tuple[Request, list[str]]:
+    """The request without what `check_fields` refuses, and the names of what was left out.
+
+    Version 0.1.0 dropped such fields and remembered them in its pictures.
+    """
+    spec = find_method(request.method)
+    if request.references and not spec.takes_references:
+        return drop_unused_fields(request.model_copy(update={"references": ()}))[0], ["references"]
+    if not request.references:
+        return request, []
+    fields, reference_fields = unused_fields(spec, request), _unused_reference_fields(spec, request)
+    defaults = {name: REFERENCE_FIELDS[name] for name in reference_fields}
+    references = tuple(each.model_copy(update=defaults) for each in request.references)
+    update = {"references": references, **{name: STYLE_FIELDS[name][0] for name in fields}}
+    return request.model_copy(update=update), [*fields, *map(_of_reference, reference_fields)]
+
+
 def unused_fields(spec: MethodSpec, request: Request, used: frozenset[str] | None = None) -> list[str]:
     """The style fields that a request gives and that are not among those used, by default the method's."""
     used = spec.request_fields if used is None else used
     given = [name for name, default in STYLE_FIELDS.items() if getattr(request, name) not in default]
     return [name for name in given if name not in used]
+
+
+def _unused_reference_fields(spec: MethodSpec, request: Request) -> list[str]:
+    unused = {name: default for name, default in REFERENCE_FIELDS.items() if name not in spec.reference_fields}
+    given = {
+        name
+        for name, default in unused.items()
+        for each in request.references
+        if getattr(each, name) not in (default, ())
+    }
+    return [name for name in unused if name in given]
+
+
+def _of_reference(name: str) -> str:
+    return f"{name.replace('_', ' ')} of a reference"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ differ between two calls is an argument; the network keeps nothing.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
@@ -26,8 +25,9 @@ from instantstyle.networks.attention import (
     TransformerLayer,
     plain,
 )
+from instantstyle.networks.layers import MLP, Downsample, ResBlock, Upsample, sinusoidal_embedding
 
-__all__ = ["CrossAttentionKV", "Residuals", "UNet", "UNetHead", "UNetState", "UNetTail", "sinusoidal_embedding"]
+__all__ = ["CrossAttentionKV", "Residuals", "UNet", "UNetHead", "UNetState", "UNetTail"]
 
 Residuals = tuple[Sequence[Tensor], Tensor]
 """A ControlNet's residuals: one tensor for every skip of the down path, and one for the middle block."""
@@ -196,18 +196,14 @@ class UNet(nn.Module):
         residuals: Residuals | None,
     ) -> UNetState:
         c = self.config
-        temb = self.time_embedding(sinusoidal_embedding(time, c.block_out_channels[0]).to(latents.dtype))
+        time_emb = self.time_embedding(sinusoidal_embedding(time, c.block_out_channels[0]).to(latents.dtype))
         if c.pooled_projection_dim is not None:
             if pooled is None or sizes is None:
                 raise InputError("this UNet is conditioned on the pooled text and six sizes: give `pooled` and `sizes`")
-            size_waves = (
-                sinusoidal_embedding(sizes.flatten(), c.addition_time_embed_dim)
-                .reshape(len(sizes), -1)
-                .to(latents.dtype)
-            )
-            temb = temb + self.add_embedding(torch.cat([pooled, size_waves], dim=-1))
+            time_ids = sinusoidal_embedding(sizes.flatten(), c.addition_time_embed_dim).to(latents.dtype)
+            time_emb = time_emb + self.add_embedding(torch.cat([pooled, time_ids.reshape(len(sizes), -1)], dim=-1))
         x = self.conv_in(latents)
-        return UNetState(x, (x,), temb, residuals)
+        return UNetState(x, (x,), time_emb, residuals)
 
     def _stages(self) -> StageIterator:
         for i, block in enumerate(cast("list[Block]", list(self.down_blocks))):
@@ -341,64 +337,3 @@ def _pop_skip(state: UNetState, text: CrossAttentionKV, attend: Attend) -> UNetS
 
 def _with_x(state: UNetState, x: Tensor) -> UNetState:
     return dataclasses.replace(state, x=x)
-
-
-class ResBlock(nn.Module):
-    """Two convolutions with the time embedding added between them, added to what came in."""
-
-    def __init__(self, width_in: int, width_out: int, time_dim: int, groups: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, width_in)
-        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_dim, width_out)
-        self.norm2 = nn.GroupNorm(groups, width_out)
-        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else None
-
-    def forward(
-        self, x: Float[Tensor, "rows width_in height width"], temb: Float[Tensor, "rows time_dim"]
-    ) -> Float[Tensor, "rows width_out height width"]:
-        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
-
-
-class Downsample(nn.Module):
-    """A convolution to half the resolution, rounded up."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Float[Tensor, "rows c height width"]) -> Float[Tensor, "rows c half_height half_width"]:
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """To a higher resolution, by nearest neighbours and a convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "rows c height width"], size: torch.Size) -> Float[Tensor, "rows c _ _"]:
-        return self.conv(F.interpolate(x, size=list(size), mode="nearest"))
-
-
-class MLP(nn.Module):
-    """Two linear layers with a SiLU between."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(width_in, width_out), nn.Linear(width_out, width_out)
-
-    def forward(self, x: Float[Tensor, "rows width_in"]) -> Float[Tensor, "rows width_out"]:
-        return self.linear_2(F.silu(self.linear_1(x)))
-
-
-def sinusoidal_embedding(t: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
-    """Cosines and sines of t at `dim / 2` frequencies from 1 down to 1/10000, in float32."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -23,6 +23,9 @@ from instantstyle.model import Model
 from instantstyle.request import MAX_SIDE, Request, StyleReference
 from instantstyle.sampling.schedulers import default_sampler, find_sampler
 
+DEFAULT_METHOD = Request.model_fields["method"].default
+"""What a request says that says nothing of its method."""
+
 
 def resolve(model: Model, request: Request) -> ResolvedRequest:
     """The request with every default filled in, its plans parsed and its texts as they are to be read.
@@ -129,6 +132,8 @@ def _warnings(model: Model, request: ResolvedRequest, given: Request) -> tuple[s
     if not given.references:
         idle = unused_fields(request.method, given, None if request.is_styled else frozenset())
         warnings += [f"there is no reference, so {' and '.join(idle)} changes nothing"] if idle else []
+        if request.method.name not in (DEFAULT_METHOD, "none") and not request.is_styled:
+            warnings.append(f"method {request.method.name!r} does nothing without a reference: give one")
     if request.method.needs_adapter and request.references and given.subtraction != "paper":
         subtracted = any(reference.content for reference in request.references)
         warnings += [] if subtracted else ["no content of a reference is given, so subtraction changes nothing"]

@@ -81,6 +81,13 @@ class Run:
     controls: tuple[ActiveControl, ...]
     start: InitialState
     latents: Float[Tensor, "count channels height width"]
+    step = 0
+    """Calls of the denoiser that are done."""
+    preparation_step = PreparationStep("preparing", 0, 1)
+    _inputs: DenoiserInputs | None = None
+    _pred_x0: Tensor | None = None
+    _result: Result | None = None
+    _failure: BaseException | None = None
 
     def __init__(self, engine: Steppable, request: Request) -> None:
         """Raises InputError for what does not fit the model or the method; calls no network."""
@@ -89,17 +96,12 @@ class Run:
         self.resolved = resolve(engine.model, request)
         self.scheduler = make_scheduler(engine.model, self.request.sampler)
         set_timesteps(self.scheduler, self.request.sampler, self.request.steps, engine.model.device)
-        self.begin_index, self.step = first_step(self.resolved, self.scheduler), 0
+        self.begin_index = first_step(self.resolved, self.scheduler)
         self.timesteps: list[Tensor] = list(self.scheduler.timesteps)[self.begin_index :]
         self.init_pixels = read_init(self.request.init, self.resolved.size)
         self.generator = torch.Generator("cpu").manual_seed(self.resolved.seed)
-        self.preparation_step = PreparationStep("preparing", 0, 1)
-        self._preparation = self._prepare()
         self._conditionings: dict[bool, Conditioning] = {}
-        self._inputs: DenoiserInputs | None = None
-        self._pred_x0: Tensor | None = None
-        self._result: Result | None = None
-        self._failure: BaseException | None = None
+        self._preparation = self._prepare()
 
     def _prepare(self) -> Preparation[None]:
         """All that calls a network before the first step, in pieces."""

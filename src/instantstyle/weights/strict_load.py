@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from instantstyle.weights.resolve import read_config
 from instantstyle.weights.tensor_files import TensorFile, open_tensors, require_finite
 
 
+@cache
 def count_parameters(config: UNetConfig) -> int:
     """How many numbers a UNet of this layout holds."""
     with torch.device("meta"):

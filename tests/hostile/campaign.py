@@ -80,10 +80,10 @@ def fault(case: Case, outcome: Outcome) -> str | None:
         return f"{outcome.mebibytes:.0f} MiB of memory"
     if case.expected not in ("either", outcome.kind):
         return f"it must be {case.expected} and is {outcome.kind}: {outcome.message[:300]}"
-    return _not_a_sentence(outcome.message) if outcome.kind == "refused" else None
+    return sentence_fault(outcome.message) if outcome.kind == "refused" else None
 
 
-def _not_a_sentence(message: str) -> str | None:
+def sentence_fault(message: str) -> str | None:
     """Why a message does not serve a person."""
     if not 20 <= len(message) <= 1500:
         return f"a message of {len(message):,} characters: {message[:80]!r}"

@@ -11,6 +11,8 @@ import typer
 
 from instantstyle.cli.adapter import adapter
 from instantstyle.cli.again import again
+from instantstyle.cli.batch import EPILOG as BATCH_EXAMPLES
+from instantstyle.cli.batch import batch
 from instantstyle.cli.doctor import doctor
 from instantstyle.cli.evaluate import compare, evaluate, probe
 from instantstyle.cli.generate import generate_command
@@ -35,6 +37,7 @@ app = typer.Typer(
 )
 app.command("generate", cls=RequestCommand)(generate_command)
 app.command()(again)
+app.command(epilog=BATCH_EXAMPLES)(batch)
 app.command()(invert)
 app.command()(doctor)
 app.command()(compare)

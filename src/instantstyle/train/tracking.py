@@ -12,9 +12,9 @@ import importlib
 import importlib.util
 import io
 import os
-import platform
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,109 +34,160 @@ from instantstyle.weights.adapter import Adapter
 
 EvalFn = Callable[[Model], Mapping[str, float]]
 """What a model with the adapter in it scores, by the names of the measures."""
+Scalar = tuple[int, str, float]
+"""Step, name, value."""
 _FIELDS: Sequence[str] = ("step", "loss", "grad_norm", "lr")
 
 
 class MetricsLog:
-    """`losses.csv`, and a file for TensorBoard where that is installed; rows after `first` are written anew.
+    """`losses.csv` and `scores.csv`, and TensorBoard's event files where it is installed.
 
-    A full disk stops no training: what cannot be written is kept, and written as soon as there is room again.
+    Rows after step `start` are dropped, which the resumed run writes anew.  A full disk stops no training: what cannot
+    be written is kept, and written as soon as there is room again.
     """
 
-    def __init__(self, folder: Path, first: int) -> None:
+    def __init__(self, folder: Path, start: int) -> None:
         self.file, self._scores = folder / "losses.csv", folder / "scores.csv"
-        self._held: dict[Path, bytes] = {}
-        with atomic_write(self.file) as partial, partial.open("w", newline="") as out:
-            writer = csv.writer(out)
-            writer.writerow(_FIELDS)
-            writer.writerows(
-                [row[name] for name in _FIELDS] for row in read_metrics(self.file) if int(row["step"]) <= first
-            )
+        self._unwritten: dict[Path, bytes] = {}
+        _write_table(self.file, [_FIELDS, *([row[name] for name in _FIELDS] for row in _until(self.file, start))])
         if self._scores.exists():
-            with self._scores.open(newline="") as read:
-                heads, *kept = [row for row in csv.reader(read) if row] or [["step"]]
-            with atomic_write(self._scores) as partial, partial.open("w", newline="") as out:
-                there = [row for row in kept if len(row) == len(heads) and int(row[0]) <= first]
-                csv.writer(out).writerows([heads, *there])
-        self._board: Path | None = None
-        if importlib.util.find_spec("tensorboard") is not None:
-            named = f"events.out.tfevents.{int(time.time()):010}.{platform.node()}.{os.getpid()}"
-            self._board = folder / "tensorboard" / named
-            self._append(self._board, _begun(first + 1))
+            with self._scores.open(newline="") as file:
+                header, *rows = [row for row in csv.reader(file) if row] or [["step"]]
+            complete = [row for row in rows if len(row) == len(header) and int(row[0]) <= start]
+            _write_table(self._scores, [header, *complete])
+        has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+        self._board = TensorBoardLog(folder / "tensorboard", start + 1) if has_tensorboard else None
 
-    def log(self, at: TrainingProgress) -> None:
-        """Write the newest steps, each with what floats need to be read back as they are."""
-        self._append(
-            self.file, _lines([(row.step, repr(row.loss), repr(row.grad_norm), repr(row.lr)) for row in at.rows])
-        )
+    def log(self, progress: TrainingProgress) -> None:
+        """Write the newest steps; floats in full, so that they are read back as they are."""
+        rows = progress.rows
+        self._append(self.file, _csv([(row.step, repr(row.loss), repr(row.grad_norm), repr(row.lr)) for row in rows]))
         if self._board is not None:
-            of_steps = [
-                _scalars(row.step, {name: getattr(row, name) for name in ("loss", "grad_norm", "lr")})
-                for row in at.rows
-            ]
-            self._append(self._board, b"".join([*of_steps, _scalars(at.step, {"samples a second": at.speed})]))
+            values = [(row.step, name, getattr(row, name)) for row in rows for name in ("loss", "grad_norm", "lr")]
+            self._board.add([*values, (progress.step, "samples a second", progress.speed)])
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Write what the referee says."""
-        new = not self._scores.exists() and self._scores not in self._held
-        said = [step, *(f"{value:.4f}" for value in scores.values())]
-        self._append(self._scores, _lines([["step", *scores], said] if new else [said]))
+        """Write the scores of a step."""
+        new = not self._scores.exists() and self._scores not in self._unwritten
+        row = [step, *(f"{value:.4f}" for value in scores.values())]
+        self._append(self._scores, _csv([["step", *scores], row] if new else [row]))
         if self._board is not None:
-            self._append(self._board, _scalars(step, {f"scores/{name}": value for name, value in scores.items()}))
+            self._board.add([(step, f"scores/{name}", value) for name, value in scores.items()])
 
     def close(self) -> None:
-        """No more is to come."""
-        for file in list(self._held):
+        """Try once more to write what is kept, and close the files."""
+        for file in list(self._unwritten):
             self._append(file, b"")
+        if self._board is not None:
+            self._board.close()
 
     def _append(self, file: Path, new: bytes) -> None:
-        held = self._held.get(file, b"") + new
-        if not held:
+        content = self._unwritten.get(file, b"") + new
+        if not content:
             return
         size = file.stat().st_size if file.exists() else 0
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("ab") as out:
-                out.write(held)
-        except OSError as refused:
-            if file not in self._held:
-                print(f"warning: {file} waits for room: {refused.strerror}", file=sys.stderr, flush=True)
-            self._held[file] = held
+                out.write(content)
+        except OSError as error:
+            if file not in self._unwritten:
+                _warn_full(file, error)
+            self._unwritten[file] = content
             if file.exists():
                 os.truncate(file, size)  # no half of a row is to stay
         else:
-            self._held.pop(file, None)
+            self._unwritten.pop(file, None)
 
 
-def _lines(new: Sequence[Sequence[object]]) -> bytes:
+class TensorBoardLog:
+    """Scalars by torch's SummaryWriter, whose background thread may fail without a traceback.
+
+    The thread ends when the disk is full, and leaves the event file as it is.  A later value opens a new writer, which
+    purges the steps that were not written and writes them anew.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """`first_step` is the first to be logged; what earlier event files hold of it and later steps is purged."""
+        self.folder = folder
+        self._first_step = first_step
+        self._written: list[Scalar] = []
+        """Those of the newest step: a new writer purges whole steps."""
+        self._unwritten: list[Scalar] = []
+        self._writer: Any = None
+        self._full, self._opened = False, 0
+        self._previous_hook, self._hook = threading.excepthook, self._on_thread_error
+        threading.excepthook = self._hook
+        self.add([])
+
+    def add(self, scalars: Sequence[Scalar]) -> None:
+        """Write values, in the order of their steps; or keep them while the disk is full, which is said once."""
+        self._unwritten += scalars
+        try:
+            if self._writer is None:
+                lost = [*self._written, *self._unwritten]
+                self._writer = self._open(min([step for step, _, _ in lost], default=self._first_step))
+                self._written, self._unwritten = [], lost
+            for step, name, value in self._unwritten:
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        except OSError as error:
+            self._writer = None
+            if not self._full:
+                _warn_full(self.folder, error)
+            self._full = True
+            return
+        if self._unwritten:
+            newest = max(step for step, _, _ in self._unwritten)
+            self._written = [each for each in (*self._written, *self._unwritten) if each[0] == newest]
+        self._unwritten, self._full = [], False
+
+    def close(self) -> None:
+        """Write what is kept, if there is room now, and end the writer."""
+        self.add([])
+        if self._writer is not None:
+            self._writer.close()
+        if threading.excepthook is self._hook:
+            threading.excepthook = self._previous_hook
+
+    def _open(self, purge_step: int) -> Any:
+        while int(time.time()) <= self._opened:  # event files are read in the order of the seconds in their names
+            time.sleep(0.05)
+        make: Any = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        before = set(self.folder.glob("*"))
+        try:
+            writer = make(str(self.folder), purge_step=purge_step)
+        except OSError:
+            for file in set(self.folder.glob("*")) - before:  # it has no header
+                file.unlink(missing_ok=True)
+            raise
+        self._opened = int(time.time())
+        return writer
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """The writer raises its thread's OSError in `add` as well, where it is dealt with."""
+        of_tensorboard = type(error.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and isinstance(error.exc_value, OSError)):
+            self._previous_hook(error)
+
+
+def _warn_full(path: Path, error: OSError) -> None:
+    print(f"warning: {path} waits for room: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(new)
+    csv.writer(text).writerows(rows)
     return text.getvalue().encode()
 
 
-def _begun(step: int) -> bytes:
-    """The head of a TensorBoard file: what earlier files say of this step and those after it holds no longer."""
-    log: Any = importlib.import_module("tensorboard.compat.proto.event_pb2").SessionLog
-    return _record(file_version="brain.Event:2") + _record(step=step, session_log=log(status=log.START))
+def _write_table(file: Path, rows: Sequence[Sequence[object]]) -> None:
+    with atomic_write(file) as partial:
+        partial.write_bytes(_csv(rows))
 
 
-def _scalars(step: int, values: Mapping[str, float]) -> bytes:
-    """Values at a step, as TensorBoard reads them."""
-    summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
-    each = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-    return _record(step=step, summary=summary(value=each))
-
-
-def _record(**fields: Any) -> bytes:
-    """An event as a TFRecord.
-
-    torch's `SummaryWriter` writes from a thread of its own, which on a full disk ends with a traceback on stderr.
-    """
-    event: Any = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
-    writer: Any = importlib.import_module("tensorboard.summary.writer.record_writer").RecordWriter
-    out = io.BytesIO()
-    writer(out).write(event(wall_time=time.time(), **fields).SerializeToString())
-    return out.getvalue()
+def _until(file: Path, step: int) -> list[dict[str, str]]:
+    return [row for row in read_metrics(file) if int(row["step"]) <= step]
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ def test_a_network_that_knows_v_is_judged_by_the_true_latents(early: float) -> N
         seen.update(taken=taken, time=time)
         return torch.tensor(5.0)
 
-    loss = diffusion_loss(perfect, latents, np.random.default_rng(1), early=early, judge=judge)
+    loss = diffusion_loss(perfect, latents, np.random.default_rng(1), timestep_power=early, x0_loss=judge)
     assert float(loss) == pytest.approx(5.0, abs=1e-4)
     torch.testing.assert_close(seen["time"], given["time"])
     torch.testing.assert_close(seen["taken"], latents, atol=2e-3, rtol=0)

@@ -36,7 +36,7 @@ from instantstyle.train.emoji.staged.export import assemble
 from instantstyle.train.emoji.staged.measures import edge_sharpness
 from instantstyle.train.emoji.staged.reach import caption_worth, text_reach
 from instantstyle.train.emoji.staged.sampling import joined, sample, split, trailing
-from instantstyle.train.emoji.unet import make_unet, time_ids
+from instantstyle.train.emoji.unet import make_unet, square_time_ids
 
 _LOOK = StyleTransform("plain", (250, 250, 250), (10, 10, 10), (200, 20, 20), 0.5, 1)
 
@@ -120,7 +120,9 @@ def test_without_the_middle_levels_skips_the_lowest_level_has_the_word() -> None
     unet = UNet(EMOJI.unet)
     first, rest = unet.split_at("up.0.0")
     text = unet.precompute_kv(torch.zeros(2, 24, 192))
-    state = first(torch.randn(2, 32, 8, 8), torch.tensor([500.0, 500.0]), text, torch.zeros(2, 192), time_ids(2, 64))
+    state = first(
+        torch.randn(2, 32, 8, 8), torch.tensor([500.0, 500.0]), text, torch.zeros(2, 192), square_time_ids(2, 64)
+    )
     cut = base.without_middle_skips(state, torch.tensor([1.0, 0.0]))
     assert [bool(skip[1].any()) for skip in cut.skips] == [not 3 <= i < 6 for i in range(8)]
     assert torch.allclose(rest(cut, text)[0], rest(state, text)[0], atol=1e-5)
@@ -263,7 +265,7 @@ def test_a_student_learns_with_and_without_a_reference(data: TrainingData, tmp_p
 
 
 def test_sizes_tell_how_large_to_draw() -> None:
-    assert time_ids(1, 128).tolist() == [[128, 128, 0, 0, 128, 128]]
+    assert square_time_ids(1, 128).tolist() == [[128, 128, 0, 0, 128, 128]]
 
 
 def test_what_is_trained_so_far_is_a_model_that_loads(tmp_path: Path) -> None:

@@ -118,11 +118,13 @@ def train_adapter_command(
     from instantstyle.cli.progress import hush
 
     hush()
-    from instantstyle.train.adapter_run import AdapterTrainingJob, bfloat16_pays, train_adapter_job
+    from instantstyle.train.adapter_run import AdapterTrainingJob, train_adapter_job
     from instantstyle.train.data.feature_cache import FeatureConfig
     from instantstyle.train.objective import LossConfig
     from instantstyle.train.trainer import TrainingConfig
+    from instantstyle.utils.device import bf16_is_fast, pick_device
 
+    on_gpu = pick_device(device).type != "cpu"
     training = TrainingConfig(
         steps=steps,
         batch=batch,
@@ -133,7 +135,7 @@ def train_adapter_command(
         weight_decay=weight_decay,
         clip=clip,
         ema_decay=average,
-        bf16=bfloat16_pays(device) if precision == "auto" else precision == "bfloat16",
+        bf16=on_gpu and bf16_is_fast(device) if precision == "auto" else precision == "bfloat16",
         save_seconds=save_seconds,
         log_every=log_every,
     )

@@ -30,6 +30,8 @@ from instantstyle.errors import InstantStyleError
 from instantstyle.families import LoRATraining
 from instantstyle.model import Model
 from instantstyle.networks.attention import CrossAttentionKV, plain
+from instantstyle.networks.denoiser import make_time_ids
+from instantstyle.networks.prediction import prediction_target
 from instantstyle.networks.unet import UNet
 from instantstyle.optimisation import optimise
 from instantstyle.utils.atomic_files import atomic_write
@@ -166,10 +168,9 @@ def _loss(
         context = said.prompt_embeds.expand(fitting.batch, -1, -1)
         pooled = None if said.pooled_prompt_embeds is None else said.pooled_prompt_embeds.expand(fitting.batch, -1)
         text = model.unet.precompute_kv(context)
-    sizes = torch.tensor([[height, width, 0, 0, height, width]], device=model.device, dtype=torch.float32)
-    sizes = None if pooled is None else sizes.expand(fitting.batch, 6)
+    time_ids = None if pooled is None else make_time_ids((width, height), fitting.batch, model.device)
     scheduler = importlib.import_module("diffusers").DDIMScheduler.from_config(dict(model.scheduler_config))
-    alphas, kind = scheduler.alphas_cumprod.to(model.device), scheduler.config.prediction_type
+    alphas_cumprod, kind = scheduler.alphas_cumprod.to(model.device), scheduler.config.prediction_type
     crossed = [site for site in net.config.sites if site.kind == "cross" and plan.scale(site)]
     spoken = {site.module for site in net.config.sites if plan.scale(site)}
     upstream, rest = net.split_at(next(module for module in net.config.modules if module in spoken))
@@ -177,22 +178,16 @@ def _loss(
     def loss(step: int) -> Tensor:
         make = torch.Generator().manual_seed(seed * 1_000_003 + step)
         which = torch.randint(len(latents), (fitting.batch,), generator=make)
-        time = torch.randint(len(alphas), (fitting.batch,), generator=make).to(model.device)
+        time = torch.randint(len(alphas_cumprod), (fitting.batch,), generator=make).to(model.device)
         clean = latents[which.to(latents.device)]
         noise = torch.randn(clean.shape, generator=make).to(clean)
-        kept = alphas[time].clamp(0, 1)[:, None, None, None]
-        noised = (kept.sqrt() * clean + (1 - kept).sqrt() * noise).to(model.dtype)
+        alpha_squared = alphas_cumprod[time].clamp(0, 1)[:, None, None, None]
+        alpha, sigma = alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
+        noised = (alpha * clean + sigma * noise).to(model.dtype)
         with torch.no_grad():
-            state = upstream(noised, time.float(), text, pooled, sizes)
+            state = upstream(noised, time.float(), text, pooled, time_ids)
         prediction = rest(state, _with_read(net, text, crossed, context), attend=plain).float()
-        match kind:
-            case "v_prediction":
-                target = kept.sqrt() * noise - (1 - kept).sqrt() * clean
-            case "sample":
-                target = clean
-            case _:
-                target = noise
-        return F.mse_loss(prediction, target)
+        return F.mse_loss(prediction, prediction_target(clean, noise, alpha, sigma, kind))
 
     return loss
 

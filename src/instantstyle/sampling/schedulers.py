@@ -10,7 +10,7 @@ from torch import Tensor
 
 from instantstyle.errors import InputError, WeightsError, abbreviate, did_you_mean
 from instantstyle.model import Model
-from instantstyle.networks.prediction import predict_x0_eps
+from instantstyle.networks.prediction import PREDICTION_TYPES, predict_x0_eps
 
 SAMPLERS: Mapping[str, str] = {
     "ddim": "DDIMScheduler",
@@ -24,8 +24,6 @@ SAMPLERS: Mapping[str, str] = {
     "dmd2": "LCMScheduler",
 }
 """Names of samplers, and diffusers' classes for them."""
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-"""What a UNet may have been trained to predict, in diffusers' words."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ddim-trailing": {"timestep_spacing": "trailing"},
     "euler-trailing": {"timestep_spacing": "trailing"},

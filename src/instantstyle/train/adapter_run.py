@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from PIL import Image
 
@@ -183,11 +182,6 @@ def throughput_line(pictures: int, size: int, seconds: float) -> str:
         f"{pictures / max(seconds, 1e-9):,.1f} pictures a second; a million of them: {hours:,.1f} hours at this pace, "
         f"{size / each / 1e3:,.1f} GB"
     )
-
-
-def bfloat16_pays(device: str) -> bool:
-    """Whether training on this device is faster in bfloat16 without being worse."""
-    return device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def summary(manifest: Mapping[str, Any], folder: Path) -> str:

@@ -22,6 +22,7 @@ from instantstyle.errors import InputError
 from instantstyle.methods.instantstyle import add_image_prompt
 from instantstyle.model import Model
 from instantstyle.networks.attention import KeyValue, plain
+from instantstyle.networks.prediction import prediction_target
 from instantstyle.train.adapter import TrainableAdapter, unit_prompt
 from instantstyle.train.data.dataset import Batch, BatchSampler, FeatureDataset, Prefetcher
 from instantstyle.train.trainer import MicroBatch
@@ -77,10 +78,10 @@ class NoiseSchedule:
         time: Tensor,
     ) -> tuple[Float[Tensor, "rows channels height width"], Float[Tensor, "rows channels height width"]]:
         """The latents at these times, and what the network is to say of them."""
-        kept = self.alphas_cumprod.to(latents.device)[time][:, None, None, None]
-        signal, spread = kept.sqrt(), (1 - kept).sqrt()
-        target = noise if self.prediction_type == "epsilon" else signal * noise - spread * latents
-        return signal * latents + spread * noise, target
+        alpha_squared = self.alphas_cumprod.to(latents.device)[time][:, None, None, None]
+        alpha, sigma = alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
+        target = prediction_target(latents, noise, alpha, sigma, self.prediction_type)
+        return alpha * latents + sigma * noise, target
 
     def min_snr_weight(self, time: Tensor, gamma: float) -> Float[Tensor, " rows"]:
         """What the squared error of a row counts: min-SNR's weight of x0's error, in terms of the prediction's."""

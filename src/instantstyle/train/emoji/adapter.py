@@ -19,7 +19,7 @@ from instantstyle.networks.unet import UNet
 from instantstyle.train.adapter import TrainableAdapter
 from instantstyle.train.emoji.dataset import TrainingSet
 from instantstyle.train.emoji.training import device, train_stage
-from instantstyle.train.emoji.unet import diffusion_loss, time_ids
+from instantstyle.train.emoji.unet import diffusion_loss, square_time_ids
 from instantstyle.weights.adapter import Adapter
 
 Reference = Literal["same", "paired"]
@@ -55,7 +55,9 @@ def train_adapter(
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             with torch.no_grad():
-                state = first(noised, time.float(), unet.precompute_kv(context), pooled, time_ids(batch, corpus.side))
+                state = first(
+                    noised, time.float(), unet.precompute_kv(context), pooled, square_time_ids(batch, corpus.side)
+                )
             return rest(state, unet.precompute_kv(context), attend=attend)
 
         return diffusion_loss(predict, corpus.latents[rows], rng)

@@ -28,7 +28,7 @@ from instantstyle.networks.unet import Residuals, UNet
 from instantstyle.train.emoji.dataset import TrainingSet
 from instantstyle.train.emoji.export import diffusers_unet
 from instantstyle.train.emoji.training import device, train_stage
-from instantstyle.train.emoji.unet import diffusion_loss, time_ids
+from instantstyle.train.emoji.unet import diffusion_loss, square_time_ids
 
 CONDITIONING_CHANNELS = (16, 32, 64, 96)
 """Widths in which the edges are read, from 64 x 64 pixels to the latents' 8 x 8; diffusers' own are for larger nets."""
@@ -75,15 +75,20 @@ def control_loss(
     rows = corpus.rows(batch, rng)
     context, pooled = corpus.captions(rows, _STYLED, _DROPPED, rng)
     pictures = np.stack([augment(np.ascontiguousarray(corpus.bank.pictures[row]), rng) for row in rows])
-    picture, added = edges(pictures), {"text_embeds": pooled, "time_ids": time_ids(batch, corpus.side)}
+    picture, added = edges(pictures), {"text_embeds": pooled, "time_ids": square_time_ids(batch, corpus.side)}
 
     def predict(noised: Tensor, time: Tensor) -> Tensor:
         said: Residuals = net(noised, time.float(), context, picture, added_cond_kwargs=added, return_dict=False)
         return unet(
-            noised, time.float(), unet.precompute_kv(context), pooled, time_ids(batch, corpus.side), residuals=said
+            noised,
+            time.float(),
+            unet.precompute_kv(context),
+            pooled,
+            square_time_ids(batch, corpus.side),
+            residuals=said,
         )
 
-    return diffusion_loss(predict, encode(pictures), rng, early=0.6)
+    return diffusion_loss(predict, encode(pictures), rng, timestep_power=0.6)
 
 
 def train_control(

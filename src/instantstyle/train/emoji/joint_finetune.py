@@ -19,7 +19,7 @@ from instantstyle.train.adapter import TrainableAdapter
 from instantstyle.train.emoji.dataset import TrainingSet
 from instantstyle.train.emoji.style_classifier import StyleLoss
 from instantstyle.train.emoji.training import device, train_stage
-from instantstyle.train.emoji.unet import diffusion_loss, time_ids
+from instantstyle.train.emoji.unet import diffusion_loss, square_time_ids
 
 _REFERENCE, _BLANK = 0.85, 0.05
 """Shares of rows with a reference and with a blank one (guidance's other side); the rest have none."""
@@ -67,15 +67,20 @@ def train_joint(
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
             return unet(
-                noised, time.float(), unet.precompute_kv(context), pooled, time_ids(batch, corpus.side), attend=attend
+                noised,
+                time.float(),
+                unet.precompute_kv(context),
+                pooled,
+                square_time_ids(batch, corpus.side),
+                attend=attend,
             )
 
-        def judge(latents: Tensor, time: Tensor) -> Tensor:
+        def style_loss(latents: Tensor, time: Tensor) -> Tensor:
             assert looks is not None
             looked_at = ((shown > 0) & (time < _LOOKED_AT)).nonzero().flatten()
             return _LOOK * looks.loss(latents[looked_at], rows[looked_at.cpu().numpy()])
 
-        return diffusion_loss(predict, corpus.latents[rows], rng, cap=10.0, judge=judge if looks else None)
+        return diffusion_loss(predict, corpus.latents[rows], rng, snr_cap=10.0, x0_loss=style_loss if looks else None)
 
     return train_stage(
         "joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.9985, muon_lr=3e-3

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from instantstyle.families import EMOJI
+from instantstyle.networks.denoiser import make_time_ids
+from instantstyle.networks.prediction import predict_x0_eps, prediction_target
 from instantstyle.networks.unet import UNet
 from instantstyle.train.emoji.dataset import TrainingSet
 from instantstyle.train.emoji.mixed_precision import autocast_bf16
@@ -36,50 +38,52 @@ SCHEDULE = {
 """The scheduler the model is trained for and shipped with (DDIM)."""
 
 
-def time_ids(rows: int, side: int) -> Float[Tensor, "rows 6"]:
-    """SDXL's size conditioning of square pictures: original size, crop corner, target size, each (height, width)."""
-    return torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32, device=device()).expand(rows, 6)
+def square_time_ids(rows: int, side: int) -> Float[Tensor, "rows 6"]:
+    """SDXL's size conditioning of pictures of side x side pixels, on the training device."""
+    return make_time_ids((side, side), rows, device())
 
 
 def diffusion_loss(
     predict: Callable[[Tensor, Tensor], Tensor],
     latents: Float[Tensor, "n c h w"],
     rng: np.random.Generator,
-    early: float = 1.0,
-    cap: float = 5.0,
-    judge: Callable[[Tensor, Tensor], Tensor] | None = None,
+    timestep_power: float = 1.0,
+    snr_cap: float = 5.0,
+    x0_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Mean squared error of v, weighted so that no time counts much more than others.
+    """Mean squared error of v, weighted so that no timestep dominates.
 
-    (min(snr, cap) + 1) / (snr + 1): after min-SNR (Hang et al., arXiv 2303.09556, section 3.4) with gamma = cap + 1.
-    Times are spread evenly and raised to the power `early`: below 1, more of them are noisy ones, where a picture's
-    broad colours are settled (an even ground shows through noise almost at once, so late times teach nothing of it);
-    above 1, more of them are late ones, where texture is.  The network runs in mixed precision.
+    (min(snr, snr_cap) + 1) / (snr + 1): min-SNR (Hang et al., arXiv 2303.09556, section 3.4) with gamma = snr_cap + 1.
+    Timesteps are spread evenly over [0, 1), raised to `timestep_power` and scaled to 1000: below 1 there are more noisy
+    ones, at which broad colours are determined (a uniform background is visible through noise almost at once, so steps
+    of little noise teach nothing of it); above 1 there are more of little noise, at which texture is determined.
+    `predict` gives v of noisy latents at timesteps, and runs in mixed precision.
 
-    `judge` adds a loss of its own to it, of the latents as the network takes them to be, and of the times.
+    `x0_loss` is added to it: a loss of the predicted x0 and the timesteps.
     """
     at = device()
-    alphas, latents = _alphas().to(at), latents.to(at).float()
-    share = ((np.arange(len(latents)) + rng.random()) / len(latents)) ** early
-    time = torch.from_numpy((share * 1000).astype(np.int64)).to(at)
-    kept = alphas[time].clamp(0, 1)
+    alphas_cumprod, latents = _alphas_cumprod().to(at), latents.to(at).float()
+    share = ((np.arange(len(latents)) + rng.random()) / len(latents)) ** timestep_power
+    timesteps = torch.from_numpy((share * 1000).astype(np.int64)).to(at)
+    alpha_squared = alphas_cumprod[timesteps].clamp(0, 1)
     generator = torch.Generator(at).manual_seed(int(rng.integers(2**62)))
     noise = torch.randn(latents.shape, generator=generator, device=at)
-    signal, spread = kept.sqrt()[:, None, None, None], (1 - kept).sqrt()[:, None, None, None]
-    target = signal * noise - spread * latents
+    alpha, sigma = (x.sqrt()[:, None, None, None] for x in (alpha_squared, 1 - alpha_squared))
+    noisy = alpha * latents + sigma * noise
+    target = prediction_target(latents, noise, alpha, sigma, "v_prediction")
     with autocast_bf16(at):
-        predicted = predict(signal * latents + spread * noise, time)
+        predicted = predict(noisy, timesteps)
     predicted = predicted.float()
     error = (predicted - target).square().mean(dim=(1, 2, 3))
-    snr = kept / (1 - kept).clamp_min(1e-6)
-    mean = (error * (snr.clamp(max=cap) + 1) / (snr + 1)).mean()
-    if judge is None:
+    snr = alpha_squared / (1 - alpha_squared).clamp_min(1e-6)
+    mean = (error * (snr.clamp(max=snr_cap) + 1) / (snr + 1)).mean()
+    if x0_loss is None:
         return mean
-    return mean + judge(signal * (signal * latents + spread * noise) - spread * predicted, time)
+    return mean + x0_loss(predict_x0_eps(predicted, noisy, alpha, sigma, "v_prediction")[0], timesteps)
 
 
 @cache
-def _alphas() -> Tensor:
+def _alphas_cumprod() -> Tensor:
     return cast("Any", DDIMScheduler.from_config(SCHEDULE)).alphas_cumprod
 
 
@@ -93,7 +97,7 @@ def train_unet(folder: Path, corpus: TrainingSet, steps: int, batch: int = 64, l
         context, pooled = corpus.captions(rows, styled=0.35, dropped=0.1, rng=rng)
 
         def predict(noised: Tensor, time: Tensor) -> Tensor:
-            return net(noised, time.float(), net.precompute_kv(context), pooled, time_ids(batch, corpus.side))
+            return net(noised, time.float(), net.precompute_kv(context), pooled, square_time_ids(batch, corpus.side))
 
         return diffusion_loss(predict, corpus.latents[rows], rng)
 

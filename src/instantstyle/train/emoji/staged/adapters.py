@@ -24,7 +24,7 @@ from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import ADAPTER_SHARES
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
 from instantstyle.train.emoji.training import device, train_stage
-from instantstyle.train.emoji.unet import diffusion_loss, time_ids
+from instantstyle.train.emoji.unet import diffusion_loss, square_time_ids
 from instantstyle.weights.adapter import Adapter
 
 ALL = BlockPlan({"all": 1.0})
@@ -103,10 +103,10 @@ def train_adapter(
         def predict(noised: Tensor, at: Tensor) -> Tensor:
             with torch.no_grad():
                 text = unet.precompute_kv(context)
-                state = first(noised, at.float(), text, pooled, time_ids(len(rows), side))
+                state = first(noised, at.float(), text, pooled, square_time_ids(len(rows), side))
             return rest(state, text, attend=attend)
 
-        return diffusion_loss(predict, data.latents[side][torch.from_numpy(rows)], rng, cap=10.0)
+        return diffusion_loss(predict, data.latents[side][torch.from_numpy(rows)], rng, snr_cap=10.0)
 
     name = setting.name
     batch = round(BATCH[LARGE] * LARGE_SHARE + BATCH[SIDE] * (1 - LARGE_SHARE))

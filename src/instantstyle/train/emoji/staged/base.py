@@ -25,7 +25,7 @@ from instantstyle.train.emoji.image_bank import SIDE
 from instantstyle.train.emoji.staged.captions import FIRST_SHARES, SHARES, Column
 from instantstyle.train.emoji.staged.data import LARGE, SHIPPED, TrainingData
 from instantstyle.train.emoji.training import device, train_stage
-from instantstyle.train.emoji.unet import diffusion_loss, make_unet, time_ids
+from instantstyle.train.emoji.unet import diffusion_loss, make_unet, square_time_ids
 
 STAGE = "base"
 RATE, MUON_RATE = 1e-3, 1e-2
@@ -184,13 +184,13 @@ def train_base(
 
         def predict(noised: Tensor, at: Tensor) -> Tensor:
             text = unet.precompute_kv(context)
-            state = first(noised, at.float(), text, pooled, time_ids(len(rows), side))
+            state = first(noised, at.float(), text, pooled, square_time_ids(len(rows), side))
             if dropped_skips:
                 state = without_middle_skips(state, heard)
             return rest(state, text)
 
         latents = data.latents[side][torch.from_numpy(rows)]
-        return diffusion_loss(predict, latents, rng, early=EARLY, cap=10.0)
+        return diffusion_loss(predict, latents, rng, timestep_power=EARLY, snr_cap=10.0)
 
     return train_stage(
         STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH[SIDE], ema_decay=DECAY, muon_lr=MUON_RATE

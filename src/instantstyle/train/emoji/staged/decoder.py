@@ -27,7 +27,7 @@ from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
 from instantstyle.train.emoji.staged.sampling import joined, split
 from instantstyle.train.emoji.training import device, train_stage
-from instantstyle.train.emoji.unet import time_ids
+from instantstyle.train.emoji.unet import square_time_ids
 from instantstyle.train.emoji.vae import to_tensor
 
 STAGE = "decoder"
@@ -105,7 +105,7 @@ def one_prediction(unet: UNet, data: TrainingData) -> Callable[[np.ndarray, np.r
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
         noisy = joined(latents, noise, time)
         with autocast_bf16(device()):
-            v = unet(noisy, time.float(), unet.precompute_kv(context), pooled, time_ids(len(rows), LARGE))
+            v = unet(noisy, time.float(), unet.precompute_kv(context), pooled, square_time_ids(len(rows), LARGE))
         return split(noisy, v.float(), time)[0]
 
     return predicted

@@ -26,7 +26,7 @@ from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
 from instantstyle.train.emoji.staged.sampling import Predict, guided, joined, split, trailing
 from instantstyle.train.emoji.training import device, train_stage
-from instantstyle.train.emoji.unet import time_ids
+from instantstyle.train.emoji.unet import square_time_ids
 
 STAGE = "distillation"
 EVALUATIONS = 4
@@ -127,7 +127,7 @@ def train_student(
             heard = {"attend": adapter.attend(seen), "empty_attend": adapter.attend(torch.zeros_like(seen))}
 
         def alone(network: UNet) -> Callable[[Tensor, Tensor], Tensor]:
-            read, size = network.precompute_kv(text[0]), time_ids(BATCH, LARGE)
+            read, size = network.precompute_kv(text[0]), square_time_ids(BATCH, LARGE)
             attend = heard.get("attend", plain)
 
             def predict(noisy: Tensor, at: Tensor) -> Tensor:

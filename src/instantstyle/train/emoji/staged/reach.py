@@ -13,7 +13,7 @@ from instantstyle.networks.unet import UNet
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import TrainingData
 from instantstyle.train.emoji.staged.sampling import alphas_at, joined
-from instantstyle.train.emoji.unet import time_ids
+from instantstyle.train.emoji.unet import square_time_ids
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def text_reach(
     latents = data.latents[side][torch.from_numpy(rows)].float()
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
     at = torch.full((count,), time)
-    noisy, size = joined(latents, noise, at), time_ids(count, side)
+    noisy, size = joined(latents, noise, at), square_time_ids(count, side)
     context, pooled = data.captions.of(rows, np.full(count, int(Column.THING)))
     own, other = unet.precompute_kv(context), unet.precompute_kv(context.roll(1, 0))
 
@@ -67,7 +67,9 @@ def caption_worth(
     context, pooled = data.captions.of(rows, np.full(count, int(Column.THING)))
 
     def error(context: Tensor, pooled: Tensor) -> float:
-        v = unet(joined(latents, noise, at), at.float(), unet.precompute_kv(context), pooled, time_ids(count, side))
+        v = unet(
+            joined(latents, noise, at), at.float(), unet.precompute_kv(context), pooled, square_time_ids(count, side)
+        )
         return float((v - target).square().mean())
 
     own = error(context, pooled)

@@ -25,7 +25,7 @@ from instantstyle.networks.unet import UNet
 from instantstyle.train.emoji.dataset import Text
 from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.emoji.training import device
-from instantstyle.train.emoji.unet import SCHEDULE, time_ids
+from instantstyle.train.emoji.unet import SCHEDULE, square_time_ids
 
 ALPHAS: Float[Tensor, " 1000"] = cast("Any", DDIMScheduler.from_config(SCHEDULE)).alphas_cumprod
 """The schedule's signal shares by time; 0 at the last time."""
@@ -92,7 +92,7 @@ def guided(
     read, nothing = unet.precompute_kv(text[0]), unet.precompute_kv(empty[0])
 
     def predict(noisy: Tensor, time: Tensor) -> Tensor:
-        size = time_ids(len(noisy), side)
+        size = square_time_ids(len(noisy), side)
         with autocast_bf16(noisy.device):
             told = unet(noisy, time.float(), read, text[1], size, attend=attend).float()
             if guidance == 1:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+import tiny_transformers
 from instantstyle.loading import load
 from instantstyle.model import Model
 
@@ -82,12 +83,48 @@ def sd15(folder: Path, *, seed: int = 0) -> Path:
     return _finish(folder, "StableDiffusionPipeline", 24, 32, zeros=None)
 
 
+def flux(folder: Path, *, seed: int = 0, guidance_embeds: bool = True) -> Path:
+    """Flux' layout in small: CLIP and T5, two blocks of each kind, a schedule shifted by the picture's size."""
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    _texts(folder, (20, None), length=77)
+    _t5(folder, 24, "_2")
+    config = {"in_channels": 64, "pooled_projection_dim": 20, "guidance_embeds": guidance_embeds}
+    tiny_transformers.flux(**config).save_pretrained(folder / "transformer")
+    _flow_vae(folder)
+    shifts: dict[str, Any] = {"use_dynamic_shifting": True, "shift": 3.0} if guidance_embeds else {"shift": 1.0}
+    diffusers.FlowMatchEulerDiscreteScheduler(**shifts).save_pretrained(folder / "scheduler")
+    parts = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+    parts |= {"text_encoder_2": "T5EncoderModel", "tokenizer_2": "T5Tokenizer"}
+    return _index(folder, "FluxPipeline", "FluxTransformer2DModel", parts)
+
+
+def sd35(folder: Path, *, seed: int = 0) -> Path:
+    """SD3.5 medium's layout in small: two CLIPs and T5, a second attention in the first block, a fixed shift."""
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    _texts(folder, (16, 8), (16, 12), length=77)
+    _t5(folder, 40, "_3")
+    config = {"in_channels": 16, "out_channels": 16, "joint_attention_dim": 40, "pooled_projection_dim": 20}
+    tiny_transformers.sd3(**config).save_pretrained(folder / "transformer")
+    _flow_vae(folder)
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    parts = {f"text_encoder{each}": "CLIPTextModelWithProjection" for each in ("", "_2")}
+    parts |= {f"tokenizer{each}": "CLIPTokenizer" for each in ("", "_2")}
+    parts |= {"text_encoder_3": "T5EncoderModel", "tokenizer_3": "T5Tokenizer"}
+    return _index(folder, "StableDiffusion3Pipeline", "SD3Transformer2DModel", parts)
+
+
+def schnell(folder: Path, *, seed: int = 0) -> Path:
+    """Flux schnell's layout in small: no guidance that the network reads, and no shift."""
+    return flux(folder, seed=seed, guidance_embeds=False)
+
+
 @cache
 def folder(name: str) -> Path:
     """The folder of one of the models above, made once and removed when the tests are over."""
     path = Path(tempfile.mkdtemp(prefix="instantstyle-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return {"sdxl": sdxl, "emoji": emoji, "sd15": sd15}[name](path)
+    makers = {"sdxl": sdxl, "emoji": emoji, "sd15": sd15, "flux": flux, "schnell": schnell, "sd35": sd35}
+    return makers[name](path)
 
 
 @cache
@@ -162,6 +199,44 @@ def _texts(folder: Path, *towers: tuple[int, int | None], length: int) -> None:
         tokens.save_pretrained(folder / f"tokenizer{suffix}")
 
 
+def _t5(folder: Path, width: int, suffix: str) -> None:
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
+    known = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -1.0) for word in WORDS)]
+    tokens = transformers.T5Tokenizer(vocab=known + letters, extra_ids=0)
+    config = transformers.T5Config(
+        vocab_size=len(tokens),
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        initializer_factor=3.0,
+    )
+    transformers.T5EncoderModel(config).save_pretrained(folder / f"text_encoder{suffix}")
+    tokens.save_pretrained(folder / f"tokenizer{suffix}")
+
+
+def _flow_vae(folder: Path) -> None:
+    """A VAE of Flux' and Stable Diffusion 3's kind: sixteen channels, shifted, without convolutions around latents."""
+    _vae(folder, latents=16, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def _index(folder: Path, pipeline: str, transformer: str, encoders: dict[str, str]) -> Path:
+    index: dict[str, Any] = {
+        "_class_name": pipeline,
+        "_diffusers_version": "0.38.0",
+        "transformer": ["diffusers", transformer],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "image_encoder": [None, None],
+        "feature_extractor": [None, None],
+        **{name: ["transformers", kind] for name, kind in encoders.items()},
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
 def _unet(folder: Path, *, latents: int, context: int, pooled: int, depths: list[int]) -> None:
     size_dim = 8
     diffusers.UNet2DConditionModel(
@@ -182,7 +257,7 @@ def _unet(folder: Path, *, latents: int, context: int, pooled: int, depths: list
     ).save_pretrained(folder / "unet")
 
 
-def _vae(folder: Path, *, latents: int) -> None:
+def _vae(folder: Path, *, latents: int, **more: Any) -> None:
     net = diffusers.AutoencoderKL(
         latent_channels=latents,
         block_out_channels=(8, 8, 8, 8),
@@ -192,6 +267,7 @@ def _vae(folder: Path, *, latents: int) -> None:
         norm_num_groups=4,
         sample_size=PICTURE,
         scaling_factor=0.5,
+        **more,
     )
     net.save_pretrained(folder / "vae")
 

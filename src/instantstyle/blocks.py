@@ -58,6 +58,47 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The layout of a diffusion transformer that diffusers has."""
+
+    class_name: str
+    """diffusers' class."""
+    latent_channels: int = 16
+    """Channels of the latents that it denoises."""
+    num_layers: int
+    num_single_layers: int = 0
+    """Blocks with one stream for both text and picture, behind those with two (Flux)."""
+    dual_attention_layers: tuple[int, ...] = ()
+    """Blocks with a second attention, of the picture to itself (SD3.5 medium)."""
+    num_attention_heads: int
+    attention_head_dim: int
+    joint_attention_dim: int = 4096
+    """Width of the text tokens."""
+    pooled_projection_dim: int
+    guidance_embeds: bool = False
+    """Whether guidance is distilled into the network and a number that it reads (Flux dev)."""
+    patch_size: int = 2
+    """Latents along a side of what one token stands for: heights and widths of latents are multiples of it."""
+    max_patches: int | None = None
+    """Patches along a side that there are positions for; None: any number."""
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Every attention layer, in diffusers' registration order."""
+        stage: Stage = "double" if self.num_single_layers else "joint"
+        blocks: list[Site] = []
+        for block in range(self.num_layers):
+            blocks.append(Site.of_block(stage, block, "joint"))
+            blocks += [Site.of_block(stage, block, "self")] if block in self.dual_attention_layers else []
+        return (*blocks, *(Site.of_block("single", block, "joint") for block in range(self.num_single_layers)))
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The blocks, in execution order."""
+        return tuple(dict.fromkeys(site.module for site in self.sites))
+
+
+@dataclass(frozen=True, kw_only=True)
 class UNetConfig:
     """The layout of a Stable Diffusion UNet; defaults are SDXL's (stable-diffusion-xl-base-1.0, unet/config.json)."""
 
@@ -79,6 +120,16 @@ class UNetConfig:
     use_linear_projection: bool = True
     """Whether a transformer's first and last projections are linear layers (SDXL) or 1x1 convolutions (SD1.5)."""
     layers_per_block: int = 2
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that it denoises, without those that an inpainting UNet reads beside them."""
+        return self.out_channels
+
+    @property
+    def patch_size(self) -> int:
+        """A UNet reads every latent by itself."""
+        return 1
 
     @property
     def time_dim(self) -> int:
@@ -124,6 +175,10 @@ class UNetConfig:
         return tuple(dict.fromkeys(site.module for site in sorted(self.sites, key=lambda s: (order[s.stage], s[1:4]))))
 
 
+Layout = UNetConfig | TransformerConfig
+"""A network's layout, of which plans read `sites` and `modules` alone."""
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """The scale at which a style enters at each attention module; 0 where nothing is given.
@@ -152,8 +207,19 @@ class BlockPlan:
         return any(self.weights.values()) or any(self.negative.values())
 
 
-def late_up_blocks(config: UNetConfig) -> str:
-    """The plan of all up blocks after the first that has attention, `up.1=1` in SDXL: swapped attention's place."""
+def shared_blocks(config: Layout) -> str:
+    """The plan of StyleAligned: all of a UNet; in a transformer its single blocks where it has such (AlignedGen's code,
+    arXiv 2509.17088), else all."""
+    return "single=1" if any(name.startswith("single.") for name in config.modules) else "all"
+
+
+def late_up_blocks(config: Layout) -> str:
+    """The plan of all up blocks after the first that has attention, `up.1=1` in SDXL: swapped attention's place.
+
+    Of a transformer, for which none was published, the plan of StyleAligned there.
+    """
+    if isinstance(config, TransformerConfig):
+        return shared_blocks(config)
     blocks = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in config.modules if name.startswith("up.")))
     return ",".join(f"{block}=1" for block in blocks[1:] or blocks)
 
@@ -168,7 +234,7 @@ MAX_STRENGTH = 10.0
 """The largest strength: of a plan's block, a reference or a control."""
 
 _TERM = re.compile(
-    r"(?P<block>[a-z]\w*(?:\.\w+)*|\d+)\s*[=:]\s*(?P<weight>[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)",
+    r"(?P<block>[a-z]\w*(?:\.\w+)*(?:-\d+)?|\d+)\s*[=:]\s*(?P<weight>[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)",
     re.ASCII | re.IGNORECASE,
 )
 """One term.  No two parts of it can match the same text, so that reading takes time in proportion to its length."""
@@ -187,12 +253,11 @@ def plan_to_text(plan: object) -> object:
         raise PlanError(f"a plan's dictionary holds numbers, lists of numbers and dictionaries: {unlike}") from None
 
 
-def parse_block_plan(
-    plan: str | Mapping[str, object], config: UNetConfig, presets: Mapping[str, BlockPlan]
-) -> BlockPlan:
+def parse_block_plan(plan: str | Mapping[str, object], config: Layout, presets: Mapping[str, BlockPlan]) -> BlockPlan:
     """Parse a plan in any of the spellings in use.
 
-    Preset names joined by `+`; terms such as `up.0.1=1.2,down.2.1=0.5`; ComfyUI's `6:1,3:0.5`; and what diffusers'
+    Preset names joined by `+`; terms such as `up.0.1=1.2,down.2.1=0.5` or, for several blocks in a row,
+    `single.10-37=1`; ComfyUI's `6:1,3:0.5`; and what diffusers'
     `set_ip_adapter_scale` takes, `{"up": {"block_0": [0, 1, 0]}, "mid": 0.5}`, as a dictionary or as its JSON text.
 
     Raises PlanError, naming what is known, when a preset or block does not exist, a block is given twice or a strength
@@ -218,17 +283,42 @@ def parse_block_plan(
                 f"cannot read {_abbreviate(term)} in a plan: give one of {known}, or terms such as "
                 f"up.0.1=1,down.2.1=0.5{did_you_mean(strange, presets)}"
             )
-        block = _parse_block(match["block"], config)
-        if block in weights:
-            raise PlanError(f"the plan {_abbreviate(text)} gives the block {block} twice")
-        weights[block] = _parse_strength(float(match["weight"]), match["weight"])
+        for block in _parse_blocks(match["block"], config):
+            if block in weights:
+                raise PlanError(f"the plan {_abbreviate(text)} gives the block {block} twice")
+            weights[block] = _parse_strength(float(match["weight"]), match["weight"])
     if not weights:
         raise PlanError(f"the plan {_abbreviate(text)} is empty: give one of {known}, or terms such as up.0.1=1")
     return BlockPlan(weights)
 
 
-def _parse_block(name: str, config: UNetConfig) -> str:
+def _parse_blocks(name: str, config: Layout) -> list[str]:
+    """The blocks of a term: one, or several in a row, `single.10-37`."""
+    first, dash, last = name.partition("-")
+    if not dash:
+        return [_parse_block(name, config)]
+    between = [first, f"{first.rpartition('.')[0]}.{last}"]
+    begin, end = (config.modules.index(each) if each in config.modules else -1 for each in between)
+    if not 0 <= begin <= end:
+        raise PlanError(f"there are no blocks {_abbreviate(name)} in this model: it has {_listed_modules(config)}")
+    return list(config.modules[begin : end + 1])
+
+
+def _listed_modules(config: Layout) -> str:
+    """The modules for messages; of a transformer's many blocks the first and the last of each kind."""
+    if not isinstance(config, TransformerConfig):
+        return ", ".join(config.modules)
+    stages = dict.fromkeys(name.split(".")[0] for name in config.modules)
+    rows = [[name for name in config.modules if name.startswith(f"{stage}.")] for stage in stages]
+    return ", ".join(f"{row[0]} to {row[-1]}" for row in rows)
+
+
+def _parse_block(name: str, config: Layout) -> str:
     modules = config.modules
+    if name.isdigit() and isinstance(config, TransformerConfig):
+        raise PlanError(
+            f"blocks are counted in a UNet alone, and this model is a transformer: give {_listed_modules(config)}"
+        )
     if name.isdigit():
         number = name.lstrip("0") or "0"
         if len(number) > 4 or int(number) >= len(modules):
@@ -239,7 +329,7 @@ def _parse_block(name: str, config: UNetConfig) -> str:
     known = {"all", *modules, *(m.rsplit(".", 1)[0] for m in modules), *(m.split(".")[0] for m in modules)}
     if name not in known:
         raise PlanError(
-            f"there is no block {_abbreviate(name)} in this model: it has {', '.join(modules)}"
+            f"there is no block {_abbreviate(name)} in this model: it has {_listed_modules(config)}"
             f"{did_you_mean(name, sorted(known))}"
         )
     return name
@@ -251,11 +341,13 @@ def _parse_strength(value: object, where: str) -> float:
     return float(value)
 
 
-def _parse_nested(text: str, config: UNetConfig) -> dict[str, float]:
+def _parse_nested(text: str, config: Layout) -> dict[str, float]:
     """Diffusers' nested dictionary: a stage, in it `block_N`, in it a strength for all its attentions or one for each.
 
     What is not named is 0, as there.  A list of one is for all, as there.
     """
+    if isinstance(config, TransformerConfig):
+        raise PlanError(f"a plan's dictionary is of a UNet's blocks; this model has {_listed_modules(config)}")
     try:
         stages: dict[str, object] = json.loads(text, object_pairs_hook=_reject_repeated)
     except (ValueError, RecursionError) as broken:

@@ -1,11 +1,13 @@
-"""The facts of each architecture as data: UNet layout, presets, encoders, latent scale, sizes.  No torch."""
+"""The facts of each architecture as data: layout, presets, encoders, sizes, defaults.  No torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from instantstyle.blocks import BlockPlan, UNetConfig
+from instantstyle.blocks import BlockPlan, Layout, TransformerConfig, UNetConfig
+from instantstyle.errors import InputError
 
-_ALL = BlockPlan({"all": 1.0})
+_ALL, _NONE = BlockPlan({"all": 1.0}), BlockPlan({})
 
 
 BASE_PRESETS = ("style", "layout")
@@ -40,32 +42,47 @@ class Family:
     """The facts of one architecture, true of every checkpoint of it."""
 
     name: str
-    unet: UNetConfig
+    layout: Layout
     presets: Mapping[str, BlockPlan]
     """Named plans: `style` where style lives in this architecture, `layout` where spatial layout does (InstantStyle's
-    two blocks), both, `all`, and `precise`, which keeps the reference's layout out by guidance."""
+    two blocks), both, `all`, and `precise`, which keeps the reference's layout out by guidance.  Where nothing is
+    known of an architecture, `all` alone."""
     presets_source: str
     """Where `style` and `layout` are known from."""
     size: tuple[int, int]
     """Native (width, height) in pixels."""
     guidance: float = 5.0
     """Guidance scale where a request gives none; InstantStyle's own code has 5."""
+    linear_sigmas: bool = False
+    """Of flow matching: whether schedules are made of sigmas from 1 to 1/n (Flux), or by the scheduler itself."""
     guidance_rescale: float = 0.0
     """`guidance_rescale` where a request gives none."""
     size_multiple: int
     """Widths and heights must be multiples of this many pixels."""
     max_text_tokens: int
     """Text tokens a prompt is padded to."""
-    clip_skip: int
+    clip_skip: int = 2
     """Which hidden state of the text encoders is the context: 1 the last with its norm, 2 the one before it."""
     clip_skip_final_norm: bool = False
     """Whether the encoders' final norm is applied to a hidden state before the last (SD1.5)."""
     num_image_tokens: int = 4
-    content_blocks: BlockPlan
+    content_blocks: BlockPlan = _NONE
     """The blocks that take a picture's content in a B-LoRA, whose style blocks are those of the preset `style`."""
     b_lora_defaults: LoRATraining = LoRATraining()
     force_zeros_for_empty_prompt: bool = False
     """Whether an empty negative prompt is all zeros (SDXL's `force_zeros_for_empty_prompt`)."""
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The layout of a UNet.  Raises InputError where the model is a transformer, and what asks is for UNets."""
+        if isinstance(self.layout, TransformerConfig):
+            raise InputError(f"this is for models with a UNet, and {self.name} is a transformer")
+        return self.layout
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it is no UNet."""
+        return isinstance(self.layout, TransformerConfig)
 
     @property
     def b_lora_blocks(self) -> BlockPlan:
@@ -75,7 +92,7 @@ class Family:
 
 SDXL = Family(
     name="sdxl",
-    unet=UNetConfig(),
+    layout=UNetConfig(),
     # Of SDXL's eleven attention modules the paper names up_blocks.0.attentions.1 for style (colour, material,
     # atmosphere) and down_blocks.2.attentions.1 for spatial layout.
     presets=make_presets({"up.0.1": 1.0}, {"down.2.1": 1.0}),
@@ -90,7 +107,7 @@ SDXL = Family(
 
 SD15 = Family(
     name="sd15",
-    unet=UNetConfig(
+    layout=UNetConfig(
         block_out_channels=(320, 640, 1280, 1280),
         transformer_layers_per_block=(1, 1, 1, 0),
         num_attention_heads=(8, 8, 8, 8),
@@ -110,7 +127,7 @@ SD15 = Family(
 
 EMOJI = Family(
     name="emoji",
-    unet=UNetConfig(
+    layout=UNetConfig(
         in_channels=32,
         out_channels=32,
         block_out_channels=(96, 128, 128),
@@ -134,3 +151,74 @@ EMOJI = Family(
 )
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SDXL, SD15, EMOJI)}
+
+
+_FLUX = Family(
+    name="flux-dev",
+    layout=TransformerConfig(
+        class_name="FluxTransformer2DModel",
+        num_layers=19,
+        num_single_layers=38,
+        num_attention_heads=24,
+        attention_head_dim=128,
+        pooled_projection_dim=768,
+        guidance_embeds=True,
+    ),
+    presets=make_presets(
+        {f"single.{block}": 1.0 for block in range(10, 38)}, {f"single.{block}": 1.0 for block in range(10)}
+    ),
+    presets_source=(
+        "reported, not verified here: SplitFlux (arXiv 2511.15258) found style in single blocks 10 to 37 and content "
+        "in 0 to 9, by exchanging prompts and not by adapters"
+    ),
+    size=(1024, 1024),
+    size_multiple=16,
+    guidance=3.5,
+    linear_sigmas=True,
+    max_text_tokens=512,
+)
+_SD3 = Family(
+    name="sd35-large",
+    layout=TransformerConfig(
+        class_name="SD3Transformer2DModel",
+        num_layers=38,
+        num_attention_heads=38,
+        attention_head_dim=64,
+        pooled_projection_dim=2048,
+        max_patches=192,
+    ),
+    presets={"all": _ALL},
+    presets_source="nothing is published of where style lives in Stable Diffusion 3: find it by instantstyle probe",
+    size=(1024, 1024),
+    size_multiple=16,
+    guidance=3.5,
+    max_text_tokens=256,
+)
+
+
+def _variant(family: Family, name: str, guidance: float, tokens: int, **layout: Any) -> Family:
+    return replace(
+        family, name=name, guidance=guidance, max_text_tokens=tokens, layout=replace(family.layout, **layout)
+    )
+
+
+TRANSFORMER_FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        _FLUX,
+        _variant(_FLUX, "flux-schnell", 1.0, 256, guidance_embeds=False),
+        _SD3,
+        _variant(
+            _SD3,
+            "sd35-medium",
+            4.5,
+            256,
+            num_layers=24,
+            num_attention_heads=24,
+            dual_attention_layers=tuple(range(13)),
+            max_patches=384,
+        ),
+        _variant(_SD3, "sd3-medium", 7.0, 256, num_layers=24, num_attention_heads=24),
+    )
+}
+"""Diffusion transformers; numbers are those of the published configurations, and guidance that of the model cards."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from instantstyle.blocks import parse_block_plan
+from instantstyle.blocks import TransformerConfig, parse_block_plan
 from instantstyle.encoders.clip import (
     ImageEncoder,
     ReloadedModule,
@@ -19,10 +19,11 @@ from instantstyle.encoders.clip import (
     load_image_encoder,
     load_text_encoder,
 )
+from instantstyle.encoders.t5 import load_t5_encoder
 from instantstyle.errors import InputError, PlanError, WeightsError, abbreviate, did_you_mean
 from instantstyle.families import BASE_PRESETS, Family, make_presets
 from instantstyle.model import AdapterWithEncoder, Model, OffloadMode
-from instantstyle.networks.unet import UNet
+from instantstyle.networks.transformer import install_processors
 from instantstyle.utils import files
 from instantstyle.utils.device import limit_threads, pick_device, pick_dtype
 from instantstyle.weights.adapter import load_adapter
@@ -33,11 +34,13 @@ from instantstyle.weights.resolve import AdapterSpec, ResolvedModel, resolve_mod
 from instantstyle.weights.single_file import ComponentName
 from instantstyle.weights.strict_load import (
     count_parameters,
+    count_transformer_parameters,
     from_pretrained_strict,
     load_state,
     load_unet,
     load_unet_state,
 )
+from instantstyle.weights.transformer_config import transformer_class
 from instantstyle.weights.unet_config import MAX_LEVELS, check_scheduler, family_of
 
 MAX_SIZE = 2**14
@@ -79,28 +82,22 @@ def load(
     """
     limit_threads()
     where, found = pick_device(device), resolve_model(model, adapter, image_encoder, content_encoder)
-    family = apply_checkpoint_config(family_of(found.config("unet/config.json")), found)
-    check_scheduler(found.config("scheduler/scheduler_config.json"))
-    kind = pick_dtype(dtype, where, count_parameters(family.unet))
+    family = apply_checkpoint_config(family_of(found.network_config), found)
+    if family.is_transformer:
+        _refuse_for_transformers(family, controls, loras)
+    check_scheduler(found.config("scheduler/scheduler_config.json"), flow=family.is_transformer)
+    layout = family.layout
+    transformer = isinstance(layout, TransformerConfig)
+    size = count_transformer_parameters(layout, found.network_config) if transformer else count_parameters(layout)
+    kind = pick_dtype(dtype, where, size)
     offload_mode = parse_offload_mode(memory)
     home = where if offload_mode != "sequential" else torch.device("cpu")
     keep = offload_mode != "reload"
-    unet = load_denoiser(found, family, kind, home)
-    known: tuple[tuple[ComponentName, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
-    towers = tuple(
-        load_text_encoder(found, part, f"tokenizer{suffix}", kind, home, keep=keep)
-        for part, suffix in known
-        if found.has(part)
-    )
-    wide = sum(int(tower.net.config.hidden_size) for tower in towers)
-    if wide != family.unet.cross_attention_dim:
-        raise WeightsError(
-            f"the text encoders in {found.folder} give {wide} numbers a token, and the UNet reads "
-            f"{family.unet.cross_attention_dim}"
-        )
-    family = dataclasses.replace(family, max_text_tokens=towers[0].max_length)
+    network = load_denoiser(found, family, kind, home)
+    towers = _load_text_encoders(found, family, kind, home, keep=keep)
+    family = dataclasses.replace(family, max_text_tokens=towers[-1 if family.is_transformer else 0].max_length)
     files = [(_lora_spec(spec, found.folder), weight) for spec, weight in loras]
-    unet, towers = _with_loras(unet, towers, files, family)
+    network, towers = _with_loras(network, towers, files, family)
     lookers = {path: load_image_encoder(found, path, kind, home, keep=keep) for path in _encoders(found)}
     speakers = {
         name: load_adapter_with_encoder(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
@@ -113,7 +110,7 @@ def load(
         vae.enable_tiling()
     loaded = Model(
         family=family,
-        unet=unet,
+        network=network,
         vae=vae,
         text_encoders=towers,
         image_encoder=eyes,
@@ -145,9 +142,56 @@ def parse_offload_mode(text: str) -> OffloadMode:
     return modes[text]
 
 
+def _refuse_for_transformers(
+    family: Family, controls: Mapping[str, str | Path] | None, loras: Sequence[tuple[str | Path, float]]
+) -> None:
+    """Raises InputError for what is read for UNets alone."""
+    for what, given in (("ControlNets", controls), ("LoRAs", loras)):
+        if given:
+            raise InputError(
+                f"{what} are for models with a UNet here, and {family.name} is a transformer: leave them out"
+            )
+
+
+def _load_text_encoders(
+    found: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device, *, keep: bool
+) -> tuple[TextEncoder, ...]:
+    """The text encoders of a model.  Raises WeightsError, also when they are not as wide as the network reads."""
+    known: tuple[tuple[ComponentName, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
+    layout = family.layout
+    if isinstance(layout, TransformerConfig):
+        clips, suffix = (known[:1], "_2") if layout.class_name == "FluxTransformer2DModel" else (known, "_3")
+        towers = tuple(
+            load_text_encoder(found, part, f"tokenizer{each}", dtype, device, keep=keep, truncates=True)
+            for part, each in clips
+        )
+        t5 = load_t5_encoder(found, suffix, family.max_text_tokens, dtype, device, keep=keep)
+        one = len(towers) == 1
+        pooled = sum(int(getattr(t.net.config, "hidden_size" if one else "projection_dim")) for t in towers)
+        given, wanted = (int(t5.net.config.d_model), pooled), (layout.joint_attention_dim, layout.pooled_projection_dim)
+        if given != wanted:
+            raise WeightsError(
+                f"the text encoders in {found.folder} give {given[0]} numbers a token and {given[1]} pooled, and the "
+                f"transformer reads {wanted[0]} and {wanted[1]}"
+            )
+        return (*towers, t5)
+    towers = tuple(
+        load_text_encoder(found, part, f"tokenizer{suffix}", dtype, device, keep=keep)
+        for part, suffix in known
+        if found.has(part)
+    )
+    wide = sum(int(tower.net.config.hidden_size) for tower in towers)
+    if wide != layout.cross_attention_dim:
+        raise WeightsError(
+            f"the text encoders in {found.folder} give {wide} numbers a token, and the UNet reads "
+            f"{layout.cross_attention_dim}"
+        )
+    return towers
+
+
 def _with_loras(
-    unet: UNet, towers: tuple[TextEncoder, ...], loras: Sequence[tuple[str | Path, float]], family: Family
-) -> tuple[UNet, tuple[TextEncoder, ...]]:
+    unet: nn.Module, towers: tuple[TextEncoder, ...], loras: Sequence[tuple[str | Path, float]], family: Family
+) -> tuple[nn.Module, tuple[TextEncoder, ...]]:
     """The networks with the changes of LoRAs; a text encoder that is changed is kept, and no more read for each use."""
     if not loras:
         return unet, towers
@@ -160,7 +204,7 @@ def _with_loras(
     changed = with_loras(nets, loras, family.unet, plans)
     pairs = zip(towers, list(nets)[1:], strict=True)
     told = tuple(t if changed[name] is nets[name] else TextEncoder(t.tokenizer, changed[name]) for t, name in pairs)
-    return cast("UNet", changed["unet"]), told
+    return changed["unet"], told
 
 
 def _lora_spec(spec: str | Path, folder: Path) -> str | Path:
@@ -187,8 +231,16 @@ def _encoders(found: ResolvedModel) -> list[Path]:
     return list(dict.fromkeys(path for path in named if path is not None))
 
 
-def load_denoiser(found: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device) -> UNet:
-    """The UNet of a folder or of a single file.  Raises WeightsError naming the key that is missing or misshapen."""
+def load_denoiser(found: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The UNet of a folder or of a single file, or a folder's transformer with our attention processors.
+
+    Raises WeightsError naming the key that is missing or misshapen.
+    """
+    if isinstance(family.layout, TransformerConfig):
+        kind = transformer_class(family.layout)
+        transformer = from_pretrained_strict(kind, found.folder / "transformer", dtype, device)
+        assert install_processors(transformer) == family.layout.sites
+        return transformer
     if found.single is None:
         return load_unet(found.folder / "unet", family.unet, dtype, device)
     with found.single.unet() as file:
@@ -228,7 +280,7 @@ def load_adapter_with_encoder(
 
 def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
     """The family with what this checkpoint's own files say: its size, and what an empty negative prompt is."""
-    side = found.config("unet/config.json").get("sample_size")
+    side = found.network_config.get("sample_size")
     widths: object = found.config("vae/config.json").get("block_out_channels") or (1,) * 4
     levels = len(cast("list[object]", widths)) if isinstance(widths, list | tuple) else 0
     if not 0 < levels <= MAX_LEVELS:
@@ -243,7 +295,9 @@ def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
     if isinstance(side, int):
         size = side * 2 ** (levels - 1)
         if not 0 < size <= MAX_SIZE:
-            raise WeightsError(f"the UNet in {found.folder} says its sample_size is {side}: pictures of {size} pixels")
+            raise WeightsError(
+                f"the network in {found.folder} says its sample_size is {side}: pictures of {size} pixels"
+            )
         changes["size"] = (size, size)
     family = dataclasses.replace(family, **changes)
     if found.single is not None or not found.has(PRESETS_FILE):
@@ -256,14 +310,17 @@ def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
 
     Raises WeightsError when it names blocks that the UNet does not have.
     """
-    blocks = {name: said.get(name, dict(family.presets[name].weights)) for name in BASE_PRESETS}
+    known = {name: dict(plan.weights) for name, plan in family.presets.items() if name in BASE_PRESETS}
+    blocks = {name: said.get(name, known.get(name, {})) for name in BASE_PRESETS}
     try:
-        for plan in blocks.values():
+        for name, plan in blocks.items():
+            if not plan and name not in said:
+                continue
             if any(isinstance(strength, bool | str) for strength in plan.values()) or any(
                 "," in block for block in plan
             ):
                 raise PlanError(f"a plan is blocks with a number each, not {abbreviate(plan)}")
-            parse_block_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.unet, {})
+            parse_block_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.layout, {})
     except (AttributeError, PlanError) as wrong:
         raise WeightsError(f"{where} is not understood: {wrong}") from wrong
     source = said.get("source", where)

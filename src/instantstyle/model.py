@@ -15,11 +15,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from instantstyle.blocks import BlockPlan
+from instantstyle.blocks import BlockPlan, TransformerConfig
 from instantstyle.encoders.clip import ENCODE_BATCH_SIZE, ImageEncoder, TextEmbeddings, TextEncoder, to_unit_pixels
 from instantstyle.encoders.prompt_weighting import PromptMode, encode_weighted_prompts
+from instantstyle.encoders.t5 import encode_joint_text
 from instantstyle.errors import InputError, InstantStyleError, did_you_mean
 from instantstyle.families import Family
+from instantstyle.networks.denoiser import Denoiser, UNetDenoiser
+from instantstyle.networks.transformer_denoisers import DENOISERS
 from instantstyle.networks.unet import UNet
 from instantstyle.utils.images import ResizeMode
 from instantstyle.weights.adapter import ENCODERS, Adapter, LazyWeights
@@ -53,7 +56,8 @@ class Model:
     """The networks of one checkpoint.  Made by `loading.load`."""
 
     family: Family
-    unet: UNet
+    network: nn.Module
+    """What denoises: a UNet of ours, or a transformer of diffusers whose attention was given our processors."""
     vae: Any
     text_encoders: tuple[TextEncoder, ...]
     image_encoder: ImageEncoder | None
@@ -78,12 +82,33 @@ class Model:
     """The LoRA files whose changes are in the weights, and how much of each."""
     offload_mode: OffloadMode = "none"
 
+    @property
+    def unet(self) -> UNet:
+        """The UNet.  Raises InputError where the model is a transformer, and what asks is for UNets."""
+        _ = self.family.unet
+        return cast("UNet", self.network)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network as the engine calls it."""
+        layout = self.family.layout
+        if isinstance(layout, TransformerConfig):
+            return DENOISERS[layout.class_name](self.network)
+        return UNetDenoiser(self.unet)
+
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str], reading: PromptMode = "plain") -> TextEmbeddings:
         """Read texts, by default as they stand.
 
         Raises InputError when one is longer than the encoders read plainly: nothing is dropped unsaid.
         """
+        if self.family.is_transformer:
+            if reading != "plain":
+                raise InputError(
+                    f"reading={reading!r} is for models that read CLIP alone; this one reads T5, which takes "
+                    f"{self.family.max_text_tokens} tokens: give reading='plain'"
+                )
+            return encode_joint_text(self.text_encoders, texts, self.device)
         if reading != "plain":
             context, embeds = encode_weighted_prompts(
                 self.text_encoders,
@@ -195,7 +220,7 @@ class Model:
         narrow = self.style_adapter
         if narrow is not None and plan is not None:
             named = [
-                s for s in self.family.unet.sites if s.kind == "cross" and (plan.scale(s) or plan.negative_scale(s))
+                s for s in self.family.layout.sites if s.kind == "cross" and (plan.scale(s) or plan.negative_scale(s))
             ]
             if all(site in narrow.keys for site in named):
                 return narrow
@@ -239,7 +264,8 @@ class Model:
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         given = (getattr(self.vae.config, name, None) for name in ("latents_mean", "latents_std"))
         mean, std = (None if x is None else torch.tensor(x).view(1, -1, 1, 1).to(like) for x in given)
-        return (0.0 if mean is None else mean), (1.0 if std is None else std)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0  # of Flux and Stable Diffusion 3
+        return (shift if mean is None else mean), (1.0 if std is None else std)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -272,7 +298,8 @@ class Model:
         adapters = {name: adapter.projection for name, adapter in self._adapters.items()}
         controls = {f"controlnet.{kind}": control.net for kind, control in self.controls.items()}
         depth = {} if self.depth is None else {"depth": self.depth.net}
-        return {"unet": self.unet, "vae": self.vae, **towers, **eyes, **content, **adapters, **controls, **depth}
+        name = "transformer" if self.family.is_transformer else "unet"
+        return {name: self.network, "vae": self.vae, **towers, **eyes, **content, **adapters, **controls, **depth}
 
     def weights_hash(self) -> str:
         """A hash over the bytes of every weight, as they are now."""

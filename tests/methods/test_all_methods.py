@@ -120,7 +120,7 @@ def full_size(name: str) -> Model:
         widths = {site: unet.attention(site).to_q.out_features for site in crossed}
         keys, values = ({site: torch.empty(widths[site], context) for site in crossed} for _ in range(2))
     given: dict[str, Any] = {field.name: getattr(small, field.name) for field in dataclasses.fields(Model)}
-    given |= {"family": family, "unet": unet, "adapter": Adapter(projection, keys, values, 1280, 4)}
+    given |= {"family": family, "network": unet, "adapter": Adapter(projection, keys, values, 1280, 4)}
     given |= {"style_adapter": None, "adapters": {}, "device": torch.device("meta")}
     return Shapes(**given)
 

@@ -67,6 +67,7 @@ requests: st.SearchStrategy[Request] = _model(
     steps=st.integers(1, 1000),
     guidance=st.none() | st.floats(0, 50),
     guidance_rescale=st.none() | st.floats(0, 1),
+    true_guidance=st.none() | st.floats(0, 50),
     sampler=st.none() | words,
     seed=st.none() | st.integers(0, 2**63 - 1),
     count=st.integers(1, 64),

@@ -69,4 +69,4 @@ def _family(file: Path, model: str | None) -> Any:
     from instantstyle.weights.resolve import resolve_model
     from instantstyle.weights.unet_config import family_of
 
-    return family_of_adapter(file) if model is None else family_of(resolve_model(model).config("unet/config.json"))
+    return family_of_adapter(file) if model is None else family_of(resolve_model(model).network_config)

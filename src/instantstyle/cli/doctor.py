@@ -81,7 +81,7 @@ def _model(spec: str) -> dict[str, Any]:
     from instantstyle.weights.unet_config import family_of
 
     found = resolve_model(spec)
-    family = family_of(found.config("unet/config.json"))
+    family = family_of(found.network_config)
     return {
         "spec": spec,
         "family": family.name,

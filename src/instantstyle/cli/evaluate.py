@@ -108,7 +108,7 @@ def probe(
     if out is not None:
         typer.echo(write_png(probe_figure(scores), out))
     if write:
-        presets = infer_presets(scores, loaded.family.unet.modules)
+        presets = infer_presets(scores, loaded.family.layout.modules)
         typer.echo(write_presets(loaded, presets, f"instantstyle probe --count {count} --steps {steps}"))
 
 

@@ -165,6 +165,12 @@ def generate_command(
             show_default=", ".join(f"{family.name} {family.guidance_rescale:g}" for family in FAMILIES.values()),
         ),
     ] = None,
+    true_guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Of models that read guidance as a number (Flux dev): guidance away from the negative prompt."
+        ),
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="The scheduler.", show_default="the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="The seed of the noise.", show_default="by chance")] = None,
     count: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
@@ -287,6 +293,7 @@ def generate_command(
             steps=steps,
             guidance=guidance,
             guidance_rescale=guidance_rescale,
+            true_guidance=true_guidance,
             sampler=sampler,
             seed=seed,
             count=count,

@@ -45,6 +45,11 @@ class TextEncoder:
 
     tokenizer: Any
     net: Any
+    truncates: bool = False
+    """Whether a longer text is cut, since another encoder reads the whole of it; else it is refused."""
+
+    special_tokens = 2
+    """Tokens that begin and end every text."""
 
     @property
     def max_length(self) -> int:
@@ -53,18 +58,30 @@ class TextEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """The tokens of texts, [n, length].  Raises InputError when one is longer: nothing is dropped unsaid."""
+        if self.truncates:
+            long = {"padding": "max_length", "max_length": self.max_length, "truncation": True}
+            return self.tokenizer(list(texts), **long, return_tensors="pt").input_ids
         bare: list[list[int]] = self.tokenizer(list(texts), verbose=False).input_ids
         for text, ids in zip(texts, bare, strict=True):
             if len(ids) > self.max_length:
                 shown = text if len(text) <= 60 else f"{text[:57]}..."
-                left = self.tokenizer.decode(ids[self.max_length - 1 : -1]).strip()
+                read = self.max_length - self.special_tokens
                 raise InputError(
-                    f"the text {shown!r} is {len(ids) - 2} tokens long and this model reads {self.max_length - 2}: it "
-                    f"would not see {left[:60]!r}; say it in fewer words"
+                    f"the text {shown!r} is {len(ids) - self.special_tokens} tokens long and this model reads {read}: "
+                    f"it would not see {self.left_over(text)[:60]!r}; say it in fewer words"
                 )
         return self.tokenizer(
             list(texts), padding="max_length", max_length=self.max_length, return_tensors="pt"
         ).input_ids
+
+    def left_over(self, text: str) -> str:
+        """What of a text is beyond the length that is read."""
+        ids: list[int] = self.tokenizer([text], verbose=False).input_ids[0]
+        return self.tokenizer.decode(ids[self.max_length - 1 : -1]).strip() if len(ids) > self.max_length else ""
+
+    def network(self) -> Any:
+        """The network, read from its files where it is for every use."""
+        return self.net.load() if isinstance(self.net, ReloadedModule) else self.net
 
     def encode(
         self, texts: Sequence[str], skip: int, device: torch.device, *, final_norm: bool = False
@@ -73,7 +90,7 @@ class TextEncoder:
 
         `final_norm` applies the norm to a hidden state before the last too.
         """
-        net = self.net.load() if isinstance(self.net, ReloadedModule) else self.net
+        net = self.network()
         out = net(self.tokenize(texts).to(device), output_hidden_states=True)
         hidden = out.last_hidden_state if skip == 1 else out.hidden_states[-skip]
         if final_norm and skip > 1:
@@ -136,6 +153,7 @@ def load_text_encoder(
     device: torch.device,
     *,
     keep: bool = True,
+    truncates: bool = False,
 ) -> TextEncoder:
     """A text encoder of a model and its tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
@@ -148,7 +166,7 @@ def load_text_encoder(
         def make() -> Any:
             return from_pretrained_strict(kind, found.folder / part, dtype, device)
 
-        return TextEncoder(load_tokenizer(found.folder / tokenizer), make() if keep else reload_on_use(make))
+        return TextEncoder(load_tokenizer(found.folder / tokenizer), make() if keep else reload_on_use(make), truncates)
 
     def convert() -> Any:
         empty = transformers.CLIPTextConfig(**{name: x for name, x in config.items() if name != "architectures"})

@@ -161,7 +161,7 @@ def probe_blocks(
 
     `without`: also all modules but one, each in turn.  `layout`: also whether the layout follows (`LayoutScore`).
     """
-    modules = model.family.unet.modules
+    modules = model.family.layout.modules
     chosen = list(plans or (*(f"{module}=1" for module in modules), "style", "all"))
     if without:
         chosen += [all_except(module) for module in modules]

@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 
+from instantstyle.blocks import TransformerConfig
 from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.errors import InstantStyleError
 from instantstyle.methods.cfg_rescale import classifier_free_guidance
+from instantstyle.methods.flow_matching import flow_sigmas
 from instantstyle.methods.injection import run_to_end
 from instantstyle.methods.prompts import encode_prompts
 from instantstyle.model import Model
-from instantstyle.networks.denoiser import Conditioning, UNetDenoiser, make_time_ids
+from instantstyle.networks.denoiser import Conditioning, make_time_ids
 from instantstyle.networks.prediction import Latents, predict_x0_eps, prediction_type
 
 
 class NoiseLevel(NamedTuple):
-    """How much picture and how much noise there is at a timestep; alpha^2 + sigma^2 = 1."""
+    """How much picture and how much noise there is at a timestep: alpha^2 + sigma^2 = 1, or alpha + sigma = 1."""
 
     timestep: float
     """In training steps, 0 to 999; -1 where the walk ends, at which no network is called."""
@@ -63,12 +65,18 @@ Walk = Generator[int, None, Trajectory]
 """A trajectory computed level by level; yields the levels done."""
 
 
-def noise_levels(model: Model, steps: int) -> tuple[NoiseLevel, ...]:
+def noise_levels(model: Model, steps: int, size: tuple[int, int] | None = None) -> tuple[NoiseLevel, ...]:
     """The levels of the model's own DDIM schedule in so many steps, from the clean one to the noisiest.
+
+    Of flow matching those of its own schedule for pictures of a size, by default the family's: there DDIM, which mixes
+    a prediction's x0 and noise anew at the next level, is Euler's step along the velocity.
 
     Where the steps do not divide 1000, diffusers' scheduler goes to a level a training step beside the one at which it
     calls the network next; here the two are one.
     """
+    if model.family.is_transformer:
+        sigmas = sorted(flow_sigmas(model, steps, size or model.family.size))
+        return tuple(NoiseLevel(1000 * sigma, 1 - sigma, sigma) for sigma in sigmas)
     diffusers: Any = importlib.import_module("diffusers")
     schedule = diffusers.DDIMScheduler.from_config(dict(model.scheduler_config))
     schedule.set_timesteps(steps)
@@ -83,8 +91,12 @@ def walk_up(predict: Predict, picture: Latents, levels: Sequence[NoiseLevel], ki
     for number, (here, there) in enumerate(pairwise(levels)):
         guess = clean = noise = x
         for _ in range(1 + refine):
-            noise = predict_x0_eps(predict(guess, there), guess, there.alpha, there.sigma, kind)[1]
-            clean = (x - here.sigma * noise) / here.alpha
+            prediction = predict(guess, there)
+            if kind == "flow_prediction":  # at pure noise, eps says nothing of the way that the velocity leads
+                clean, noise = predict_x0_eps(prediction, x, here.alpha, here.sigma, kind)
+            else:
+                noise = predict_x0_eps(prediction, guess, there.alpha, there.sigma, kind)[1]
+                clean = (x - here.sigma * noise) / here.alpha
             guess = there.alpha * clean + there.sigma * noise
         x, pictures, noises = guess, [*pictures, clean], [*noises, noise]
         yield number + 1
@@ -120,16 +132,23 @@ def ddim_sample(predict: Predict, noise: Latents, levels: Sequence[NoiseLevel], 
 
 
 def cfg_denoiser(
-    model: Model, text: TextEmbeddings, size: tuple[int, int], guidance: float, rescale: float = 0.0
+    model: Model,
+    text: TextEmbeddings,
+    size: tuple[int, int],
+    guidance: float,
+    rescale: float = 0.0,
+    distilled: float | None = None,
 ) -> Predict:
     """The model's guided prediction for pictures that are each described by the same text.
 
     `text` has two rows where guidance is above 1, the unconditional and the conditional one, else the latter alone;
-    `size` is (width, height) in pixels; `rescale` as in requests.
+    `size` is (width, height) in pixels; `rescale` as in requests; `distilled` is what a network with distilled guidance
+    is told.
     """
-    denoiser, branches = UNetDenoiser(model.unet), len(text.prompt_embeds)
-    time_ids = make_time_ids(size, branches, model.device)
-    once = denoiser.precompute_kv(Conditioning(text.prompt_embeds, text.pooled_prompt_embeds, time_ids))
+    denoiser, branches = model.denoiser, len(text.prompt_embeds)
+    time_ids = None if model.family.is_transformer else make_time_ids(size, branches, model.device)
+    told = None if distilled is None else torch.full((branches,), distilled, device=model.device)
+    once = denoiser.precompute_kv(Conditioning(text.prompt_embeds, text.pooled_prompt_embeds, time_ids, guidance=told))
 
     @torch.no_grad()
     def predict(x: Latents, level: NoiseLevel) -> Latents:
@@ -146,11 +165,17 @@ def ddim_round_trip(
 ) -> Latents:
     """The latents of a picture inverted and sampled again, with the same caption and guidance both ways.
 
+    Of a network with distilled guidance, `guidance` is what it is told.
+
     Raises InstantStyleError when the numbers run away.
     """
+    layout, distilled = model.family.layout, None
+    if isinstance(layout, TransformerConfig) and layout.guidance_embeds:
+        guidance, distilled = 1.0, guidance
     text = encode_prompts(model, ["", caption] if guidance > 1 else [caption])
     size = (latents.shape[-1] * model.vae_scale_factor, latents.shape[-2] * model.vae_scale_factor)
-    predict, levels = cfg_denoiser(model, text, size, guidance), noise_levels(model, steps)
+    predict = cfg_denoiser(model, text, size, guidance, distilled=distilled)
+    levels = noise_levels(model, steps, size)
     kind = prediction_type(model.scheduler_config)
     inverted = ddim_invert(predict, latents, levels, kind, refine=refine)
     return ddim_sample(predict, inverted.terminal, levels, kind).at(levels[0])

@@ -26,7 +26,8 @@ PromptRole = Literal["negative", "prompt"]
 class StepContext:
     """A step of a run: all that `attend_at`, reference latents and x0 hooks may depend on; no layer has a clock.
 
-    The denoiser's input there is `alpha * x0 + sigma * noise` with alpha^2 + sigma^2 = 1, whichever the sampler.
+    The denoiser's input there is `alpha * x0 + sigma * noise`, whichever the sampler: with alpha^2 + sigma^2 = 1, or
+    alpha + sigma = 1 in flow matching.
     """
 
     step: int

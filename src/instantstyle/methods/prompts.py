@@ -55,9 +55,13 @@ def prompt_text(model: Model, typed: str, reading: PromptMode) -> str:
         return typed
     text = normalize_prompt(model, typed).text
     for encoder in model.text_encoders:
+        if encoder.truncates:
+            continue
         try:
             encoder.tokenize([text])
         except InputError as long:
+            if model.family.is_transformer:
+                raise
             raise InputError(f"{long}, or give reading='long' (--reading long)") from None
     return text
 
@@ -82,6 +86,11 @@ def with_clip_skip(model: Model, clip_skip: int | None) -> Model:
 
 def check_clip_skip(model: Model, request: Request) -> None:
     """Raises InputError for a hidden state that the text encoders do not have, or that is not read in chunks."""
+    if request.clip_skip is not None and model.family.is_transformer:
+        raise InputError(
+            f"clip_skip is for models that read hidden states of CLIP alone, and {model.family.name} reads T5: leave "
+            "it out"
+        )
     skip, layers = request.clip_skip, min(int(each.net.config.num_hidden_layers) for each in model.text_encoders)
     if skip is None or skip == model.family.clip_skip:
         return
@@ -110,4 +119,11 @@ def prompt_warnings(model: Model, request: Request) -> tuple[str, ...]:
     texts = [(request.prompt, ""), (request.negative, "negative prompt: ")]
     texts += [(phrase, "content of a reference: ") for phrase in contents]
     warnings = [f"{where}{each}" for text, where in texts for each in normalize_prompt(model, text).warnings]
+    cut = {
+        left
+        for text, _ in texts[:2]
+        for each in model.text_encoders
+        if each.truncates and (left := each.left_over(text))
+    }
+    warnings += [f"CLIP does not read {left[:60]!r}, which is beyond its length; T5 reads all of it" for left in cut]
     return tuple(dict.fromkeys(warnings))

@@ -118,7 +118,7 @@ def _invert(
 ) -> Preparation[ReferenceLatents]:
     """The pictures' trajectories by DDIM inversion, each with its own caption and no negative prompt."""
     guidance, offset = float(request.options["inversion-guidance"]), float(request.options["offset"])
-    levels, kind = noise_levels(model, request.steps), prediction_type(model.scheduler_config)
+    levels, kind = noise_levels(model, request.steps, request.size), prediction_type(model.scheduler_config)
     sources: list[ReferenceLatents] = []
     for number, caption in enumerate(captions):
         predict = _predictor(model, request, caption, guidance, "")
@@ -136,10 +136,10 @@ def _generate(model: Model, request: ResolvedRequest, caption: str) -> Preparati
     """
     width, height = request.size
     factor = model.vae_scale_factor
-    shape = (1, model.unet.config.in_channels, height // factor, width // factor)
+    shape = (1, model.family.layout.latent_channels, height // factor, width // factor)
     noise = _noise(torch.empty(shape, dtype=model.dtype, device=model.device), "alongside", request.seed)
     predict = _predictor(model, request, caption, request.guidance, request.negative, request.guidance_rescale)
-    levels = noise_levels(model, request.steps)
+    levels = noise_levels(model, request.steps, request.size)
     walk = walk_down(predict, noise, levels, prediction_type(model.scheduler_config))
     return (yield from _counted(walk, "generating the reference", 0, len(levels) - 1))
 
@@ -158,7 +158,8 @@ def _predictor(
     model: Model, request: ResolvedRequest, caption: str, guidance: float, negative: str, rescale: float = 0.0
 ) -> Predict:
     texts = [negative, caption] if guidance > 1 else [caption]
-    return cfg_denoiser(model, _encode(model, request, texts), request.size, guidance, rescale)
+    told = request.distilled_guidance
+    return cfg_denoiser(model, _encode(model, request, texts), request.size, guidance, rescale, told)
 
 
 def _encode(model: Model, request: ResolvedRequest, texts: Sequence[str]) -> TextEmbeddings:

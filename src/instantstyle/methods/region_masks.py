@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from instantstyle.blocks import Site
+from instantstyle.blocks import Site, TransformerConfig
 from instantstyle.errors import InputError
 from instantstyle.model import Model
 
@@ -30,11 +30,18 @@ def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Float[Tensor, "1 1 
 
 
 def region_mask(model: Model, mask: Image.Image, size: tuple[int, int]) -> RegionMask:
-    """A mask over a picture of (width, height) pixels, at every cross-attention of the model.
+    """A mask over a picture of (width, height) pixels, at every place of the model where an adapter may act.
 
     Raises InputError for a mask that is black everywhere.
     """
-    inside, config = binary_mask(mask, size), model.unet.config
+    inside, layout = binary_mask(mask, size), model.family.layout
+    if isinstance(layout, TransformerConfig):
+        side = model.vae_scale_factor * layout.patch_size
+        small = F.interpolate(inside, size=[size[1] // side, size[0] // side], mode="bicubic")
+        tokens = small.reshape(1, 1, -1, 1).to(model.device, model.dtype)
+        every = (*layout.sites, *(site._replace(kind="cross") for site in layout.sites))
+        return dict.fromkeys(every, tokens)
+    config = layout
     height, width = size[1] // model.vae_scale_factor, size[0] // model.vae_scale_factor
     levels: list[Tensor] = []
     for _ in config.block_out_channels:

@@ -42,8 +42,11 @@ class ResolvedRequest:
     """(width, height) in pixels."""
     seed: int
     guidance: float
+    """Scale of classifier-free guidance."""
     guidance_rescale: float
     warnings: tuple[str, ...]
+    distilled_guidance: float | None = None
+    """Of networks that read their guidance as a number (Flux dev): that number."""
 
     @property
     def window(self) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-from instantstyle.blocks import BlockPlan, UNetConfig, late_up_blocks
+from instantstyle.blocks import BlockPlan, Layout, late_up_blocks, shared_blocks
 from instantstyle.errors import InputError, did_you_mean
 from instantstyle.families import Family
 from instantstyle.methods.options import Option, Options
@@ -44,7 +44,7 @@ class MethodSpec:
     """The arXiv number."""
     function: str
     """`module:name` of the function (Model, ResolvedRequest) -> Injection, in this package."""
-    default_plan: str | Callable[[UNetConfig], str] = "style"
+    default_plan: str | Callable[[Layout], str] = "style"
     """Where the style enters when a request does not say."""
     request_fields: frozenset[str] = frozenset()
     """Which of STYLE_FIELDS the method uses; the others are refused."""
@@ -57,8 +57,8 @@ class MethodSpec:
     """The blocks that a plan may name; None: all."""
     needs_adapter: bool = False
     """Whether it reads the reference through an IP-Adapter."""
-    denoisers: tuple[str, ...] = ("unet",)
-    """Kinds of denoiser that it works on."""
+    unet_only: str | None = None
+    """Why it works on UNets alone, where it does; None: on transformers too."""
     options: Options = field(default_factory=dict[str, Option])
     strength: StrengthSweep | None = None
     cost: float = 1.0
@@ -73,7 +73,7 @@ class MethodSpec:
 
     def plan_for(self, family: Family) -> str:
         """The plan that holds when a request does not give one."""
-        return self.default_plan if isinstance(self.default_plan, str) else self.default_plan(family.unet)
+        return self.default_plan if isinstance(self.default_plan, str) else self.default_plan(family.layout)
 
     def load(self) -> Callable[..., Any]:
         """The method's function."""
@@ -150,7 +150,7 @@ _SPECS = (
         help="self-attention shared with the reference's rows, queries and keys matched to them by AdaIN",
         paper="2312.02133",
         function="shared_attention:style_aligned",
-        default_plan="all",
+        default_plan=shared_blocks,
         request_fields=_REFERENCE_ROWS,
         reference_fields=frozenset({"content"}),
         options={
@@ -185,6 +185,7 @@ _SPECS = (
         help="swapped, guided away from a prediction that also takes the reference's queries",
         paper="2510.06827",
         function="shared_attention:stylekeeper",
+        unet_only="it was written for self-attention, and what a picture's queries carry beside a text's is not known",
         default_plan=late_up_blocks,
         request_fields=_REFERENCE_ROWS,
         reference_fields=frozenset({"content"}),
@@ -200,6 +201,7 @@ _SPECS = (
         help="image tokens whose weaker singular directions are damped early in the run",
         paper="2602.20721",
         function="cleanstyle:cleanstyle",
+        unet_only="singular directions of image tokens were damped in a UNet's cross-attention alone",
         request_fields=_IMAGE_PROMPT,
         reference_fields=frozenset(REFERENCE_FIELDS) - {"mask"},
         needs_adapter=True,
@@ -220,6 +222,7 @@ _SPECS = (
         help="the text's attention output takes on the mean and spread of the image's (cross-modal AdaIN)",
         paper="2412.08503",
         function="stylestudio:stylestudio",
+        unet_only="it matches the text's attention output to the image's, and joint attention has one for both",
         request_fields=_IMAGE_PROMPT,
         reference_fields=frozenset(REFERENCE_FIELDS) - {"mask"},
         needs_adapter=True,
@@ -234,6 +237,7 @@ _SPECS = (
         help="a LoRA of two blocks trained on the reference, of which the style block's is used",
         paper="2403.14572",
         function="b_lora:b_lora",
+        unet_only="its two blocks are known in SDXL alone, and the training is of a UNet",
         request_fields=frozenset({"plan", "window"}),
         reference_fields=frozenset({"content"}),
         plan_blocks=lambda family: family.b_lora_blocks,

@@ -18,11 +18,13 @@ class Conditioning:
 
     prompt_embeds: Float[Tensor, "rows tokens context_dim"]
     pooled_prompt_embeds: Float[Tensor, "rows pooled_dim"] | None = None
-    """For families that add it to the time embedding (SDXL)."""
+    """For families that add it to the time embedding (SDXL, Flux, Stable Diffusion 3)."""
     time_ids: Float[Tensor, "rows 6"] | None = None
     """SDXL's (original height, width, crop top, left, target height, width) in pixels, in float32."""
     kv: CrossAttentionKV | None = None
     """The text's keys and values by site, once `Denoiser.precompute_kv` projected them."""
+    guidance: Float[Tensor, " rows"] | None = None
+    """Of networks with distilled guidance (Flux dev): the scale that each row is told."""
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)
@@ -36,9 +38,10 @@ class Conditioning:
         return self._map(repeat)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        pooled, time_ids = (None if x is None else change(x) for x in (self.pooled_prompt_embeds, self.time_ids))
+        optional = (self.pooled_prompt_embeds, self.time_ids, self.guidance)
+        pooled, time_ids, guidance = (None if x is None else change(x) for x in optional)
         kv = None if self.kv is None else {site: (change(k), change(v)) for site, (k, v) in self.kv.items()}
-        return Conditioning(change(self.prompt_embeds), pooled, time_ids, kv)
+        return Conditioning(change(self.prompt_embeds), pooled, time_ids, kv, guidance)
 
     @staticmethod
     def collate(parts: "Sequence[Conditioning]") -> "Conditioning":
@@ -55,6 +58,7 @@ class Conditioning:
             _concatenated([part.pooled_prompt_embeds for part in parts]),
             _concatenated([part.time_ids for part in parts]),
             kv if kvs else None,
+            _concatenated([part.guidance for part in parts]),
         )
 
 
@@ -65,7 +69,7 @@ def _concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network that predicts epsilon, v or x0 of noisy latents, with attention as an argument of the call.
+    """A network that predicts epsilon, v, x0 or velocity of noisy latents, with attention as an argument of the call.
 
     Equal denoisers are the same network: the engine stacks the rows of runs whose denoisers are equal.
     """

@@ -1,7 +1,8 @@
-"""What a denoiser predicts: epsilon, v or x0, and the way from one to the other.
+"""What a denoiser predicts: epsilon, v, x0 or velocity, and the way from one to the other.
 
 Of noisy latents x = alpha x0 + sigma eps a network says eps ("epsilon"), v = alpha eps - sigma x0 ("v_prediction",
-arXiv 2202.00512) or x0 ("sample"); the names are diffusers'.
+arXiv 2202.00512) or x0 ("sample"); with alpha = 1 - sigma, velocity eps - x0 ("flow_prediction", arXiv 2210.02747).
+The names are diffusers'.
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 Latents = Float[Tensor, "n channels height width"]
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 def prediction_type(scheduler_config: Mapping[str, Any]) -> str:
     """What the network of a checkpoint predicts, by its scheduler_config.json; epsilon where that does not say."""
-    return str(scheduler_config.get("prediction_type", "epsilon"))
+    flow = str(scheduler_config.get("_class_name")).startswith("FlowMatch")
+    return "flow_prediction" if flow else str(scheduler_config.get("prediction_type", "epsilon"))
 
 
 def predict_x0_eps(
@@ -28,6 +30,8 @@ def predict_x0_eps(
             return alpha * x - sigma * prediction, alpha * prediction + sigma * x
         case "sample":
             return prediction, (x - alpha * prediction) / sigma
+        case "flow_prediction":
+            return x - sigma * prediction, x + alpha * prediction
         case _:
             return (x - sigma * prediction) / alpha, prediction
 
@@ -39,5 +43,7 @@ def prediction_target(x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: flo
             return alpha * eps - sigma * x0
         case "sample":
             return x0
+        case "flow_prediction":
+            return eps - x0
         case _:
             return eps

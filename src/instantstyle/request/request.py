@@ -201,6 +201,9 @@ class Request(FrozenModel):
     clip_skip: Annotated[int, Field(ge=1, le=24)] | None = None
     """Which hidden state of the text encoders is read, counted from the end: 1 the last, 2 the last but one; as A1111
     counts.  None: the family's, 1 for SD1.5 and 2 for SDXL."""
+    true_guidance: Annotated[float, Field(ge=0, le=50)] | None = None
+    """Of models that read `guidance` as a number (Flux dev): scale of classifier-free guidance beside it, with the
+    negative prompt, for twice the time.  None: 1, which is without."""
 
     @property
     def do_classifier_free_guidance(self) -> bool:

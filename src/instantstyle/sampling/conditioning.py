@@ -37,6 +37,11 @@ def encode_conditioning(
             if rows.text.pooled_prompt_embeds is None:
                 raise InputError("reference rows of this model need pooled text, as `Model.encode_prompt` gives it")
             pooled = torch.cat([pooled, rows.text.pooled_prompt_embeds.to(pooled)])
+    if model.family.is_transformer:
+        told, scale = request.distilled_guidance, None
+        if told is not None:
+            scale = torch.full((len(embeds),), told, dtype=torch.float32, device=model.device)
+        return denoiser.precompute_kv(Conditioning(embeds, pooled, guidance=scale))
     if pooled is None or model.family.unet.pooled_projection_dim is None:
         return denoiser.precompute_kv(Conditioning(embeds))
     time_ids = make_time_ids(request.size, len(embeds), model.device)

@@ -23,6 +23,7 @@ from instantstyle.model import Model
 from instantstyle.networks.prediction import Latents
 from instantstyle.request import Init
 from instantstyle.sampling.resolve import is_inpainting
+from instantstyle.sampling.schedulers import add_noise, init_noise_sigma, is_flow
 
 EDGE_PIXELS = 4
 """How far inside of a mask a repainted picture is blended with the init picture."""
@@ -51,7 +52,7 @@ class InpaintBlend:
         """The latents with the picture outside of the mask, as noisy as the coming step expects; None: not at all."""
         outside = self.picture
         if next_timestep is not None:
-            outside = scheduler.add_noise(self.picture, self.noise, next_timestep[None])
+            outside = add_noise(scheduler, self.picture, self.noise, next_timestep[None])
         return (1 - self.repaint) * outside + self.repaint * latents
 
 
@@ -86,7 +87,7 @@ def initial_latents(
     """The latents that the first step takes, and what a mask keeps of the init picture."""
     width, height = request.size
     factor = model.vae_scale_factor
-    shape = (request.count, model.unet.config.out_channels, height // factor, width // factor)
+    shape = (request.count, model.family.layout.latent_channels, height // factor, width // factor)
 
     def draw_noise() -> Tensor:
         randn: Any = importlib.import_module("diffusers.utils.torch_utils").randn_tensor
@@ -94,15 +95,15 @@ def initial_latents(
 
     given, inpainting = request.request.init, is_inpainting(model)
     if given is None and not inpainting:
-        return InitialState(draw_noise() * scheduler.init_noise_sigma)
+        return InitialState(draw_noise() * init_noise_sigma(scheduler))
     from_noise = given is None or (given.strength == 1 and (given.mask is not None or inpainting))
     known = None if from_noise and inpainting else model.encode_pixels(init.picture, generator).expand(shape)
     noise = draw_noise()
     if from_noise:
-        latents = noise * scheduler.init_noise_sigma
+        latents = noise * init_noise_sigma(scheduler)
     else:
         assert known is not None
-        latents = scheduler.add_noise(known, noise, first_timestep.repeat(request.count))
+        latents = add_noise(scheduler, known, noise, first_timestep.repeat(request.count))
     repaint = F.interpolate(init.repaint, size=shape[2:]).to(model.device, model.dtype)
     if inpainting:
         outside = model.encode_pixels(init.picture * (init.repaint < 0.5), generator)
@@ -126,6 +127,8 @@ def first_step(request: ResolvedRequest, scheduler: Any) -> int:
     if init is None:
         return 0
     left = min(int(steps * init.strength), steps)
+    if is_flow(scheduler):  # as diffusers' pipelines of Flux and Stable Diffusion 3 round
+        left = steps - int(max(steps - min(steps * init.strength, steps), 0))
     if left == 0:
         raise InputError(
             f"strength {init.strength:g} of {steps} steps leaves no step to take: give a strength of "

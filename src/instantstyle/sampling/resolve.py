@@ -9,7 +9,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from instantstyle.blocks import BlockPlan, parse_block_plan
+from instantstyle.blocks import BlockPlan, TransformerConfig, parse_block_plan
 from instantstyle.controlnet import resolve_control
 from instantstyle.errors import InputError
 from instantstyle.methods.image_prompts import is_auto, require_base_adapter
@@ -33,19 +33,29 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     Raises InputError, a sentence, for what does not exist, does not fit the model, or is not used by the method.
     """
     spec, family = find_method(request.method), model.family
-    plan_text = spec.plan_for(family) if request.plan is None else request.plan
-    plan = parse_block_plan(plan_text, family.unet, family.presets)
+    if spec.unet_only is not None and family.is_transformer:
+        raise InputError(
+            f"method {spec.name!r} is for models with a UNet, and {family.name} is a transformer: {spec.unet_only}; "
+            "use style-aligned or swapped"
+        )
+    plan_text = _plan_text(model, spec, request)
+    plan = parse_block_plan(plan_text, family.layout, family.presets)
     check_fields(spec, request)
     check_clip_skip(model, request)
     options = resolve_options(spec.name, request.options, spec.options)
     references = tuple(_resolve_reference(model, spec, each) for each in request.references if each.weight)
+    guidance = family.guidance if request.guidance is None else request.guidance
+    distilled = isinstance(family.layout, TransformerConfig) and family.layout.guidance_embeds
+    if request.true_guidance is not None and not distilled:
+        raise InputError(f"the guidance of {family.name} is true guidance: give guidance, and not true_guidance")
     sampler = find_sampler(request.sampler) if request.sampler is not None else default_sampler(model)
     settled: dict[str, Any] = {
         "plan": plan_text,
         "options": options,
         "size": resolve_size(model, request),
         "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
-        "guidance": family.guidance if request.guidance is None else request.guidance,
+        "guidance": guidance,
+        "true_guidance": (1.0 if request.true_guidance is None else request.true_guidance) if distilled else None,
         "guidance_rescale": family.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale,
         "sampler": sampler,
     }
@@ -59,9 +69,10 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         negative=prompt_text(model, request.negative, request.reading),
         size=settled["size"],
         seed=settled["seed"],
-        guidance=settled["guidance"],
+        guidance=settled["true_guidance"] if distilled else guidance,
         guidance_rescale=settled["guidance_rescale"],
         warnings=(),
+        distilled_guidance=guidance if distilled else None,
     )
     for own_plan in (plan, *(each.plan for each in references)):
         if own_plan is not None:
@@ -75,6 +86,20 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     return replace(resolved, warnings=_warnings(model, resolved, request))
 
 
+def _plan_text(model: Model, spec: MethodSpec, request: Request) -> str:
+    """Where the style is to enter.  Raises InputError where a family has no such place and the request names none."""
+    family, text = model.family, request.plan
+    text = spec.plan_for(family) if text is None else text
+    if text == "style" and "style" not in family.presets:
+        if request.references:
+            raise InputError(
+                f"it is not known where style lives in {family.name}: give a plan, all or terms such as "
+                f"{family.layout.modules[len(family.layout.modules) // 2]}=1"
+            )
+        return "all"
+    return text
+
+
 def _resolve_reference(model: Model, spec: MethodSpec, reference: StyleReference) -> ResolvedReference:
     # A style card's own plan says where style enters; of a method with another place of its own it says nothing.
     text = reference.effective_plan if spec.default_plan == "style" else reference.plan
@@ -82,7 +107,7 @@ def _resolve_reference(model: Model, spec: MethodSpec, reference: StyleReference
     content = reference.content_phrases if "content" in spec.reference_fields else ()
     family = model.family
     return ResolvedReference(
-        reference, None if plan is None else parse_block_plan(plan, family.unet, family.presets), content
+        reference, None if plan is None else parse_block_plan(plan, family.layout, family.presets), content
     )
 
 
@@ -100,7 +125,7 @@ def _check_plan(model: Model, request: ResolvedRequest, plan: BlockPlan) -> None
             f"{request.guidance:g} does not do: give a guidance above 1"
         )
     if spec.plan_blocks is not None:
-        allowed, sites = spec.plan_blocks(family), family.unet.sites
+        allowed, sites = spec.plan_blocks(family), family.layout.sites
         if beyond := dict.fromkeys(site.module for site in sites if plan.scale(site) and not allowed.scale(site)):
             has = ", ".join(dict.fromkeys(site.module for site in sites if allowed.scale(site)))
             raise InputError(
@@ -125,10 +150,9 @@ def _check_reference(model: Model, request: ResolvedRequest, reference: Resolved
 def _warnings(model: Model, request: ResolvedRequest, given: Request) -> tuple[str, ...]:
     """What of the request changes nothing, or is not as it was said; a sentence each."""
     warnings = [*inpainting_warnings(model, given), *prompt_warnings(model, given)]
+    kind = "guidance" if request.distilled_guidance is None else "true_guidance"
     if given.negative and not request.do_classifier_free_guidance:
-        warnings.append(
-            f"the negative prompt changes nothing at guidance {request.guidance:g}: give a guidance above 1"
-        )
+        warnings.append(f"the negative prompt changes nothing at {kind} {request.guidance:g}: give a {kind} above 1")
     if not given.references:
         idle = unused_fields(request.method, given, None if request.is_styled else frozenset())
         warnings += [f"there is no reference, so {' and '.join(idle)} changes nothing"] if idle else []
@@ -145,7 +169,8 @@ def resolve_size(model: Model, request: Request) -> tuple[int, int]:
 
     Raises InputError when the size is one that the model cannot make.
     """
-    multiple = max(model.family.size_multiple, model.vae_scale_factor)
+    layout = model.family.layout
+    multiple = max(model.family.size_multiple, model.vae_scale_factor * layout.patch_size)
 
     def near(side: float) -> int:
         return min(max(multiple, round(side / multiple) * multiple), MAX_SIDE // multiple * multiple)
@@ -160,11 +185,18 @@ def resolve_size(model: Model, request: Request) -> tuple[int, int]:
             f"the size {width}x{height} does not fit this model: both must be multiples of {multiple}, such as "
             f"{near(float(width))}x{near(float(height))}"
         )
+    limit = layout.max_patches if isinstance(layout, TransformerConfig) else None
+    if limit is not None and max(width, height) > limit * multiple:
+        raise InputError(
+            f"the size {width}x{height} does not fit this model: it knows positions up to {limit * multiple} pixels"
+        )
     return width, height
 
 
 def is_inpainting(model: Model) -> bool:
     """Whether the UNet reads a mask and a picture beside the latents.  Raises InputError when it reads what we lack."""
+    if model.family.is_transformer:
+        return False
     config = model.unet.config
     if config.in_channels == config.out_channels:
         return False

@@ -37,6 +37,7 @@ from instantstyle.sampling.schedulers import (
     alpha_sigma,
     make_scheduler,
     pred_original_sample,
+    scale_model_input,
     set_timesteps,
     x0_coefficient,
 )
@@ -95,7 +96,7 @@ class Run:
         self.engine, self.state = engine, cast("RunState", "preparing")
         self.resolved = resolve(engine.model, request)
         self.scheduler = make_scheduler(engine.model, self.request.sampler)
-        set_timesteps(self.scheduler, self.request.sampler, self.request.steps, engine.model.device)
+        set_timesteps(self.scheduler, engine.model, self.request.sampler, self.request.steps, self.resolved.size)
         self.begin_index = first_step(self.resolved, self.scheduler)
         self.timesteps: list[Tensor] = list(self.scheduler.timesteps)[self.begin_index :]
         self.init_pixels = read_init(self.request.init, self.resolved.size)
@@ -237,13 +238,14 @@ class Run:
     @property
     def denoiser(self) -> Denoiser:
         """The network of the coming step."""
-        return UNetDenoiser(self.injection_now.unet or self.engine.model.unet)
+        own = self.injection_now.unet
+        return self.engine.model.denoiser if own is None else UNetDenoiser(own)
 
     def denoiser_inputs(self) -> DenoiserInputs:
         """What the run brings to the coming call of the denoiser."""
         if self._inputs is None:
             rows = self.injection_now.reference_batch
-            scaled = self.scheduler.scale_model_input(self.latents, self.timesteps[self.step])
+            scaled = scale_model_input(self.scheduler, self.latents, self.timesteps[self.step])
             own = torch.cat([scaled] * (self.own_batch_size // self.resolved.count))
             self._inputs = DenoiserInputs(
                 self.denoiser,
@@ -264,7 +266,8 @@ class Run:
         out = self.scheduler.step(prediction, timestep, before, **more, return_dict=True)
         self.latents = out.prev_sample.to(before.dtype)
         x0 = getattr(out, "pred_original_sample", None)
-        x0 = pred_original_sample(self.scheduler, prediction, timestep, before) if x0 is None else x0
+        if x0 is None:
+            x0 = pred_original_sample(self.scheduler, self.begin_index + self.step, prediction, before)
         x0 = cast("Tensor", x0).to(before.dtype)
         if (hook := self.injection_now.x0_hook) is not None:
             changed = hook(self.step_context, x0)
@@ -295,7 +298,7 @@ class Run:
             controls={kind: net.spec for kind, net in model.controls.items() if net.spec is not None},
             depth=None if model.depth is None else model.depth.spec,
             identity=model.weights_fingerprint,
-            presets={name: model.family.presets[name].weights for name in BASE_PRESETS},
+            presets={name: model.family.presets[name].weights for name in BASE_PRESETS if name in model.family.presets},
             device=str(model.device),
             dtype=str(model.dtype).removeprefix("torch."),
             seconds=time.perf_counter() - self._began,

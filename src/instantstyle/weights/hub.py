@@ -16,11 +16,14 @@ _T = TypeVar("_T")
 
 MODEL_PARTS = (
     "unet",
+    "transformer",
     "vae",
     "text_encoder",
     "text_encoder_2",
+    "text_encoder_3",
     "tokenizer",
     "tokenizer_2",
+    "tokenizer_3",
     "image_encoder",
     "feature_extractor",
     "scheduler",

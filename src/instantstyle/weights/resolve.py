@@ -22,6 +22,10 @@ BUILT_IN = Path(__file__).resolve().parent.parent / "assets"
 HUB: Mapping[str, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "flux-dev": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
+    "sd35-large": "stabilityai/stable-diffusion-3.5-large",
 }
 """Short names of hub repositories."""
 HUB_ADAPTERS: Mapping[str, str] = {
@@ -88,6 +92,11 @@ class ResolvedModel:
         return read_config(self.folder / path)
 
     @property
+    def network_config(self) -> dict[str, Any]:
+        """The configuration of the network that denoises.  Raises WeightsError."""
+        return self.config("transformer/config.json" if self.has("transformer") else "unet/config.json")
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file of the model, each once."""
         own = [self.single.path] if self.single is not None else sorted(self.folder.rglob("*"))
@@ -116,8 +125,10 @@ def resolve_model(
     place = _locate(spec)
     single = open_single_file(place) if place.is_file() else None
     folder = place.parent if single is not None else place
-    if single is None and not (folder / "unet" / "config.json").is_file():
-        raise WeightsError(f"{str(folder)!r} is no model in diffusers' layout: it has no unet/config.json")
+    if single is None and not any((folder / each / "config.json").is_file() for each in ("unet", "transformer")):
+        raise WeightsError(
+            f"{str(folder)!r} is no model in diffusers' layout: it has no unet/config.json or transformer/config.json"
+        )
     own = {} if single is not None else {name: folder / name for name in (ADAPTER, STYLE_ADAPTER, "image_encoder")}
     here = {name: path for name, path in own.items() if path.exists()}
     asked = _normalise(adapter)

@@ -11,11 +11,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from instantstyle.blocks import UNetConfig
+from instantstyle.blocks import TransformerConfig, UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.networks.unet import UNet
 from instantstyle.weights.resolve import read_config
 from instantstyle.weights.tensor_files import TensorFile, open_tensors, require_finite
+from instantstyle.weights.transformer_config import transformer_class
+
+
+def count_transformer_parameters(layout: TransformerConfig, config: Mapping[str, Any]) -> int:
+    """How many numbers a transformer holds, by its configuration."""
+    with torch.device("meta"), silence_progress():
+        return sum(tensor.numel() for tensor in transformer_class(layout).from_config(dict(config)).parameters())
 
 
 @cache

@@ -9,13 +9,16 @@ from typing import Any, cast
 from instantstyle.blocks import UNetConfig
 from instantstyle.errors import WeightsError
 from instantstyle.families import EMOJI, SD15, SDXL, Family
+from instantstyle.weights.transformer_config import transformer_family
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a diffusers UNet configuration, with the UNet's own numbers in place of the family's.
+    """The family of a diffusers network's configuration, with its own numbers in place of the family's.
 
-    Raises WeightsError when the UNet is of a kind that this library does not have.
+    Raises WeightsError when the network is of a kind that this library does not have.
     """
+    if "Transformer" in str(config.get("_class_name")):
+        return transformer_family(config)
     unet = unet_config(config)
     if unet.pooled_projection_dim is None:
         family = SD15
@@ -32,7 +35,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"{unet.transformer_layers_per_block} transformer layers where SDXL has three, the first without: "
             "SDXL, SD1.5 and fine-tunings are supported"
         )
-    return dataclasses.replace(family, unet=unet)
+    return dataclasses.replace(family, layout=unet)
 
 
 def unet_config(config: Mapping[str, Any]) -> UNetConfig:
@@ -91,16 +94,24 @@ _MUST: Mapping[str, tuple[object, ...]] = {
 """What a UNet of ours must say about itself, where it says anything."""
 
 
-def check_scheduler(config: Mapping[str, Any]) -> None:
+def check_scheduler(config: Mapping[str, Any], *, flow: bool = False) -> None:
     """Raises WeightsError for a `scheduler_config.json` whose noise schedule is not Stable Diffusion's.
+
+    `flow`: of a transformer, whose schedule must be flow matching's.
 
     The sampler relies on `alphas_cumprod`, made of betas: EDM's schedulers (Playground 2.5, CosXL) and those of
     flow matching have none, and another sampler with their settings would draw with a schedule that was never trained.
     """
     name = str(config.get("_class_name", "DDIMScheduler"))
+    if flow and name == "FlowMatchEulerDiscreteScheduler":
+        return
     kind: Any = getattr(import_module("diffusers"), name, None)
     if kind is None:
         raise WeightsError(f"the model asks for the scheduler {name}, which this version of diffusers does not have")
+    if flow:
+        raise WeightsError(
+            f"the model asks for the scheduler {name}: transformers are sampled by FlowMatchEulerDiscreteScheduler"
+        )
     if "beta_start" not in inspect.signature(kind.__init__).parameters:
         whose = " as Playground 2.5 and CosXL do" if name.startswith("EDM") else ""
         raise WeightsError(

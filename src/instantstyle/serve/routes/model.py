@@ -31,7 +31,7 @@ class GuessBody(BaseModel):
 def facts(studio: In) -> dict[str, Any]:
     """What the page needs to know of the model and the server."""
     from instantstyle.methods.prompts import vocabulary_of  # both import torch, as the loaded model has
-    from instantstyle.sampling.schedulers import SAMPLERS
+    from instantstyle.sampling.schedulers import FLOW_SAMPLERS, SAMPLERS
 
     model = studio.model
     family, vocabulary = model.family, vocabulary_of(model)
@@ -51,8 +51,8 @@ def facts(studio: In) -> dict[str, Any]:
         "live": live_settings(model),
         "methods": method_table(),
         "plans": list(family.presets),
-        "blocks": list(family.unet.modules),
-        "samplers": list(SAMPLERS),
+        "blocks": list(family.layout.modules),
+        "samplers": list(FLOW_SAMPLERS if family.is_transformer else SAMPLERS),
         "controls": list(model.controls),
         "things": sorted(model.vocabulary),
         "looks": sorted(vocabulary.style_words) if vocabulary else [],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 import instantstyle as ist
 from studio_server import live_server
@@ -184,7 +184,7 @@ def test_the_gallery_gives_settings_back(page: Page, accessible: Callable[[Any],
     accessible(page)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download", exact=True).click()
-    assert Image.open(download.value.path()).text["instantstyle"]  # type: ignore[attr-defined]
+    assert cast("PngImagePlugin.PngImageFile", Image.open(download.value.path())).text["instantstyle"]
     page.get_by_role("button", name="Draw again").click()
     expect(page.locator("dialog")).to_contain_text(re.compile("Identical|The same but for rounding"))
     page.get_by_role("button", name="Use these settings").click()

@@ -227,7 +227,9 @@ def test_a_stopped_server_goes_on_where_it_was(studio: Studio, client: TestClien
     states = {job.id: job.state for job in studio.store.jobs(limit=10)}
     assert states[running["id"]] == "queued"
     assert states[waiting["id"]] in ("queued", "done")
-    assert studio.store.job(running["id"]).attempt == 0  # type: ignore[union-attr]
+    stopped = studio.store.job(running["id"])
+    assert stopped is not None
+    assert stopped.attempt == 0
 
 
 def test_pictures_come_in_as_multipart_data_urls_and_addresses(client: TestClient) -> None:

@@ -199,6 +199,64 @@ def _texts(folder: Path, *towers: tuple[int, int | None], length: int) -> None:
         tokens.save_pretrained(folder / f"tokenizer{suffix}")
 
 
+@cache
+def flux_adapter(kind: str) -> Path:
+    """A folder with a random adapter of XLabs' or InstantX' kind for the small Flux, and what it reads pictures with.
+
+    Files: adapter.safetensors, image_encoder, and for XLabs' content_encoder, a text tower of the same CLIP.
+    """
+    path = Path(tempfile.mkdtemp(prefix="instantstyle-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    make, width, context, embed = torch.Generator().manual_seed(7), 32, 24, 12
+    shapes: dict[str, tuple[int, ...]]
+    torch.manual_seed(8)  # pyright: ignore[reportUnknownMemberType]
+    if kind == "xlabs":
+        _vision(path, embed, side=32)
+        _texts(path, (16, embed), length=77)
+        (path / "text_encoder").rename(path / "content_encoder")
+        (path / "tokenizer").rename(path / "content_encoder" / "tokenizer")
+        at = "double_blocks.{}.processor.ip_adapter_double_stream_{}_proj"
+        shapes = {"ip_adapter_proj_model.proj.weight": (4 * context, embed)}
+        shapes |= {"ip_adapter_proj_model.proj.bias": (4 * context,)}
+        shapes |= {f"ip_adapter_proj_model.norm.{part}": (context,) for part in ("weight", "bias")}
+        layers = [at.format(block, each) for block in range(2) for each in "kv"]
+        shapes |= {f"{name}.weight": (width, context) for name in layers} | {
+            f"{name}.bias": (width,) for name in layers
+        }
+    else:
+        config = transformers.SiglipVisionConfig(
+            hidden_size=embed,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+        transformers.SiglipVisionModel(config).save_pretrained(path / "image_encoder")
+        shapes = {"image_proj.proj.0.weight": (20, embed), "image_proj.proj.0.bias": (20,)}
+        shapes |= {"image_proj.proj.2.weight": (6 * context, 20), "image_proj.proj.2.bias": (6 * context,)}
+        shapes |= {f"image_proj.norm.{part}": (context,) for part in ("weight", "bias")}
+        shapes |= {f"ip_adapter.{n}.to_{each}_ip.weight": (width, context) for n in range(4) for each in "kv"}
+    tensors = {
+        name: torch.randn(shape, generator=make) * (0.3 if len(shape) > 1 else 0.5) for name, shape in shapes.items()
+    }
+    safetensors.save_file(tensors, path / "adapter.safetensors")
+    return path
+
+
+@cache
+def flux_with_adapter(kind: str) -> Model:
+    """The small Flux with such an adapter."""
+    files = flux_adapter(kind)
+    content = files / "content_encoder" if kind == "xlabs" else None
+    return load(
+        folder("flux"),
+        adapter=files / "adapter.safetensors",
+        image_encoder=files / "image_encoder",
+        content_encoder=content,
+    )
+
+
 def _t5(folder: Path, width: int, suffix: str) -> None:
     letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
     known = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -1.0) for word in WORDS)]

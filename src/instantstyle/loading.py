@@ -30,7 +30,7 @@ from instantstyle.weights.adapter import load_adapter
 from instantstyle.weights.control import load_controls
 from instantstyle.weights.depth import load_depth
 from instantstyle.weights.lora import lora_file, split_blocks, with_loras
-from instantstyle.weights.resolve import AdapterSpec, ResolvedModel, resolve_model
+from instantstyle.weights.resolve import AdapterSpec, ResolvedModel, encoder_width, resolve_model
 from instantstyle.weights.single_file import ComponentName
 from instantstyle.weights.strict_load import (
     count_parameters,
@@ -271,10 +271,9 @@ def load_adapter_with_encoder(
     file: Path, eyes: ImageEncoder | None, family: Family, dtype: torch.dtype, device: torch.device
 ) -> AdapterWithEncoder:
     """An adapter, read as plans ask for it.  Raises WeightsError when it is for another UNet or encoder."""
-    adapter = load_adapter(file, family.unet, dtype=dtype, device=device, lazy=True)
+    adapter = load_adapter(file, family.layout, dtype=dtype, device=device, lazy=True)
     if eyes is not None:
-        config = eyes.net.config
-        adapter.check_encoder(int(config.hidden_size if adapter.is_plus else config.projection_dim))
+        adapter.check_encoder(encoder_width(eyes.net.config.to_dict(), plus=adapter.is_plus))
     return AdapterWithEncoder(adapter, eyes)
 
 

@@ -183,6 +183,8 @@ class Model:
             return eyes.encode(
                 torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True
             )
+        if adapter.biases is not None:  # XLabs: a black picture
+            return self.encode_image([Image.new("RGB", (64, 64))], adapter=adapter)
         return torch.zeros(1, adapter.embed_dim, device=self.device, dtype=self.dtype)
 
     def preprocess_images(self, pictures: Sequence[Image.Image], fit: ResizeMode) -> Float[Tensor, "n 3 size size"]:
@@ -227,7 +229,11 @@ class Model:
         if self.adapter is None:
             raise InputError(
                 f"the model {self.source.spec!r} has no IP-Adapter, so no style can enter: load it with adapter=..., "
-                "a file or a hub path such as h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors"
+                + (
+                    "a file of XLabs' or InstantX', or use method style-aligned or swapped, which need none"
+                    if self.family.is_transformer
+                    else "a file or a hub path such as h94/IP-Adapter/sdxl_models/ip-adapter_sdxl.safetensors"
+                )
             )
         return self.adapter
 
@@ -318,7 +324,8 @@ class Model:
             state = _offloaded_state(net) if self.offload_mode == "sequential" else net.state_dict()
             yield from ((f"{part}.{name}", tensor) for name, tensor in state.items())
         for name, adapter in self._adapters.items():
-            for kind, weights in (("k", adapter.keys), ("v", adapter.values)):
+            biases = zip(("k.bias", "v.bias"), adapter.biases or (), strict=False)
+            for kind, weights in (("k", adapter.keys), ("v", adapter.values), *biases):
                 for site in weights:
                     seen = weights.first_row(site) if peek and isinstance(weights, LazyWeights) else weights[site]
                     yield f"{name}.{site}.{kind}", seen

@@ -25,13 +25,13 @@ def show_adapter(
     from instantstyle.weights.adapter import adapter_modules, load_adapter
 
     family = _family(file, model)
-    loaded = load_adapter(file, family.unet, lazy=True)
+    loaded = load_adapter(file, family.layout, lazy=True)
     facts: dict[str, str | int | list[str]] = {
         "family": family.name,
         "kind": "plus" if loaded.is_plus else "base",
         "tokens": loaded.token_count,
         "reads": loaded.expected_features,
-        "blocks": list(adapter_modules(file, family.unet)),
+        "blocks": list(adapter_modules(file, family.layout)),
         "bytes": file.stat().st_size,
     }
     if as_json:
@@ -57,7 +57,7 @@ def slim_adapter(
     if out.suffix != ".safetensors":
         raise InputError(f"adapters are written as .safetensors, and {str(out)!r} ends otherwise")
     family = _family(full, model)
-    extract_blocks(full, out, parse_block_plan(plan, family.unet, family.presets), family.unet)
+    extract_blocks(full, out, parse_block_plan(plan, family.layout, family.presets), family.layout)
     before, after = full.stat().st_size, out.stat().st_size
     print_done(str(out))
     print_note(f"{after:,} of {before:,} bytes ({after / before:.0%})")

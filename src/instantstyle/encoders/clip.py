@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.utils.images import ResizeMode, resize_square
 from instantstyle.weights.clip_vocab import clip_vocabulary
-from instantstyle.weights.resolve import ResolvedModel, encoder_layout, read_config
+from instantstyle.weights.resolve import ResolvedModel, encoder_layout, is_siglip, read_config
 from instantstyle.weights.single_file import ComponentName
 from instantstyle.weights.strict_load import from_pretrained_strict, load_state
 from instantstyle.weights.tensor_files import open_tensors
@@ -122,7 +122,12 @@ class ImageEncoder:
             self.net(pixels[i : i + ENCODE_BATCH_SIZE], output_hidden_states=hidden)
             for i in range(0, len(pixels), ENCODE_BATCH_SIZE)
         ]
-        return torch.cat([out.hidden_states[-2] if hidden else out.image_embeds for out in outs])
+        return torch.cat([out.hidden_states[-2] if hidden else _image_embeds(out) for out in outs])
+
+
+def _image_embeds(out: Any) -> Tensor:
+    """CLIP's projected embedding; SigLIP projects nothing, and pools by attention."""
+    return out.image_embeds if hasattr(out, "image_embeds") else out.pooler_output
 
 
 class ReloadedModule(nn.Module):
@@ -209,12 +214,14 @@ def load_image_encoder(
 ) -> ImageEncoder:
     """An image encoder of a folder or a single file, with its preprocessing or else CLIP's.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
-    kind = transformers.CLIPVisionModelWithProjection
+    kind, siglip = transformers.CLIPVisionModelWithProjection, False
     if where.is_dir():
+        siglip = is_siglip(encoder_layout(where))
+        kind = transformers.SiglipVisionModel if siglip else kind
 
         def make() -> Any:
             return from_pretrained_strict(
-                kind, where, dtype, device, besides=r"text_model\.|text_projection\.|logit_scale$"
+                kind, where, dtype, device, besides=r"text_model\.|text_projection\.|logit_(scale|bias)$"
             )
 
         folders = (where,) if found.single is not None else (found.folder / "feature_extractor", where)
@@ -228,8 +235,9 @@ def load_image_encoder(
 
         said = None
     config = read_config(said) if said is not None else {}
-    mean = config.get("image_mean", (0.48145466, 0.4578275, 0.40821073))
-    std = config.get("image_std", (0.26862954, 0.26130258, 0.27577711))
+    grey = (0.5, 0.5, 0.5)
+    mean = config.get("image_mean", grey if siglip else (0.48145466, 0.4578275, 0.40821073))
+    std = config.get("image_std", grey if siglip else (0.26862954, 0.26130258, 0.27577711))
     net = make() if keep else reload_on_use(make)
     # The network itself says what it takes; a feature extractor may be the safety checker's, of another size.
     return ImageEncoder(net, int(net.config.image_size), tuple(mean), tuple(std))

@@ -111,7 +111,7 @@ def _project(
     count: int,
 ) -> ImagePrompt:
     """Keys of some tokens and values of others at the blocks of `scales`, each row `count` times."""
-    plan, config = BlockPlan(scales), model.family.unet
+    plan, config = BlockPlan(scales), model.family.layout
     weight = torch.tensor(weights, dtype=keys.dtype, device=keys.device)
     weight = weight.repeat_interleave(keys.shape[1] // len(weights))
 

@@ -41,7 +41,9 @@ def ip_adapter(model: Model, request: ResolvedRequest) -> Injection:
 def add_image_prompt(attend: Attend, prompt: ImagePrompt) -> Attend:
     """`attend`, and s * Attention(Q, K_image, V_image) added at the sites of an image prompt.
 
-    With a mask the sum is taken in its region alone.
+    With a mask the sum is taken in its region alone.  In a transformer the image's tokens have no position, and the
+    queries are the picture's: in blocks with one stream for both the text's too, as InstantX published it, but with a
+    mask, which is of the picture.
     """
 
     def attended(
@@ -56,7 +58,15 @@ def add_image_prompt(attend: Attend, prompt: ImagePrompt) -> Attend:
         out = attend(site, q, k, v, bias=bias, tokens=tokens)
         if site not in prompt.kv:
             return out
-        image = prompt.scales[site] * plain(site, q, *prompt.kv[site], bias=prompt.key_bias)
-        return out + (image if prompt.mask is None else image * prompt.mask[site])
+        where = slice(None)
+        if tokens is not None and (site.stage != "single" or prompt.mask is not None):
+            where = tokens.image
+        image = prompt.scales[site] * plain(site, q[:, :, where], *prompt.kv[site], bias=prompt.key_bias)
+        image = image if prompt.mask is None else image * prompt.mask[site]
+        if image.shape == out.shape:
+            return out + image
+        out = out.clone()
+        out[:, :, where] += image
+        return out
 
     return attended

@@ -1,4 +1,4 @@
-"""IP-Adapter's two projections of image features to tokens for cross-attention.
+"""IP-Adapters' projections of image features to tokens for attention.
 
 Parameters are named as the published files name them (github.com/tencent-ailab/IP-Adapter, `ip_adapter.py` and
 `resampler.py`).
@@ -23,6 +23,21 @@ class ImageProjection(nn.Module):
 
     def forward(self, embedding: Float[Tensor, "n embed_dim"]) -> Float[Tensor, "n tokens context_dim"]:
         """Tokens for each embedding.  The unconditional tokens are those of zeros, which are not zero."""
+        return self.norm(self.proj(embedding).reshape(len(embedding), -1, self.context_dim))
+
+
+class MLPProjection(nn.Module):
+    """One image embedding to many tokens: two linear layers and a norm (InstantX' adapter of Flux)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, context_dim: int, tokens: int) -> None:
+        super().__init__()
+        self.context_dim = context_dim
+        layers = (nn.Linear(embed_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, tokens * context_dim))
+        self.proj = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(context_dim)
+
+    def forward(self, embedding: Float[Tensor, "n embed_dim"]) -> Float[Tensor, "n tokens context_dim"]:
+        """Tokens for each embedding."""
         return self.norm(self.proj(embedding).reshape(len(embedding), -1, self.context_dim))
 
 

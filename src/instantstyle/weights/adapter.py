@@ -18,15 +18,28 @@ from jaxtyping import Float
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
-from instantstyle.blocks import BlockPlan, Site, UNetConfig
+from instantstyle.blocks import BlockPlan, Layout, Site, TransformerConfig
 from instantstyle.errors import WeightsError
-from instantstyle.families import FAMILIES, Family
+from instantstyle.families import FAMILIES, TRANSFORMER_FAMILIES, Family
 from instantstyle.networks.attention import KeyValue, split_heads
-from instantstyle.networks.image_projection import ImageProjection, Resampler
+from instantstyle.networks.image_projection import MLPProjection, Resampler
 from instantstyle.utils.atomic_files import atomic_write, check_writable
+from instantstyle.weights.adapter_projection import PROJECTION, read_projection
 from instantstyle.weights.tensor_files import RenamedTensors, TensorFile, first_row, open_tensors
+from instantstyle.weights.transformer_adapter import (
+    KEY_NORM_EPS,
+    adapter_places,
+    is_xlabs,
+    transformer_sites,
+    with_published_names,
+)
 
-ENCODERS: Mapping[int, str] = {768: "CLIP ViT-L/14", 1024: "OpenCLIP ViT-H/14", 1280: "OpenCLIP ViT-bigG/14"}
+ENCODERS: Mapping[int, str] = {
+    768: "CLIP ViT-L/14",
+    1024: "OpenCLIP ViT-H/14",
+    1152: "SigLIP so400m/14",
+    1280: "OpenCLIP ViT-bigG/14",
+}
 """Who makes image embeddings of a width (after the projection), among the encoders adapters were published for."""
 HIDDEN: Mapping[int, str] = {1024: "CLIP ViT-L/14", 1280: "OpenCLIP ViT-H/14", 1664: "OpenCLIP ViT-bigG/14"}
 """Who has hidden states of a width: what Plus adapters read."""
@@ -37,7 +50,7 @@ class Adapter:
     """The image's way into cross-attention; its tensors may be parameters in training."""
 
     projection: nn.Module
-    """`ImageProjection`, or for Plus adapters `Resampler`."""
+    """`ImageProjection`, for Plus adapters `Resampler`, for InstantX' `MLPProjection`."""
     keys: Mapping[Site, Tensor]
     """The weight of each site's key projection, [width, context_dim]."""
     values: Mapping[Site, Tensor]
@@ -46,6 +59,12 @@ class Adapter:
     """Width of the image features that the projection reads."""
     token_count: int
     """Tokens a picture becomes."""
+    places: tuple[Site, ...] | None = None
+    """Of a transformer's adapter the sites at which its kind may act; None: a UNet's cross-attention."""
+    biases: tuple[Mapping[Site, Tensor], Mapping[Site, Tensor]] | None = None
+    """Added to keys and to values (XLabs)."""
+    normalizes_keys: bool = False
+    """Whether keys go through an RMS norm without scale (InstantX)."""
 
     @property
     def is_plus(self) -> bool:
@@ -76,27 +95,31 @@ class Adapter:
             )
 
     def project_kv(
-        self, tokens: Float[Tensor, "n tokens context_dim"], plan: BlockPlan, config: UNetConfig
+        self, tokens: Float[Tensor, "n tokens context_dim"], plan: BlockPlan, config: Layout
     ) -> Mapping[Site, KeyValue]:
         """The image tokens' keys and values, [n, heads, tokens, dim] each, at the sites where the plan is not zero.
 
         Raises WeightsError when the plan speaks at attention modules that the adapter has no weights for.
         """
-        sites = [site for site in config.sites if _speaks(plan, site)]
+        places = _places(config) if self.places is None else self.places
+        sites = [site for site in places if _speaks(plan, site)]
         _check_present([site for site in sites if site not in self.keys], self.keys)
+        _check_named(plan, config, places)
 
-        def project(weight: Tensor, site: Site) -> Tensor:
-            return split_heads(
-                F.linear(tokens, weight),
-                config.num_attention_heads[site.resolution_level(len(config.num_attention_heads))],
-            )
+        def project(weight: Tensor, bias: Tensor | None, site: Site) -> Tensor:
+            return split_heads(F.linear(tokens, weight, bias), _num_heads(config, site))
 
-        return {site: (project(self.keys[site], site), project(self.values[site], site)) for site in sites}
+        kv: dict[Site, KeyValue] = {}
+        for site in sites:
+            k_bias, v_bias = (None, None) if self.biases is None else (each[site] for each in self.biases)
+            k, v = project(self.keys[site], k_bias, site), project(self.values[site], v_bias, site)
+            kv[site] = (F.rms_norm(k, k.shape[-1:], eps=KEY_NORM_EPS) if self.normalizes_keys else k, v)
+        return kv
 
 
 def load_adapter(
     path: str | Path,
-    config: UNetConfig,
+    config: Layout,
     *,
     plan: BlockPlan | None = None,
     embed_dim: int | None = None,
@@ -104,7 +127,7 @@ def load_adapter(
     device: str | torch.device = "cpu",
     lazy: bool = False,
 ) -> Adapter:
-    """Read an adapter for a UNet: all that the file holds, or only the sites where `plan` is not zero.
+    """Read an adapter for a model: all that the file holds, or only the sites where `plan` is not zero.
 
     A lazy adapter reads a site's weights when a plan first speaks there; all names and shapes are checked at once.
     `embed_dim` is the width of the features of the image encoder at hand, if it is to be checked.  Of a .safetensors
@@ -115,21 +138,32 @@ def load_adapter(
     with ExitStack() as stack:
         file = stack.enter_context(open_adapter(path))
         names = _sites(file, config, path)
-        projection, width, count = _projection(file, config, path)
+        projection, width, count = read_projection(file, _context_dim(config), path)
+        xlabs = is_xlabs(file)
+        places = adapter_places(config, xlabs=xlabs) if isinstance(config, TransformerConfig) else _places(config)
         if plan is not None:
-            sites = [site for site in config.sites if _speaks(plan, site)]
+            sites = [site for site in places if _speaks(plan, site)]
             _check_present([site for site in sites if site not in names], names, f" in {path}")
             names = {site: names[site] for site in sites}
 
         kept = stack.pop_all() if lazy else stack  # the file stays open as long as there is something to be read
 
-        def weights(kind: str) -> Mapping[Site, Tensor]:
-            tensors = {site: f"{name}.to_{kind}_ip.weight" for site, name in names.items()}
+        def weights(kind: str, part: str = "weight") -> Mapping[Site, Tensor]:
+            tensors = {site: f"{name}.to_{kind}_ip.{part}" for site, name in names.items()}
             if lazy:
                 return LazyWeights(file, tensors, dtype, device, kept)
             return {site: file.read(name).to(device, dtype) for site, name in tensors.items()}
 
-        adapter = Adapter(projection.to(device, dtype), weights("k"), weights("v"), width, count)
+        adapter = Adapter(
+            projection.to(device, dtype),
+            weights("k"),
+            weights("v"),
+            width,
+            count,
+            places if isinstance(config, TransformerConfig) else None,
+            (weights("k", "bias"), weights("v", "bias")) if xlabs else None,
+            isinstance(projection, MLPProjection),
+        )
     if embed_dim is not None:
         adapter.check_encoder(embed_dim)
     return adapter
@@ -144,7 +178,7 @@ def open_adapter(path: str | Path) -> Generator[TensorFile, None, None]:
     """
     with open_tensors(path) as file:
         if not any(_TRAINED.match(name) for name in file.shapes):
-            yield file
+            yield with_published_names(file)
             return
         new_names = {"image_proj_model": "image_proj", "adapter_modules": "ip_adapter"}
         matches = [match for name in file.shapes if (match := _TRAINED.match(name))]
@@ -190,14 +224,14 @@ def adapter_input_dim(path: str | Path) -> tuple[bool, int]:
     Raises WeightsError when it is no file of an adapter.
     """
     with open_adapter(path) as file:
-        for name, plus in (("proj_in.weight", True), ("proj.weight", False)):
-            shape = file.shapes.get(_PROJECTION + name, ())
+        for name, plus in (("proj_in.weight", True), ("proj.weight", False), ("proj.0.weight", False)):
+            shape = file.shapes.get(PROJECTION + name, ())
             if len(shape) == 2:
                 return plus, shape[1]
-        raise WeightsError(f"{path} is no IP-Adapter file that can be used: it has no tensor {_PROJECTION}proj.weight")
+        raise WeightsError(f"{path} is no IP-Adapter file that can be used: it has no tensor {PROJECTION}proj.weight")
 
 
-def save_adapter(path: str | Path, adapter: Adapter, config: UNetConfig) -> None:
+def save_adapter(path: str | Path, adapter: Adapter, config: Layout) -> None:
     """Write an adapter in the published layout, flat .safetensors, whole or not at all.  Raises OutputError."""
     path = Path(path)
     number = {site: n for n, site in enumerate(config.sites)}
@@ -207,26 +241,30 @@ def save_adapter(path: str | Path, adapter: Adapter, config: UNetConfig) -> None
     _write(path, tensors)
 
 
-def extract_blocks(path: str | Path, out: str | Path, plan: BlockPlan, config: UNetConfig) -> None:
+def extract_blocks(path: str | Path, out: str | Path, plan: BlockPlan, config: Layout) -> None:
     """Write only what a plan reads of an adapter's file, in the numbers it is stored in.
 
     Raises WeightsError when the file lacks what the plan asks for, OutputError when it cannot be written.
     """
     with open_adapter(path) as file:
         names = _sites(file, config, path)
-        sites = [site for site in config.sites if _speaks(plan, site)]
+        xlabs = is_xlabs(file)
+        places = adapter_places(config, xlabs=xlabs) if isinstance(config, TransformerConfig) else _places(config)
+        sites = [site for site in places if _speaks(plan, site)]
         _check_present([site for site in sites if site not in names], names, f" in {path}")
-        wanted = [name for name in file.shapes if name.startswith(_PROJECTION)]
-        wanted += [f"{names[site]}.to_{kind}_ip.weight" for site in sites for kind in "kv"]
+        _check_named(plan, config, places)
+        wanted = [name for name in file.shapes if name.startswith(PROJECTION)]
+        parts = ("weight", "bias") if xlabs else ("weight",)
+        wanted += [f"{names[site]}.to_{kind}_ip.{part}" for site in sites for kind in "kv" for part in parts]
         _write(Path(out), {name: file.read(name) for name in wanted})
 
 
 def family_of_adapter(path: str | Path) -> Family:
     """The family whose cross-attention an adapter's layers fit.  Raises WeightsError when it is for no family."""
     with open_adapter(path) as file:
-        for family in FAMILIES.values():
+        for family in (*FAMILIES.values(), *TRANSFORMER_FAMILIES.values()):
             try:
-                _sites(file, family.unet, path)
+                _sites(file, family.layout, path)
             except WeightsError:
                 continue
             return family
@@ -235,7 +273,7 @@ def family_of_adapter(path: str | Path) -> Family:
         )
 
 
-def adapter_modules(path: str | Path, config: UNetConfig) -> tuple[str, ...]:
+def adapter_modules(path: str | Path, config: Layout) -> tuple[str, ...]:
     """The attention modules that an adapter's file has weights for, in the UNet's order.  Raises WeightsError."""
     with open_adapter(path) as file:
         return tuple(dict.fromkeys(site.module for site in _sites(file, config, path)))
@@ -251,17 +289,46 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 _TRAINED = re.compile(r"(?:module\.)?(?P<part>image_proj_model|adapter_modules)\.")
 _LAYER = re.compile(r"(?P<layer>ip_adapter\.(?P<number>[0-9]{1,4}))\.to_(?P<kind>[kv])_ip\.weight")
-_PROJECTION = "image_proj."
 
 
-def _sites(file: TensorFile, config: UNetConfig, path: str | Path) -> dict[Site, str]:
+def _places(config: Layout) -> tuple[Site, ...]:
+    """A UNet's cross-attention."""
+    return tuple(site for site in config.sites if site.kind == "cross")
+
+
+def _num_heads(config: Layout, site: Site) -> int:
+    heads = config.num_attention_heads
+    return heads if isinstance(heads, int) else heads[site.resolution_level(len(heads))]
+
+
+def _check_named(plan: BlockPlan, config: Layout, places: Sequence[Site]) -> None:
+    """Raises WeightsError where a plan names blocks of a transformer, and not by `all`, at which no such adapter acts.
+
+    `all` is of those where it does.
+    """
+    if not isinstance(config, TransformerConfig):
+        return
+    named = [BlockPlan({k: v for k, v in part.items() if k != "all"}) for part in (plan.weights, plan.negative)]
+    acts = {site.module for site in places}
+    if beyond := [
+        site.module for site in config.sites if site.module not in acts and any(p.scale(site) for p in named)
+    ]:
+        modules = list(dict.fromkeys(site.module for site in places))
+        raise WeightsError(
+            f"the plan names {beyond[0]}, and an adapter of this kind acts from {modules[0]} to {modules[-1]} alone"
+        )
+
+
+def _sites(file: TensorFile, config: Layout, path: str | Path) -> dict[Site, str]:
     """Which sites the file has, and the first part of their tensors' names; all names and shapes are checked."""
-    if not any(name.startswith(_PROJECTION) for name in file.shapes):
-        raise WeightsError(f"{path} is no IP-Adapter file: it has no tensor named {_PROJECTION}*")
+    if not any(name.startswith(PROJECTION) for name in file.shapes):
+        raise WeightsError(f"{path} is no IP-Adapter file: it has no tensor named {PROJECTION}*")
     _check_context(file, config, path)
+    if isinstance(config, TransformerConfig):
+        return transformer_sites(file, config, path)
     names: dict[Site, str] = {}
     for name, shape in file.shapes.items():
-        if name.startswith(_PROJECTION):
+        if name.startswith(PROJECTION):
             continue
         match = _LAYER.fullmatch(name)
         if match is None:
@@ -292,59 +359,27 @@ def _sites(file: TensorFile, config: UNetConfig, path: str | Path) -> dict[Site,
     return {site: names[site] for site in config.sites if site in names}
 
 
-def _check_context(file: TensorFile, config: UNetConfig, path: str | Path) -> None:
+def _context_dim(config: Layout) -> int:
+    return config.joint_attention_dim if isinstance(config, TransformerConfig) else config.cross_attention_dim
+
+
+def _check_context(file: TensorFile, config: Layout, path: str | Path) -> None:
     """The width of the text tokens is what tells the families apart; say so before any shape is complained about."""
     layers = (shape for name, shape in file.shapes.items() if _LAYER.fullmatch(name) and len(shape) == 2)
-    given = next((shape[1] for shape in layers), config.cross_attention_dim)
-    if given != config.cross_attention_dim:
+    own = _context_dim(config)
+    given = next((shape[1] for shape in layers), own)
+    if given != own:
         families = {family.unet.cross_attention_dim: f"family {name}" for name, family in FAMILIES.items()}
+        families[4096] = "Flux"
+        kind = "model" if isinstance(config, TransformerConfig) or given == 4096 else "UNet"
         raise WeightsError(
-            f"the adapter {path} is for a UNet whose text tokens are {_named(given, families)}, but this UNet's are "
-            f"{_named(config.cross_attention_dim, families)}"
+            f"the adapter {path} is for a {kind} whose text tokens are {_named(given, families)}, but this {kind}'s "
+            f"are {_named(own, families)}"
         )
 
 
-def _projection(file: TensorFile, config: UNetConfig, path: str | Path) -> tuple[nn.Module, int, int]:
-    """The projection, the width of what it reads, and the tokens it makes."""
-    shapes = {name.removeprefix(_PROJECTION): s for name, s in file.shapes.items() if name.startswith(_PROJECTION)}
-    try:
-        with torch.device("meta"):
-            if "latents" in shapes:
-                module, width, count = _resampler(shapes, config)
-            elif "proj.weight" in shapes:
-                (out, width), context = shapes["proj.weight"], config.cross_attention_dim
-                count = max(1, out // context)
-                module = ImageProjection(width, context, count)
-            else:
-                raise WeightsError(
-                    f"{path} has a projection of another kind ({', '.join(list(shapes)[:3])}, ...): base and Plus "
-                    "adapters are supported, FaceID and full-face ones are not"
-                )
-    except (KeyError, ValueError, IndexError, ZeroDivisionError, RuntimeError, TypeError, OverflowError) as e:
-        raise WeightsError(f"the projection in {path} is incomplete or of wrong shapes: {e}") from e
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    for name in [*expected, *(name for name in shapes if name not in expected)]:
-        if shapes.get(name) != expected.get(name):
-            has = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
-            needs = f"shape {list(expected[name])} is needed" if name in expected else "no such tensor belongs there"
-            raise WeightsError(f"{_PROJECTION}{name} in {path} {has}, but {needs}")
-    tensors = {name: file.read(_PROJECTION + name) for name in expected}
-    module.load_state_dict(tensors, strict=True, assign=True)
-    return module.requires_grad_(False).eval(), width, count
-
-
-def _resampler(shapes: Mapping[str, tuple[int, ...]], config: UNetConfig) -> tuple[nn.Module, int, int]:
-    _, count, dim = shapes["latents"]
-    width = shapes["proj_in.weight"][1]
-    depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
-    heads = shapes["layers.0.0.to_q.weight"][0] // 64
-    ff_mult = shapes["layers.0.1.1.weight"][0] // dim
-    resampler = Resampler(width, config.cross_attention_dim, count, dim=dim, depth=depth, heads=heads, ff_mult=ff_mult)
-    return resampler, width, count
-
-
 def _speaks(plan: BlockPlan, site: Site) -> bool:
-    return site.kind == "cross" and bool(plan.scale(site) or plan.negative_scale(site))
+    return bool(plan.scale(site) or plan.negative_scale(site))
 
 
 def _check_present(missing: Sequence[Site], present: Mapping[Site, object], where: str = "") -> None:

@@ -288,8 +288,19 @@ def _fits(encoder: Path, plus: bool, width: int) -> bool:
         layout = encoder_layout(encoder)
     except WeightsError:
         return False
+    return encoder_width(layout, plus=plus) == width
+
+
+def is_siglip(layout: Mapping[str, Any]) -> bool:
+    """Whether an image encoder is SigLIP's and no CLIP's."""
+    return str(layout.get("model_type", "")).startswith("siglip")
+
+
+def encoder_width(layout: Mapping[str, Any], *, plus: bool) -> int:
+    """How wide the image embeddings of an encoder are, or (Plus) its hidden states."""
     # A configuration leaves out what is transformers' own default.
-    return (layout.get("hidden_size", 768) if plus else layout.get("projection_dim", 512)) == width
+    wide = layout.get("hidden_size", 768)
+    return int(wide if plus or is_siglip(layout) else layout.get("projection_dim", 512))
 
 
 def encoder_layout(encoder: Path) -> dict[str, Any]:

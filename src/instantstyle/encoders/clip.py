@@ -61,7 +61,7 @@ class TextEncoder:
         if self.truncates:
             long = {"padding": "max_length", "max_length": self.max_length, "truncation": True}
             return self.tokenizer(list(texts), **long, return_tensors="pt").input_ids
-        bare: list[list[int]] = self.tokenizer(list(texts), verbose=False).input_ids
+        bare: list[list[int]] = self.tokenizer(list(texts)).input_ids
         for text, ids in zip(texts, bare, strict=True):
             if len(ids) > self.max_length:
                 shown = text if len(text) <= 60 else f"{text[:57]}..."
@@ -181,16 +181,22 @@ def load_text_encoder(
     # As published: SDXL's second tower pads with the token 0, all others with the end of the text.
     padding = {"pad_token": "!"} if part == "text_encoder_2" else {}
     tokens = transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **padding)
-    return TextEncoder(tokens, convert() if keep else reload_on_use(convert))
+    return TextEncoder(_without_length_warning(tokens), convert() if keep else reload_on_use(convert))
 
 
 def load_tokenizer(folder: Path) -> Any:
     """A folder's tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
     try:
-        return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return _without_length_warning(transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as e:  # a dozen kinds, none of them documented
         raise WeightsError(f"cannot read the tokenizer in {folder}: {e}") from e
+
+
+def _without_length_warning(tokenizer: Any) -> Any:
+    """The tokenizer without transformers' warning of long texts: they are refused here, or read in chunks."""
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def load_content_text_encoder(

@@ -17,6 +17,7 @@ from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.encoders.prompt_vocabulary import VOCABULARY_FILE, NormalizedPrompt, PromptVocabulary
 from instantstyle.encoders.prompt_weighting import PromptMode
 from instantstyle.errors import InputError
+from instantstyle.methods.resolved_request import ResolvedRequest
 from instantstyle.model import Model
 from instantstyle.request import Request
 
@@ -112,18 +113,42 @@ def zero_empty(model: Model, text: TextEmbeddings, empty: Sequence[bool]) -> Tex
     return TextEmbeddings(text.prompt_embeds * kept[:, None, None], pooled, text.text_embeds)
 
 
-def prompt_warnings(model: Model, request: Request) -> tuple[str, ...]:
-    """What of a request's words the model was not taught, a sentence each."""
-    typed = [each.content_phrases for each in request.references if each.content is not None]  # not a card's own
-    contents = [phrase for several in typed for phrase in several if phrase.strip().lower() != "auto"]
-    texts = [(request.prompt, ""), (request.negative, "negative prompt: ")]
-    texts += [(phrase, "content of a reference: ") for phrase in contents]
-    warnings = [f"{where}{each}" for text, where in texts for each in normalize_prompt(model, text).warnings]
+def prompt_warnings(model: Model, request: ResolvedRequest) -> tuple[str, ...]:
+    """What of the texts that a run reads its model was not taught, a sentence each.
+
+    With a reading other than "plain", words are neither replaced nor left out: one sentence says so.  Contents to be
+    subtracted are always read plainly.
+    """
+    typed = request.request
+    texts = [(typed.prompt, "")]
+    if request.do_classifier_free_guidance:
+        texts.append((typed.negative, "negative prompt: "))
+    contents = [each for each in request.references if each.given.content is not None]  # not a card's own
+    if "reference-source" in request.options:
+        captions = [str(request.options["caption"])] if request.options["caption"] else []
+        captions = captions or [", ".join(each.content) for each in contents]
+        texts += [(caption, "caption of a reference: ") for caption in captions]
+    normalized = [(normalize_prompt(model, text), text, where) for text, where in texts]
+    warnings = [f"{where}{each}" for prompt, _, where in normalized for each in prompt.warnings]
+    if typed.reading != "plain":
+        changed = any(prompt.warnings or prompt.text != text for prompt, text, _ in normalized)
+        warnings = [
+            f"with reading={typed.reading!r} prompts are read as typed: words that this model was not taught are "
+            "neither replaced nor left out"
+        ] * changed
+    if request.method.needs_adapter:
+        phrases = [
+            phrase
+            for each in contents
+            if each.given.content_weight
+            for phrase in each.content
+            if phrase.strip().lower() != "auto"
+        ]
+        warnings += [
+            f"content of a reference: {each}" for phrase in phrases for each in normalize_prompt(model, phrase).warnings
+        ]
     cut = {
-        left
-        for text, _ in texts[:2]
-        for each in model.text_encoders
-        if each.truncates and (left := each.left_over(text))
+        left for text, _ in texts for each in model.text_encoders if each.truncates and (left := each.left_over(text))
     }
     warnings += [f"CLIP does not read {left[:60]!r}, which is beyond its length; T5 reads all of it" for left in cut]
     return tuple(dict.fromkeys(warnings))

@@ -149,10 +149,15 @@ def _check_reference(model: Model, request: ResolvedRequest, reference: Resolved
 
 def _warnings(model: Model, request: ResolvedRequest, given: Request) -> tuple[str, ...]:
     """What of the request changes nothing, or is not as it was said; a sentence each."""
-    warnings = [*inpainting_warnings(model, given), *prompt_warnings(model, given)]
+    warnings = [*inpainting_warnings(model, given), *prompt_warnings(model, request)]
     kind = "guidance" if request.distilled_guidance is None else "true_guidance"
     if given.negative and not request.do_classifier_free_guidance:
         warnings.append(f"the negative prompt changes nothing at {kind} {request.guidance:g}: give a {kind} above 1")
+    if given.guidance_rescale and not request.do_classifier_free_guidance:
+        warnings.append(f"guidance_rescale changes nothing at {kind} {request.guidance:g}: give a {kind} above 1")
+    if given.references and given.window[0] >= given.window[1]:
+        start, end = given.window
+        warnings.append(f"the window from {start:g} to {end:g} holds no step, so the references change nothing")
     if not given.references:
         idle = unused_fields(request.method, given, None if request.is_styled else frozenset())
         warnings += [f"there is no reference, so {' and '.join(idle)} changes nothing"] if idle else []

@@ -223,6 +223,17 @@ def test_captions_are_worth_nothing_to_a_network_that_predicts_nothing(data: Tra
     assert error == pytest.approx(1, abs=0.1)  # v of unit latents and unit noise
 
 
+def test_a_silent_module_reads_the_empty_caption() -> None:
+    unet = UNet(EMOJI.unet)
+    context, empty = torch.randn(2, 24, 192), torch.randn(1, 24, 192)
+    silent = {module: torch.tensor([module == "up.1.2", False]) for module in unet.config.modules}
+    text, of_empty = unet.precompute_kv(context), unet.precompute_kv(empty)
+    for site, kv in base.without_words(text, of_empty, silent).items():
+        for mixed, said, unsaid in zip(kv, text[site], of_empty[site], strict=True):
+            assert torch.equal(mixed[1], said[1])
+            assert torch.equal(mixed[0], unsaid[0] if site.module == "up.1.2" else said[0])
+
+
 _LAST = BlockPlan({"up.1.2": 1.0})
 
 

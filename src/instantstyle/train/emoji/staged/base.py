@@ -14,12 +14,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from instantstyle.blocks import Site
 from instantstyle.families import EMOJI
-from instantstyle.networks.attention import Attention
+from instantstyle.networks.attention import Attention, CrossAttentionKV
 from instantstyle.networks.unet import UNet, UNetState
 from instantstyle.train.emoji.image_bank import SIDE
 from instantstyle.train.emoji.staged.captions import FIRST_SHARES, SHARES, Column
@@ -149,6 +150,22 @@ def without_middle_skips(state: UNetState, heard: Float[Tensor, " rows"]) -> UNe
     return replace(state, skips=tuple(skips))
 
 
+def without_words(
+    text: CrossAttentionKV, empty: Mapping[Site, tuple[Tensor, Tensor]], silent: Mapping[str, Bool[Tensor, " rows"]]
+) -> CrossAttentionKV:
+    """Keys and values by site, with those of the empty caption (one row) where the site's module is silent."""
+
+    def mixed(site: Site) -> tuple[Tensor, Tensor]:
+        where = silent[site.module]
+        (k, v), (k0, v0) = text[site], empty[site]
+        return (
+            torch.where(where.view(-1, *[1] * (k.ndim - 1)), k0, k),
+            torch.where(where.view(-1, *[1] * (v.ndim - 1)), v0, v),
+        )
+
+    return {site: mixed(site) for site in text}
+
+
 def train_base(
     folder: Path,
     data: TrainingData,
@@ -157,6 +174,7 @@ def train_base(
     renew: Renew = "cross-attention",
     dropped_skips: float = 0.0,
     dropped_pooled: float = 0.0,
+    dropped_modules: float = 0.0,
 ) -> dict[str, Tensor]:
     """Train the base (resumable, as stage `base`); returns its averaged weights by name (`unet_of`).
 
@@ -164,7 +182,9 @@ def train_base(
     the start (they live in the convolutions).  v's error is weighted as `diffusion_loss` says, with gamma 11.
     `dropped_skips` is a share of rows, see `without_middle_skips`.  In a share `dropped_pooled` of them the pooled
     embedding is the empty caption's, so that words must come in by cross-attention: the text encoder's pooled
-    embedding says nearly all that a short caption says, and a UNet that reads it leaves the rest unheard.
+    embedding says nearly all that a short caption says, and a UNet that reads it leaves the rest unheard.  Each module
+    reads the empty caption in a share `dropped_modules` of the rows, drawn for each module by itself, so that none of
+    them can leave the words to another.
     """
     net = begin(renew=renew)
     unet = net.unet
@@ -180,10 +200,14 @@ def train_base(
 
         unpooled = torch.from_numpy(rng.random(len(rows)) < dropped_pooled).to(device())
         pooled = torch.where(unpooled[:, None], data.captions.words.pooled[0].to(pooled), pooled)
+        drawn = rng.random((len(unet.config.modules), len(rows))) < dropped_modules
+        silent = dict(zip(unet.config.modules, torch.from_numpy(drawn).to(device()), strict=True))
         heard = torch.from_numpy((rng.random(len(rows)) >= dropped_skips).astype(np.float32)).to(device())
 
         def predict(noised: Tensor, at: Tensor) -> Tensor:
             text = unet.precompute_kv(context)
+            if dropped_modules:
+                text = without_words(text, unet.precompute_kv(data.captions.words.context[:1].to(context)), silent)
             state = first(noised, at.float(), text, pooled, square_time_ids(len(rows), side))
             if dropped_skips:
                 state = without_middle_skips(state, heard)

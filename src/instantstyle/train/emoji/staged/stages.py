@@ -57,10 +57,11 @@ class Stages:
         renew: base.Renew = "cross-attention",
         dropped_skips: float = 0.0,
         dropped_pooled: float = 0.0,
+        dropped_modules: float = 0.0,
     ) -> None:
         """`steps` replaces a stage's own number; `begin` is a restart package; `plan` is the style adapters'.
 
-        `into` is where `pack` writes the package; `renew`, `dropped_skips` and `dropped_pooled` are the base's.
+        `into` is where `pack` writes the package; `renew` and what is dropped are the base's.
         """
         self.folder, self.steps, self.styles, self.begin, self.plan, self.into = (
             folder,
@@ -71,7 +72,7 @@ class Stages:
             into,
         )
         self.renew: base.Renew = renew
-        self.dropped_skips, self.dropped_pooled = dropped_skips, dropped_pooled
+        self.dropped = (dropped_skips, dropped_pooled, dropped_modules)
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
 
@@ -101,8 +102,7 @@ class Stages:
         """Train the UNet on text alone."""
         self._restore("base", base.begin(), base.RATE, base.MUON_RATE)
         steps = self._steps("base")
-        dropped = (self.dropped_skips, self.dropped_pooled)
-        base.train_base(self.folder, self.data, steps, self.processes, self.renew, *dropped)
+        base.train_base(self.folder, self.data, steps, self.processes, self.renew, *self.dropped)
 
     def reach(self) -> None:
         """Say what captions are worth and which of the base's attention modules have a say, at both sizes."""
@@ -230,13 +230,14 @@ def main() -> None:
     parser.add_argument("--renew", choices=get_args(base.Renew), default="cross-attention", help="how the base begins")
     parser.add_argument("--dropped-skips", type=float, default=0.0, help="share of rows without the middle level's")
     parser.add_argument("--dropped-pooled", type=float, default=0.0, help="share of rows without pooled words")
+    parser.add_argument("--dropped-modules", type=float, default=0.0, help="share of rows unread, by module")
     given = parser.parse_args()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         plan = parse_block_plan(given.plan, EMOJI.unet, {}) if given.plan else None
-        more = (given.renew, given.dropped_skips, given.dropped_pooled)
+        more = (given.renew, given.dropped_skips, given.dropped_pooled, given.dropped_modules)
         stages = Stages(given.folder, given.steps, given.styles, given.begin, plan, given.package, *more)
         for name in given.stages:
             STAGES[name](stages)

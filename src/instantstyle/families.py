@@ -1,4 +1,14 @@
-"""The facts of each architecture as data: layout, presets, encoders, sizes, defaults.  No torch."""
+"""The facts of each architecture as data: layout, presets, encoders, sizes, defaults.  No torch.
+
+Among them which blocks carry style and which layout, InstantStyle's second idea (arXiv 2404.02733, section 3.2).  In
+
+    Z = Attention(Q, K_text, V_text) + s * Attention(Q, K_image, V_image)
+
+the preset `style` makes s = 1 at the style blocks and 0 elsewhere.  In SDXL that is one attention module of eleven:
+
+    style   up.0.1      up_blocks.0.attentions.1    colour, material, atmosphere
+    layout  down.2.1    down_blocks.2.attentions.1  spatial layout
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -93,8 +103,6 @@ class Family:
 SDXL = Family(
     name="sdxl",
     layout=UNetConfig(),
-    # Of SDXL's eleven attention modules the paper names up_blocks.0.attentions.1 for style (colour, material,
-    # atmosphere) and down_blocks.2.attentions.1 for spatial layout.
     presets=make_presets({"up.0.1": 1.0}, {"down.2.1": 1.0}),
     presets_source="InstantStyle, arXiv 2404.02733, section 3.2",
     content_blocks=BlockPlan({"up.0.0": 1.0}),  # B-LoRA, arXiv 2403.14572, section 4: its W4

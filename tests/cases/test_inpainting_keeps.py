@@ -57,3 +57,18 @@ def test_an_init_picture_without_a_mask_is_changed_everywhere() -> None:
 def test_a_mask_that_is_white_everywhere_keeps_nothing() -> None:
     (drawn,) = pixels("emoji", Init(PICTURE, 0.8, mask(0, 0, 64, 64)))
     assert (np.abs(drawn - np.asarray(PICTURE, int)).max(axis=2) > 0).mean() > 0.5
+
+
+def test_a_soft_mask_blends_by_its_grey() -> None:
+    """Outside of where the mask is half white the closed form is the blend; where it is black nothing changes."""
+    ramp = np.tile(np.clip(np.linspace(-64, 320, 64), 0, 255).astype(np.uint8), (64, 1))
+    engine = ist.Engine(tiny_models.model("emoji"))
+    run = engine.submit(Request("a cat", init=Init(PICTURE, 1.0, Image.fromarray(ramp)), seed=3, steps=4))
+    drawn = np.asarray(engine.run()[0].images[0], int)
+    decoded, original = np.asarray(engine.model.decode_latents(run.latents)[0], int), np.asarray(PICTURE, int)
+    share = ramp[..., None] / 255
+    blend = share * decoded + (1 - share) * original
+    outside = ramp[0] < 127
+    assert np.abs(drawn - blend)[:, outside].max() <= 1
+    assert np.array_equal(drawn[:, ramp[0] == 0], original[:, ramp[0] == 0])
+    assert np.array_equal(drawn[:, -8:], decoded[:, -8:])

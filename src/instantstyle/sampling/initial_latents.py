@@ -35,8 +35,13 @@ class InitPixels:
 
     picture: Float[Tensor, "1 3 height width"]
     """From -1 to 1; grey without an init picture."""
-    repaint: Float[Tensor, "1 1 height width"]
-    """1 where it is painted anew, 0 where it stays; 1 everywhere without a mask."""
+    mask: Float[Tensor, "1 1 height width"]
+    """From 0, where it stays, to 1, where it is painted anew; 1 everywhere without a mask."""
+
+    @property
+    def repaint(self) -> Float[Tensor, "1 1 height width"]:
+        """The mask at 0.5, as diffusers takes masks: 1 where latents are painted anew, 0 where they stay."""
+        return (self.mask >= 0.5).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,24 +162,27 @@ def read_init(init: Init | None, size: tuple[int, int]) -> InitPixels:
             "mask over the picture, in its proportions"
         )
     grey = np.asarray(_center_crop(mask, size).convert("L"), np.float32) / 255
-    repaint = torch.tensor(grey >= 0.5).float()[None, None]
-    if not repaint.any():
+    init_pixels = InitPixels(pixels, torch.tensor(grey)[None, None])
+    if not init_pixels.repaint.any():
         raise InputError("the mask of the init picture is black everywhere: white is where it is painted anew")
-    return InitPixels(pixels, repaint)
+    return init_pixels
 
 
 def keep_outside(picture: Image.Image, init: InitPixels) -> Image.Image:
     """A decoded picture with the init picture's own pixels outside of the mask.
 
     A VAE does not give back what it was given, so what a mask keeps is taken from the init picture.  The two are
-    blended within EDGE_PIXELS inside of the mask; outside of it every pixel is the init picture's.
+    blended by the grey of the mask, and within EDGE_PIXELS inside of a hard edge; where the mask is black every pixel
+    is the init picture's.
     """
-    if bool(init.repaint.all()):
+    if bool((init.mask == 1).all()):
         return picture
-    inside = Image.fromarray((init.repaint[0, 0].numpy() * 255).astype("uint8"))
-    soft = inside.filter(ImageFilter.GaussianBlur(EDGE_PIXELS / 2)).point([max(value, 128) for value in range(256)])
+    grey, inside = (
+        Image.fromarray((each[0, 0].numpy() * 255).round().astype("uint8")) for each in (init.mask, init.repaint)
+    )
+    edge = inside.filter(ImageFilter.GaussianBlur(EDGE_PIXELS / 2)).point([max(value, 128) for value in range(256)])
     pixels = ((init.picture[0].permute(1, 2, 0) / 2 + 0.5) * 255).round().to(torch.uint8)
-    return Image.composite(picture, Image.fromarray(pixels.numpy()), ImageChops.multiply(inside, soft))
+    return Image.composite(picture, Image.fromarray(pixels.numpy()), ImageChops.darker(grey, edge))
 
 
 def _center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -81,52 +81,58 @@ def load(
     Raises WeightsError when files are missing, damaged or do not fit each other, InputError for an unknown device.
     """
     limit_threads()
-    where, found = pick_device(device), resolve_model(model, adapter, image_encoder, content_encoder)
-    family = apply_checkpoint_config(family_of(found.network_config), found)
+    where, source = pick_device(device), resolve_model(model, adapter, image_encoder, content_encoder)
+    family = apply_checkpoint_config(family_of(source.network_config), source)
     if family.is_transformer:
         _refuse_for_transformers(family, controls, loras)
-    check_scheduler(found.config("scheduler/scheduler_config.json"), flow=family.is_transformer)
+    check_scheduler(source.config("scheduler/scheduler_config.json"), flow=family.is_transformer)
     layout = family.layout
     transformer = isinstance(layout, TransformerConfig)
-    size = count_transformer_parameters(layout, found.network_config) if transformer else count_parameters(layout)
+    size = count_transformer_parameters(layout, source.network_config) if transformer else count_parameters(layout)
     kind = pick_dtype(dtype, where, size)
     offload_mode = parse_offload_mode(memory)
     home = where if offload_mode != "sequential" else torch.device("cpu")
     keep = offload_mode != "reload"
-    network = load_denoiser(found, family, kind, home)
-    towers = _load_text_encoders(found, family, kind, home, keep=keep)
-    family = dataclasses.replace(family, max_text_tokens=towers[-1 if family.is_transformer else 0].max_length)
-    files = [(_lora_spec(spec, found.folder), weight) for spec, weight in loras]
-    network, towers = _with_loras(network, towers, files, family)
-    lookers = {path: load_image_encoder(found, path, kind, home, keep=keep) for path in _encoders(found)}
+    network = load_denoiser(source, family, kind, home)
+    text_encoders = _load_text_encoders(source, family, kind, home, keep=keep)
+    family = dataclasses.replace(family, max_text_tokens=text_encoders[-1 if family.is_transformer else 0].max_length)
+    files = [(_lora_spec(spec, source.folder), weight) for spec, weight in loras]
+    network, text_encoders = _with_loras(network, text_encoders, files, family)
+    image_encoders = {path: load_image_encoder(source, path, kind, home, keep=keep) for path in _encoders(source)}
     speakers = {
-        name: load_adapter_with_encoder(each.file, lookers[each.encoder] if each.encoder else None, family, kind, where)
-        for name, each in found.adapters.items()
+        name: load_adapter_with_encoder(
+            each.file, image_encoders[each.encoder] if each.encoder else None, family, kind, where
+        )
+        for name, each in source.adapters.items()
     }
-    eyes = lookers[found.image_encoder] if found.image_encoder else None
-    narrow = load_adapter_with_encoder(found.style_adapter, eyes, family, kind, where) if found.style_adapter else None
-    vae = load_vae(found, kind, home)
+    own_encoder = image_encoders[source.image_encoder] if source.image_encoder else None
+    style_adapter = (
+        load_adapter_with_encoder(source.style_adapter, own_encoder, family, kind, where)
+        if source.style_adapter
+        else None
+    )
+    vae = load_vae(source, kind, home)
     if tile:
         vae.enable_tiling()
     loaded = Model(
         family=family,
         network=network,
         vae=vae,
-        text_encoders=towers,
-        image_encoder=eyes,
+        text_encoders=text_encoders,
+        image_encoder=own_encoder,
         adapter=next((speaker.adapter for speaker in speakers.values()), None),
-        style_adapter=narrow.adapter if narrow else None,
+        style_adapter=style_adapter.adapter if style_adapter else None,
         adapters=speakers,
-        content_text_encoder=load_content_text_encoder(found.content_encoder, kind, home, keep=keep)
-        if found.content_encoder
+        content_text_encoder=load_content_text_encoder(source.content_encoder, kind, home, keep=keep)
+        if source.content_encoder
         else None,
-        controls=load_controls(controls or {}, found.folder, family, kind, where),
+        controls=load_controls(controls or {}, source.folder, family, kind, where),
         depth=None if depth is None else load_depth(depth, where),
-        scheduler_config=found.config("scheduler/scheduler_config.json"),
-        vocabulary=read_vocabulary(found),
+        scheduler_config=source.config("scheduler/scheduler_config.json"),
+        vocabulary=read_vocabulary(source),
         device=where,
         dtype=kind,
-        source=found,
+        source=source,
         loras=tuple((str(path), float(weight)) for path, weight in loras),
         offload_mode=offload_mode,
     )
@@ -154,57 +160,57 @@ def _refuse_for_transformers(
 
 
 def _load_text_encoders(
-    found: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device, *, keep: bool
+    source: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device, *, keep: bool
 ) -> tuple[TextEncoder, ...]:
     """The text encoders of a model.  Raises WeightsError, also when they are not as wide as the network reads."""
     known: tuple[tuple[ComponentName, str], ...] = (("text_encoder", ""), ("text_encoder_2", "_2"))
     layout = family.layout
     if isinstance(layout, TransformerConfig):
         clips, suffix = (known[:1], "_2") if layout.class_name == "FluxTransformer2DModel" else (known, "_3")
-        towers = tuple(
-            load_text_encoder(found, part, f"tokenizer{each}", dtype, device, keep=keep, truncates=True)
+        text_encoders = tuple(
+            load_text_encoder(source, part, f"tokenizer{each}", dtype, device, keep=keep, truncates=True)
             for part, each in clips
         )
-        t5 = load_t5_encoder(found, suffix, family.max_text_tokens, dtype, device, keep=keep)
-        one = len(towers) == 1
-        pooled = sum(int(getattr(t.net.config, "hidden_size" if one else "projection_dim")) for t in towers)
+        t5 = load_t5_encoder(source, suffix, family.max_text_tokens, dtype, device, keep=keep)
+        one = len(text_encoders) == 1
+        pooled = sum(int(getattr(t.net.config, "hidden_size" if one else "projection_dim")) for t in text_encoders)
         given, wanted = (int(t5.net.config.d_model), pooled), (layout.joint_attention_dim, layout.pooled_projection_dim)
         if given != wanted:
             raise WeightsError(
-                f"the text encoders in {found.folder} give {given[0]} numbers a token and {given[1]} pooled, and the "
+                f"the text encoders in {source.folder} give {given[0]} numbers a token and {given[1]} pooled, and the "
                 f"transformer reads {wanted[0]} and {wanted[1]}"
             )
-        return (*towers, t5)
-    towers = tuple(
-        load_text_encoder(found, part, f"tokenizer{suffix}", dtype, device, keep=keep)
+        return (*text_encoders, t5)
+    text_encoders = tuple(
+        load_text_encoder(source, part, f"tokenizer{suffix}", dtype, device, keep=keep)
         for part, suffix in known
-        if found.has(part)
+        if source.has(part)
     )
-    wide = sum(int(tower.net.config.hidden_size) for tower in towers)
+    wide = sum(int(tower.net.config.hidden_size) for tower in text_encoders)
     if wide != layout.cross_attention_dim:
         raise WeightsError(
-            f"the text encoders in {found.folder} give {wide} numbers a token, and the UNet reads "
+            f"the text encoders in {source.folder} give {wide} numbers a token, and the UNet reads "
             f"{layout.cross_attention_dim}"
         )
-    return towers
+    return text_encoders
 
 
 def _with_loras(
-    unet: nn.Module, towers: tuple[TextEncoder, ...], loras: Sequence[tuple[str | Path, float]], family: Family
+    unet: nn.Module, text_encoders: tuple[TextEncoder, ...], loras: Sequence[tuple[str | Path, float]], family: Family
 ) -> tuple[nn.Module, tuple[TextEncoder, ...]]:
     """The networks with the changes of LoRAs; a text encoder that is changed is kept, and no more read for each use."""
     if not loras:
-        return unet, towers
+        return unet, text_encoders
     nets: dict[str, nn.Module] = {"unet": unet}
-    for i, tower in enumerate(towers):
+    for i, tower in enumerate(text_encoders):
         nets[f"text_encoder{f'_{i + 1}' if i else ''}"] = (
             tower.net.load() if isinstance(tower.net, ReloadedModule) else tower.net
         )
     plans = {"style": family.presets["style"], "content": family.content_blocks}
     changed = with_loras(nets, loras, family.unet, plans)
-    pairs = zip(towers, list(nets)[1:], strict=True)
-    told = tuple(t if changed[name] is nets[name] else TextEncoder(t.tokenizer, changed[name]) for t, name in pairs)
-    return changed["unet"], told
+    pairs = zip(text_encoders, list(nets)[1:], strict=True)
+    encoders = tuple(t if changed[name] is nets[name] else TextEncoder(t.tokenizer, changed[name]) for t, name in pairs)
+    return changed["unet"], encoders
 
 
 def _lora_spec(spec: str | Path, folder: Path) -> str | Path:
@@ -225,41 +231,41 @@ def _offloaded(model: Model) -> Model:
     return model
 
 
-def _encoders(found: ResolvedModel) -> list[Path]:
+def _encoders(source: ResolvedModel) -> list[Path]:
     """Every image encoder once."""
-    named = [found.image_encoder, *(each.encoder for each in found.adapters.values())]
+    named = [source.image_encoder, *(each.encoder for each in source.adapters.values())]
     return list(dict.fromkeys(path for path in named if path is not None))
 
 
-def load_denoiser(found: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_denoiser(source: ResolvedModel, family: Family, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The UNet of a folder or of a single file, or a folder's transformer with our attention processors.
 
     Raises WeightsError naming the key that is missing or misshapen.
     """
     if isinstance(family.layout, TransformerConfig):
         kind = transformer_class(family.layout)
-        transformer = from_pretrained_strict(kind, found.folder / "transformer", dtype, device)
+        transformer = from_pretrained_strict(kind, source.folder / "transformer", dtype, device)
         assert install_processors(transformer) == family.layout.sites
         return transformer
-    if found.single is None:
-        return load_unet(found.folder / "unet", family.unet, dtype, device)
-    with found.single.unet() as file:
-        return load_unet_state([file], str(found.single.path), family.unet, dtype, device)
+    if source.single is None:
+        return load_unet(source.folder / "unet", family.unet, dtype, device)
+    with source.single.unet() as file:
+        return load_unet_state([file], str(source.single.path), family.unet, dtype, device)
 
 
-def load_vae(found: ResolvedModel, dtype: torch.dtype, device: torch.device) -> Any:
+def load_vae(source: ResolvedModel, dtype: torch.dtype, device: torch.device) -> Any:
     """diffusers' AutoencoderKL of a folder or of a single file.  Raises WeightsError."""
     kind: Any = importlib.import_module("diffusers").AutoencoderKL
-    config = found.config("vae/config.json")
+    config = source.config("vae/config.json")
     scale: object = config.get("scaling_factor", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise WeightsError(
-            f"the VAE in {found.folder} says its scaling_factor is {abbreviate(scale)}, which is no scale"
+            f"the VAE in {source.folder} says its scaling_factor is {abbreviate(scale)}, which is no scale"
         )
     # SDXL's VAE overflows in float16 and says so.
     dtype = torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
-    if (single := found.single) is None:
-        return from_pretrained_strict(kind, found.folder / "vae", dtype, device)
+    if (single := source.single) is None:
+        return from_pretrained_strict(kind, source.folder / "vae", dtype, device)
 
     def tensors(net: Any) -> dict[str, Tensor]:
         return single.tensors("vae", net)
@@ -268,24 +274,24 @@ def load_vae(found: ResolvedModel, dtype: torch.dtype, device: torch.device) -> 
 
 
 def load_adapter_with_encoder(
-    file: Path, eyes: ImageEncoder | None, family: Family, dtype: torch.dtype, device: torch.device
+    file: Path, image_encoder: ImageEncoder | None, family: Family, dtype: torch.dtype, device: torch.device
 ) -> AdapterWithEncoder:
     """An adapter, read as plans ask for it.  Raises WeightsError when it is for another UNet or encoder."""
     adapter = load_adapter(file, family.layout, dtype=dtype, device=device, lazy=True)
-    if eyes is not None:
-        adapter.check_encoder(encoder_width(eyes.net.config.to_dict(), plus=adapter.is_plus))
-    return AdapterWithEncoder(adapter, eyes)
+    if image_encoder is not None:
+        adapter.check_encoder(encoder_width(image_encoder.net.config.to_dict(), plus=adapter.is_plus))
+    return AdapterWithEncoder(adapter, image_encoder)
 
 
-def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
+def apply_checkpoint_config(family: Family, source: ResolvedModel) -> Family:
     """The family with what this checkpoint's own files say: its size, and what an empty negative prompt is."""
-    side = found.network_config.get("sample_size")
-    widths: object = found.config("vae/config.json").get("block_out_channels") or (1,) * 4
+    side = source.network_config.get("sample_size")
+    widths: object = source.config("vae/config.json").get("block_out_channels") or (1,) * 4
     levels = len(cast("list[object]", widths)) if isinstance(widths, list | tuple) else 0
     if not 0 < levels <= MAX_LEVELS:
-        said = abbreviate(cast("object", widths))
-        raise WeightsError(f"the VAE in {found.folder} says its channels are {said}, which is no short list")
-    index = found.config("model_index.json") if found.has("model_index.json") else {}
+        channels = abbreviate(cast("object", widths))
+        raise WeightsError(f"the VAE in {source.folder} says its channels are {channels}, which is no short list")
+    index = source.config("model_index.json") if source.has("model_index.json") else {}
     changes: dict[str, Any] = {
         "force_zeros_for_empty_prompt": bool(
             index.get("force_zeros_for_empty_prompt", family.force_zeros_for_empty_prompt)
@@ -295,25 +301,25 @@ def apply_checkpoint_config(family: Family, found: ResolvedModel) -> Family:
         size = side * 2 ** (levels - 1)
         if not 0 < size <= MAX_SIZE:
             raise WeightsError(
-                f"the network in {found.folder} says its sample_size is {side}: pictures of {size} pixels"
+                f"the network in {source.folder} says its sample_size is {side}: pictures of {size} pixels"
             )
         changes["size"] = (size, size)
     family = dataclasses.replace(family, **changes)
-    if found.single is not None or not found.has(PRESETS_FILE):
+    if source.single is not None or not source.has(PRESETS_FILE):
         return family
-    return with_presets(family, found.config(PRESETS_FILE), str(found.folder / PRESETS_FILE))
+    return with_presets(family, source.config(PRESETS_FILE), str(source.folder / PRESETS_FILE))
 
 
-def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
+def with_presets(family: Family, presets: Mapping[str, Any], where: str) -> Family:
     """The family with what presets.json says of where style and layout live; what it leaves out is the family's.
 
     Raises WeightsError when it names blocks that the UNet does not have.
     """
     known = {name: dict(plan.weights) for name, plan in family.presets.items() if name in BASE_PRESETS}
-    blocks = {name: said.get(name, known.get(name, {})) for name in BASE_PRESETS}
+    blocks = {name: presets.get(name, known.get(name, {})) for name in BASE_PRESETS}
     try:
         for name, plan in blocks.items():
-            if not plan and name not in said:
+            if not plan and name not in presets:
                 continue
             if any(isinstance(strength, bool | str) for strength in plan.values()) or any(
                 "," in block for block in plan
@@ -322,16 +328,16 @@ def with_presets(family: Family, said: Mapping[str, Any], where: str) -> Family:
             parse_block_plan(",".join(f"{block}={strength}" for block, strength in plan.items()), family.layout, {})
     except (AttributeError, PlanError) as wrong:
         raise WeightsError(f"{where} is not understood: {wrong}") from wrong
-    source = said.get("source", where)
+    source = presets.get("source", where)
     if not isinstance(source, str):
         raise WeightsError(f"{where} says its source is {abbreviate(source)}, which is no text")
     return dataclasses.replace(family, presets=make_presets(**blocks), presets_source=source)
 
 
-def read_vocabulary(found: ResolvedModel) -> tuple[str, ...]:
+def read_vocabulary(source: ResolvedModel) -> tuple[str, ...]:
     """The words in a folder's vocabulary.json, none where there is no such file.  Raises WeightsError."""
-    path = found.folder / "vocabulary.json"
-    if found.single is not None or not path.exists():
+    path = source.folder / "vocabulary.json"
+    if source.single is not None or not path.exists():
         return ()
     try:
         words: object = files.read_json(path)

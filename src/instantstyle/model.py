@@ -130,13 +130,13 @@ class Model:
         return TextEmbeddings(cast("Tensor", context), pooled, embeds)
 
     def _encode_prompt_chunk(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        said = [
+        encoded = [
             tower.encode(texts, self.family.clip_skip, self.device, final_norm=self.family.clip_skip_final_norm)
             for tower in self.text_encoders
         ]
-        embeds = next((embeds for _, embeds in reversed(said) if embeds is not None), None)
+        embeds = next((embeds for _, embeds in reversed(encoded) if embeds is not None), None)
         pooled = embeds if self.family.unet.pooled_projection_dim is not None else None
-        return torch.cat([context for context, _ in said], dim=-1), pooled, embeds
+        return torch.cat([context for context, _ in encoded], dim=-1), pooled, embeds
 
     @torch.no_grad()
     def encode_content_text(self, texts: Sequence[str], width: int) -> Float[Tensor, "n width"]:
@@ -313,7 +313,7 @@ class Model:
 
     @cached_property
     def weights_fingerprint(self) -> str:
-        """A hash by which the same weights are known again; of large tensors it takes a sample, so that it is quick.
+        """A fingerprint by which the same weights are known again; large tensors enter by a sample, so it is quick.
 
         Adapters that are read as plans ask for them are known by their projection and a row of every weight.
         """
@@ -327,8 +327,8 @@ class Model:
             biases = zip(("k.bias", "v.bias"), adapter.biases or (), strict=False)
             for kind, weights in (("k", adapter.keys), ("v", adapter.values), *biases):
                 for site in weights:
-                    seen = weights.first_row(site) if peek and isinstance(weights, LazyWeights) else weights[site]
-                    yield f"{name}.{site}.{kind}", seen
+                    sample = weights.first_row(site) if peek and isinstance(weights, LazyWeights) else weights[site]
+                    yield f"{name}.{site}.{kind}", sample
 
     @property
     def _adapters(self) -> Mapping[str, Adapter]:

@@ -34,8 +34,8 @@ PLACE = {"image_size": SIDE, "patch_size": PATCH}
 
 
 def _preprocessing(folder: Path, kind: str, **more: object) -> None:
-    said = {"image_processor_type": kind, "do_resize": True, "do_rescale": True, "do_normalize": True, **more}
-    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    config = {"image_processor_type": kind, "do_resize": True, "do_rescale": True, "do_normalize": True, **more}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
 
 
 def _clip(folder: Path) -> Any:
@@ -125,8 +125,8 @@ class _Csd(nn.Module):
                 tensor.data *= 0.3
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.backbone(pixels)
-        return seen @ self.last_layer_style, seen @ self.last_layer_content
+        features = self.backbone(pixels)
+        return features @ self.last_layer_style, features @ self.last_layer_content
 
 
 def _checkpoint(net: nn.Module) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.stem: path for path in folder.iterdir()}
 
 
-def _asked(shown: dict[str, Path], name: str = "drawn", prompt: str | None = None) -> SimilarityTask:
+def _similarity_task(shown: dict[str, Path], name: str = "drawn", prompt: str | None = None) -> SimilarityTask:
     return SimilarityTask(
         HashedImage.of(shown[name]), prompt, HashedImage.of(shown["reference"]), HashedImage.of(shown["truth"])
     )
@@ -177,7 +177,7 @@ def _images(shown: dict[str, Path]) -> list[Image.Image]:
 def test_clip_is_what_transformers_own_forward_gives(weights: dict[str, Any], shown: dict[str, Path]) -> None:
     folder: Path = weights["folder"] / "clip"
     prompts = ["a cat", "a red house in the dog"]
-    drawn = [_asked(shown, prompt=prompts[0]), _asked(shown, "truth", prompts[1])]
+    drawn = [_similarity_task(shown, prompt=prompts[0]), _similarity_task(shown, "truth", prompts[1])]
     columns = measure_similarity([load_clip(folder, CPU)], drawn)
     # Each picture and text by itself, in the network as it was before it was saved, by logits and embeddings.
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folder)
@@ -203,7 +203,7 @@ def test_clip_is_what_transformers_own_forward_gives(weights: dict[str, Any], sh
 def test_dino_is_the_class_token_of_each_kind(kind: str, shown: dict[str, Path], tmp_path: Path) -> None:
     torch.manual_seed(5)  # pyright: ignore[reportUnknownMemberType]
     net = _dino(tmp_path, kind)
-    columns = measure_similarity([load_dino(tmp_path, CPU)], [_asked(shown)])
+    columns = measure_similarity([load_dino(tmp_path, CPU)], [_similarity_task(shown)])
     # The preprocessing by hand: squashed, bilinear, ImageNet's numbers.
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     small = [image.resize((SIDE, SIDE), Image.Resampling.BILINEAR) for image in _images(shown)]
@@ -216,7 +216,7 @@ def test_dino_is_the_class_token_of_each_kind(kind: str, shown: dict[str, Path],
 @torch.no_grad()
 @pytest.mark.parametrize("file", ["csd.pth", "csd.safetensors"])
 def test_csd_is_clips_tower_with_two_heads(weights: dict[str, Any], shown: dict[str, Path], file: str) -> None:
-    columns = measure_similarity([load_csd(weights["folder"] / file, CPU)], [_asked(shown)])
+    columns = measure_similarity([load_csd(weights["folder"] / file, CPU)], [_similarity_task(shown)])
     # Resize's short side bicubic, the middle cut out, CLIP's numbers.
     pixels: list[Tensor] = []
     for image in _images(shown):
@@ -229,8 +229,8 @@ def test_csd_is_clips_tower_with_two_heads(weights: dict[str, Any], shown: dict[
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     style, content = weights["csd"]((torch.stack(pixels) - mean) / std)
     expected = {
-        f"CSD {name} to {whose}": _cosine(rows[0], rows[at])
-        for name, rows in (("style", style), ("content", content))
+        f"CSD {name} to {whose}": _cosine(vectors[0], vectors[at])
+        for name, vectors in (("style", style), ("content", content))
         for at, whose in ((1, "reference"), (2, "truth"))
     }
     assert {name: float(column[0]) for name, column in columns.items()} == pytest.approx(expected, abs=1e-5)
@@ -241,8 +241,8 @@ def test_a_copy_of_the_reference_scores_exactly_1(weights: dict[str, Any], shown
     folder: Path = weights["folder"]
     sights = [load_clip(folder / "clip", CPU), load_dino(folder / "dino", CPU), load_csd(folder / "csd.pth", CPU)]
     ticks: list[tuple[int, int]] = []
-    asked = [_asked(shown, "copy"), _asked(shown)]
-    columns = measure_similarity(sights, asked, lambda done, of: ticks.append((done, of)))
+    tasks = [_similarity_task(shown, "copy"), _similarity_task(shown)]
+    columns = measure_similarity(sights, tasks, lambda done, of: ticks.append((done, of)))
     to_reference = {name: column for name, column in columns.items() if name.endswith("to reference")}
     assert len(to_reference) == 4
     assert all(copied == 1 > drawn for copied, drawn in to_reference.values()), "one copied, one drawn"
@@ -265,11 +265,11 @@ def test_the_command_reads_prompts_and_writes_tables(
     assert drawn.code == 0, drawn.err
     flags = ("--clip", folder / "clip", "--csd", folder / "csd.pth", "--device", "cpu")
     table = ("cat.png", shown["drawn"], "--reference", shown["reference"])
-    said = command("similarity", *table, *flags, "--out", "table.csv")
-    assert said.code == 0, said.err
-    assert "does not say how it was made" in said.err
-    assert "reward copied content" in said.err
-    lines = said.out.splitlines()
+    done = command("similarity", *table, *flags, "--out", "table.csv")
+    assert done.code == 0, done.err
+    assert "does not say how it was made" in done.err
+    assert "reward copied content" in done.err
+    lines = done.out.splitlines()
     assert lines[0] == "| picture | CLIP-T | CLIP-I to reference | CSD style to reference | CSD content to reference |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| cat.png", f"| {shown['drawn']}", "| mean"]
     rows = list(csv.DictReader(Path("table.csv").read_text().splitlines()))
@@ -294,7 +294,7 @@ def _and(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (_without("last_layer_style"), "is no CSD: it lacks last_layer_style"),
         (_without("backbone.ln_pre.bias"), "pre_layrnorm.bias"),
@@ -308,14 +308,14 @@ def _and(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 )
 def test_what_is_no_csd_is_a_sentence(
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    said: str,
+    message: str,
     weights: dict[str, Any],
     shown: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     safetensors.save_file(change(weights["csd"].state_dict()), tmp_path / "csd.safetensors")
-    with pytest.raises(WeightsError, match=said):
-        measure_similarity([load_csd(tmp_path / "csd.safetensors", CPU)], [_asked(shown)])
+    with pytest.raises(WeightsError, match=message):
+        measure_similarity([load_csd(tmp_path / "csd.safetensors", CPU)], [_similarity_task(shown)])
 
 
 class _Evil:
@@ -348,11 +348,11 @@ def test_damaged_folders_are_sentences(weights: dict[str, Any], shown: dict[str,
     _dino(tmp_path / "vit", "vit")
     _preprocessing(tmp_path / "vit", "ViTImageProcessor", size={"height": 40, "width": 40})
     with pytest.raises(WeightsError, match="does not take what its preprocessing gives"):
-        measure_similarity([load_dino(tmp_path / "vit", CPU)], [_asked(shown)])
+        measure_similarity([load_dino(tmp_path / "vit", CPU)], [_similarity_task(shown)])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("drawn",), 2, "give --clip FOLDER, --dino FOLDER or --csd FILE"),
         (("drawn", "--dino", "x", "--prompt", "a cat"), 2, "give --prompt, --reference or --truth"),
@@ -369,9 +369,9 @@ def test_damaged_folders_are_sentences(weights: dict[str, Any], shown: dict[str,
     ],
 )
 def test_bad_input_is_a_sentence(
-    command: Command, shown: dict[str, Path], arguments: tuple[str, ...], code: int, said: str
+    command: Command, shown: dict[str, Path], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     ended = command("similarity", *(shown.get(each, each) for each in arguments))
     assert ended.code == code, ended.err
-    assert f"error: {said}" in ended.err or said in ended.err.rpartition("error: ")[2]
+    assert f"error: {message}" in ended.err or message in ended.err.rpartition("error: ")[2]
     assert not list(Path.cwd().iterdir())

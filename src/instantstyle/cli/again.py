@@ -112,11 +112,11 @@ def _print_request(picture: Path) -> None:
     from instantstyle.cli.output import print_note, print_result, to_json
     from instantstyle.request.third_party_metadata import read_third_party_request
 
-    found = read_third_party_request(picture)
-    print_result(to_json(found.request.model_dump(mode="json")))
-    print_note(f"note: made by {found.program}" + (f" with the model {found.model}" if found.model else ""))
-    if found.unsupported:
-        print_note(f"note: left out, for it has no counterpart here: {', '.join(found.unsupported)}")
+    metadata = read_third_party_request(picture)
+    print_result(to_json(metadata.request.model_dump(mode="json")))
+    print_note(f"note: made by {metadata.program}" + (f" with the model {metadata.model}" if metadata.model else ""))
+    if metadata.unsupported:
+        print_note(f"note: left out, for it has no counterpart here: {', '.join(metadata.unsupported)}")
 
 
 def _changes(held: "GenerationMetadata", loaded: "Model") -> list[str]:

@@ -80,13 +80,13 @@ def _model(spec: str) -> dict[str, Any]:
     from instantstyle.weights.resolve import resolve_model
     from instantstyle.weights.unet_config import family_of
 
-    found = resolve_model(spec)
-    family = family_of(found.network_config)
+    source = resolve_model(spec)
+    family = family_of(source.network_config)
     return {
         "spec": spec,
         "family": family.name,
-        "folder": str(found.folder),
-        "files": [_file(path, found.folder) for path in found.files],
+        "folder": str(source.folder),
+        "files": [_file(path, source.folder) for path in source.files],
     }
 
 

@@ -130,10 +130,10 @@ class StudioClient:
             self._refused(error)
 
     def _open(self, verb: str, path: str, body: bytes | None, headers: dict[str, str]) -> Any:
-        asked = urllib.request.Request(
+        request = urllib.request.Request(
             f"{self.address}{path}", data=body, headers={**self._headers, **headers}, method=verb
         )
-        return self._opener.open(asked, timeout=TIMEOUT)
+        return self._opener.open(request, timeout=TIMEOUT)
 
     def _refused(self, error: Exception, more: str = "") -> NoReturn:
         """Raise what the server, or the way to it, said."""
@@ -145,10 +145,10 @@ class StudioClient:
                 "`instantstyle serve`, or leave --server out to draw here"
             ) from None
         try:
-            said = cast("dict[str, Any]", json.loads(error.read()))["error"]["message"]
+            message = cast("dict[str, Any]", json.loads(error.read()))["error"]["message"]
         except (ValueError, KeyError, TypeError, OSError):
-            said = f"it answers {error.code} {error.reason}"
+            message = f"it answers {error.code} {error.reason}"
         if error.code == 401:
-            said = f"{said}: give --token, or set INSTANTSTYLE_TOKEN"
+            message = f"{message}: give --token, or set INSTANTSTYLE_TOKEN"
         kind = InputError if error.code in (400, 401, 404, 413, 415, 422) else InstantStyleError
-        raise kind(f"{self.address} refuses: {said}{more}") from None
+        raise kind(f"{self.address} refuses: {message}{more}") from None

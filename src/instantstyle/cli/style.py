@@ -100,13 +100,13 @@ def show_style_card(
     from instantstyle.request.style_card import SUFFIX, find_style_card, read_card, unknown_card_hint
     from instantstyle.utils import images
 
-    found = read_card(card) if card.endswith(SUFFIX) else find_style_card(card)
-    if found is None:
+    style_card = read_card(card) if card.endswith(SUFFIX) else find_style_card(card)
+    if style_card is None:
         raise InputError(f"there is no style card file {card!r}{unknown_card_hint(card)}")
     if out is not None:
-        images.write_png(images.image_grid([found.pictures()]), out)
-    fields = found.model_dump(mode="json", exclude={"sights", "thumbnails"})
-    fields |= {"encoders": [each.encoder for each in found.sights], "pictures": len(found.thumbnails)}
+        images.write_png(images.image_grid([style_card.pictures()]), out)
+    fields = style_card.model_dump(mode="json", exclude={"sights", "thumbnails"})
+    fields |= {"encoders": [each.encoder for each in style_card.sights], "pictures": len(style_card.thumbnails)}
     if as_json:
         print_result(to_json(fields))
         return

@@ -151,7 +151,7 @@ def reload_on_use(make: Callable[[], Any]) -> ReloadedModule:
 
 
 def load_text_encoder(
-    found: ResolvedModel,
+    source: ResolvedModel,
     part: ComponentName,
     tokenizer: str,
     dtype: torch.dtype,
@@ -162,16 +162,18 @@ def load_text_encoder(
 ) -> TextEncoder:
     """A text encoder of a model and its tokenizer.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
-    config = found.config(f"{part}/config.json")
+    config = source.config(f"{part}/config.json")
     projects = "CLIPTextModelWithProjection" in (config.get("architectures") or ())
     kind = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
-    single = found.single
+    single = source.single
     if single is None:
 
         def make() -> Any:
-            return from_pretrained_strict(kind, found.folder / part, dtype, device)
+            return from_pretrained_strict(kind, source.folder / part, dtype, device)
 
-        return TextEncoder(load_tokenizer(found.folder / tokenizer), make() if keep else reload_on_use(make), truncates)
+        return TextEncoder(
+            load_tokenizer(source.folder / tokenizer), make() if keep else reload_on_use(make), truncates
+        )
 
     def convert() -> Any:
         empty = transformers.CLIPTextConfig(**{name: x for name, x in config.items() if name != "architectures"})
@@ -216,7 +218,7 @@ def load_content_text_encoder(
 
 
 def load_image_encoder(
-    found: ResolvedModel, where: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True
+    source: ResolvedModel, where: Path, dtype: torch.dtype, device: torch.device, *, keep: bool = True
 ) -> ImageEncoder:
     """An image encoder of a folder or a single file, with its preprocessing or else CLIP's.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
@@ -230,8 +232,10 @@ def load_image_encoder(
                 kind, where, dtype, device, besides=r"text_model\.|text_projection\.|logit_(scale|bias)$"
             )
 
-        folders = (where,) if found.single is not None else (found.folder / "feature_extractor", where)
-        said = next((path for folder in folders if (path := folder / "preprocessor_config.json").is_file()), None)
+        folders = (where,) if source.single is not None else (source.folder / "feature_extractor", where)
+        preprocessing = next(
+            (path for folder in folders if (path := folder / "preprocessor_config.json").is_file()), None
+        )
     else:
         layout = encoder_layout(where)
 
@@ -239,8 +243,8 @@ def load_image_encoder(
             empty = transformers.CLIPVisionConfig(**layout)
             return load_state(lambda: kind(empty), lambda net: _vision_tensors(where), str(where), dtype, device)
 
-        said = None
-    config = read_config(said) if said is not None else {}
+        preprocessing = None
+    config = read_config(preprocessing) if preprocessing is not None else {}
     grey = (0.5, 0.5, 0.5)
     mean = config.get("image_mean", grey if siglip else (0.48145466, 0.4578275, 0.40821073))
     std = config.get("image_std", grey if siglip else (0.26862954, 0.26130258, 0.27577711))

@@ -203,8 +203,8 @@ class PromptVocabulary:
         key = normalize_key(" ".join(tokens))
         if len(tokens) == 1 and (tokens[0] in self._emoji or key in self._silent):
             return self._emoji.get(tokens[0])
-        found = list(_look_up(self._names, key, unspaced=len(tokens) == 1))
-        return next((concept for concept in found if concept.label in self.known_labels), (*found, None)[0])
+        candidates = list(_look_up(self._names, key, unspaced=len(tokens) == 1))
+        return next((concept for concept in candidates if concept.label in self.known_labels), (*candidates, None)[0])
 
     def _tagged(self, token: str) -> Sequence[Concept]:
         return next(_look_up(self._tags, normalize_key(token)), ())

@@ -36,22 +36,22 @@ class T5Encoder(TextEncoder):
 
 
 def load_t5_encoder(
-    found: ResolvedModel, suffix: str, length: int, dtype: torch.dtype, device: torch.device, *, keep: bool = True
+    source: ResolvedModel, suffix: str, length: int, dtype: torch.dtype, device: torch.device, *, keep: bool = True
 ) -> T5Encoder:
     """The T5 encoder of a model, in `text_encoder` and `tokenizer` with a suffix.  Raises WeightsError."""
     transformers: Any = importlib.import_module("transformers")
-    if not found.has(f"text_encoder{suffix}"):
-        raise WeightsError(f"the model in {found.folder} has no text_encoder{suffix}: T5 is not left out here")
+    if not source.has(f"text_encoder{suffix}"):
+        raise WeightsError(f"the model in {source.folder} has no text_encoder{suffix}: T5 is not left out here")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            found.folder / f"tokenizer{suffix}", local_files_only=True
+            source.folder / f"tokenizer{suffix}", local_files_only=True
         )
     except Exception as e:  # a dozen kinds, none of them documented
-        raise WeightsError(f"cannot read the tokenizer in {found.folder / f'tokenizer{suffix}'}: {e}") from e
+        raise WeightsError(f"cannot read the tokenizer in {source.folder / f'tokenizer{suffix}'}: {e}") from e
 
     def make() -> Any:
         # Of T5 only the encoder is published here, under the names of the whole.
-        kind, folder = transformers.T5EncoderModel, found.folder / f"text_encoder{suffix}"
+        kind, folder = transformers.T5EncoderModel, source.folder / f"text_encoder{suffix}"
         return from_pretrained_strict(kind, folder, dtype, device, besides=r"encoder\.embed_tokens\.")
 
     return T5Encoder(tokenizer, make() if keep else reload_on_use(make), length=length)

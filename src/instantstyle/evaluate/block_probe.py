@@ -76,7 +76,7 @@ class LayoutScore(PlanScore):
 
 def probe_cases(count: int, side: int, seed: int = 2024, families: Sequence[str] | None = None) -> list[ProbeCase]:
     """Cases whose truth was never trained on: held-out (concept, icon set) cells in random transforms."""
-    rng, rows = np.random.default_rng(seed), {c.label: i for i, c in enumerate(concepts())}
+    rng, indices = np.random.default_rng(seed), {c.label: i for i, c in enumerate(concepts())}
     cells = sorted(cell for cell in splits().cells if cell[0] in TRAINED_CONCEPTS)
     cases: list[ProbeCase] = []
     for number in rng.permutation(max(count, len(cells)))[:count]:
@@ -85,7 +85,7 @@ def probe_cases(count: int, side: int, seed: int = 2024, families: Sequence[str]
         shown, transform = str(rng.choice(others)), sample_transform(rng, families)
 
         def draw(label: str, transform: StyleTransform = transform, icon_set: str = icon_set) -> Image.Image:
-            pixels = apply_transform(transform, np.asarray(rasters(icon_set)[rows[label]]))
+            pixels = apply_transform(transform, np.asarray(rasters(icon_set)[indices[label]]))
             return Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX)
 
         cases.append(ProbeCase(target, shown, icon_set, transform, draw(shown), draw(target)))

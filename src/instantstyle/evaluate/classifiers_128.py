@@ -59,9 +59,9 @@ def train_classifier_128(name: str, images: LabelledImages, steps: int, folder: 
             group["lr"] = RATE * min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.005)
         rows = np.sort(np.random.default_rng((59, step)).integers(len(images.concept), size=BATCH))
         chance = torch.Generator().manual_seed(step)
-        said = net(augment_images(to_input_tensor(images.pictures[rows]), chance))
+        logits = net(augment_images(to_input_tensor(images.pictures[rows]), chance))
         losses = [
-            weight * F.cross_entropy(said[question], torch.from_numpy(right[question][rows]), label_smoothing=0.05)
+            weight * F.cross_entropy(logits[question], torch.from_numpy(right[question][rows]), label_smoothing=0.05)
             for question, weight in WEIGHTS.items()
         ]
         optimiser.zero_grad(set_to_none=True)
@@ -81,8 +81,8 @@ def accuracy(net: Classifier128, images: LabelledImages, batch: int = 128) -> di
     count = len(images.concept)
     parts = [net(to_input_tensor(images.pictures[i : i + batch])) for i in range(0, count, batch)]
     right = {"concept": images.concept, "family": images.family, "drawer": images.icon_set}
-    said = {question: torch.cat([part[question] for part in parts]).argmax(1).numpy() for question in WEIGHTS}
-    return {question: float((said[question] == right[question]).mean()) for question in WEIGHTS}
+    predicted = {question: torch.cat([part[question] for part in parts]).argmax(1).numpy() for question in WEIGHTS}
+    return {question: float((predicted[question] == right[question]).mean()) for question in WEIGHTS}
 
 
 def main() -> None:

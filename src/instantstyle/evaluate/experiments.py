@@ -90,7 +90,7 @@ def experiments(
             raise InputError(f"there is no method {name!r}: give some of {', '.join(KNOWN)}{did_you_mean(name, KNOWN)}")
     budget, chosen = BUDGETS[subset], list(methods or KNOWN)
     every, first = tuple(tasks), tuple(task for task in tasks if task.cell == CELLS[0])
-    rows = [
+    experiments = [
         Experiment(NO_REFERENCE, "control", Setting("none"), every),
         Experiment(STYLE_IN_PROMPT, "control", Setting("none", style_in_prompt=True), every),
         Experiment(WRONG_STYLE, "control", Setting(reference="wrong"), every),
@@ -99,19 +99,19 @@ def experiments(
     for name in chosen:
         own = every if name not in FITTED else _fitted_part(tasks, *budget.fitted)
         swapped = tuple(task for task in own if task.cell == CELLS[0])
-        rows.append(Experiment(name, "method", Setting(name), own, swapped))
+        experiments.append(Experiment(name, "method", Setting(name), own, swapped))
     for name in chosen:
         if METHODS[name].strength is not None and (budget.swept is None or name in budget.swept):
             own = first if name not in FITTED else _fitted_part(first, *budget.fitted)
             for value in _strengths(name, budget.strengths):
-                rows.append(Experiment(name, "strength", Setting(name, strength=value), own))
+                experiments.append(Experiment(name, "strength", Setting(name, strength=value), own))
     if "instantstyle" in chosen:
         for setting in method_variants():
             if budget.variants is None or any(setting.name.endswith(name) for name in budget.variants):
-                rows.append(Experiment(setting.name, "variant", setting, first))
+                experiments.append(Experiment(setting.name, "variant", setting, first))
     if budget.variance:
-        rows += [Experiment(name, "variance", Setting(name), tuple(factorial_block())) for name in chosen]
-    return rows
+        experiments += [Experiment(name, "variance", Setting(name), tuple(factorial_block())) for name in chosen]
+    return experiments
 
 
 def _strengths(method: str, count: int) -> list[float]:
@@ -140,15 +140,18 @@ class Job:
     """Estimated, in plain images."""
 
 
-def make_jobs(rows: Sequence[Experiment], is_cached: Callable[[Task, Setting], bool]) -> list[Job]:
+def make_jobs(experiments: Sequence[Experiment], is_cached: Callable[[Task, Setting], bool]) -> list[Job]:
     """What is left to run: each (task, setting) once, cached ones left out, the costliest jobs first.
 
     Workers end at about the same time when long jobs come first; and jobs that share a fit come after the one that
     makes it.
     """
     wanted: dict[Setting, dict[Task, None]] = {}
-    for row in rows:
-        for setting, tasks in ((row.setting, row.tasks), (replace(row.setting, reference="other"), row.swapped)):
+    for experiment in experiments:
+        for setting, tasks in (
+            (experiment.setting, experiment.tasks),
+            (replace(experiment.setting, reference="other"), experiment.swapped),
+        ):
             wanted.setdefault(setting.resolved(), {}).update(dict.fromkeys(tasks))
     jobs: list[Job] = []
     fitted: set[tuple[str, object, str]] = set()

@@ -45,7 +45,7 @@ def render(label: str, style: Style, side: int = TRUTH_SIDE) -> Pixels:
 
 @cache
 def _concept_rows() -> dict[str, int]:
-    return {concept.label: row for row, concept in enumerate(concepts())}
+    return {concept.label: index for index, concept in enumerate(concepts())}
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def _render_chunk(file: Path, rng: np.random.Generator, held_out_cells: bool) ->
     cells = [
         (label, s) for label in TRAINED_CONCEPTS for s in TRAINED_SETS if held_out.trains(label, s) != held_out_cells
     ]
-    rows = rng.integers(len(cells), size=CHUNK)
+    chosen_cells = rng.integers(len(cells), size=CHUNK)
     pictures, family = np.empty((CHUNK, TRUTH_SIDE, TRUTH_SIDE, 3), np.uint8), np.empty(CHUNK, np.int64)
-    for i, row in enumerate(rows):
-        label, icon_set = cells[int(row)]
+    for i, cell in enumerate(chosen_cells):
+        label, icon_set = cells[int(cell)]
         transform = sample_transform(rng)
         pictures[i] = render(label, Style(icon_set, transform))
         family[i] = TRAINED_FAMILIES.index(transform.kind)
-    concept = np.array([TRAINED_CONCEPTS.index(cells[int(row)][0]) for row in rows], np.int64)
-    drawer = np.array([TRAINED_SETS.index(cells[int(row)][1]) for row in rows], np.int64)
+    concept = np.array([TRAINED_CONCEPTS.index(cells[int(cell)][0]) for cell in chosen_cells], np.int64)
+    drawer = np.array([TRAINED_SETS.index(cells[int(cell)][1]) for cell in chosen_cells], np.int64)
     with atomic_write(file) as partial, partial.open("wb") as out:
         np.savez(out, pictures=pictures, concept=concept, family=family, drawer=drawer)

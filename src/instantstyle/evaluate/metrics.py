@@ -251,9 +251,9 @@ def _standard_error(values: Floats, kinds: Sequence[Ints]) -> float:
     variances: dict[int, list[float]] = {}
     for size in range(1, len(kinds) + 1):
         for chosen in combinations(kinds, size):
-            rows = np.unique(np.stack(chosen), axis=1, return_inverse=True)[1].ravel()
-            count = int(rows.max()) + 1
-            sums = np.bincount(rows, values - values.mean())
+            groups = np.unique(np.stack(chosen), axis=1, return_inverse=True)[1].ravel()
+            count = int(groups.max()) + 1
+            sums = np.bincount(groups, values - values.mean())
             variance = float((sums**2).sum()) / len(values) ** 2 * count / max(count - 1, 1)
             variances.setdefault(size, []).append(variance)
     combined = sum((-1) ** (size + 1) * sum(each) for size, each in variances.items())

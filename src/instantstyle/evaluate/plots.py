@@ -152,8 +152,8 @@ def plot_intervals(rows: Sequence[str], plots: Mapping[str, Sequence[Interval]],
     count = math.ceil(len(plots) / columns)
     with _style():
         figure, axes = _figure(count, min(columns, len(plots)), (3.4 * min(columns, len(plots)) + 0.6, 2.9 * count))
-        for ax, (title, found) in zip(axes, plots.items(), strict=False):
-            for row, each in enumerate(found):
+        for ax, (title, images) in zip(axes, plots.items(), strict=False):
+            for row, each in enumerate(images):
                 if not math.isnan(each.mean):
                     style: dict[str, Any] = {
                         "color": COLOURS[row % len(COLOURS)],

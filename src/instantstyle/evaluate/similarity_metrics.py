@@ -91,7 +91,7 @@ class FeatureExtractor:
             embeddings = self.embed(pixels)
         except ValueError as e:  # the preprocessing beside the weights is another network's
             raise WeightsError(f"the network in {self.source} does not take what its preprocessing gives: {e}") from e
-        return {name: self._checked(rows) for name, rows in embeddings.items()}
+        return {name: self._checked(vectors) for name, vectors in embeddings.items()}
 
     @torch.no_grad()
     def text_embeddings(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -99,8 +99,8 @@ class FeatureExtractor:
         assert self.embed_texts is not None
         return self._checked(self.embed_texts(texts))
 
-    def _checked(self, rows: Tensor) -> npt.NDArray[np.float64]:
-        values = rows.double().cpu().numpy()
+    def _checked(self, vectors: Tensor) -> npt.NDArray[np.float64]:
+        values = vectors.double().cpu().numpy()
         squared_norms = np.square(values).sum(-1)
         if not (np.isfinite(squared_norms) & (squared_norms > 0)).all():
             raise WeightsError(f"the network in {self.source} gives an embedding that is no direction: it is damaged")
@@ -131,14 +131,14 @@ def measure_similarity(
             tick(n * len(distinct) + min(i + IMAGE_BATCH, len(distinct)), len(used) * len(distinct))
         if extractor.embed_texts is not None and texts:
             embeddings = dict(zip(texts, extractor.text_embeddings(texts), strict=True))
-            rows = np.concatenate([part["CLIP-I"] for part in parts])
-            columns["CLIP-T"] = _cosines([(rows[places[a.picture]], embeddings.get(a.prompt or "")) for a in tasks])
+            vectors = np.concatenate([part["CLIP-I"] for part in parts])
+            columns["CLIP-T"] = _cosines([(vectors[places[a.picture]], embeddings.get(a.prompt or "")) for a in tasks])
         for name in parts[0]:
-            rows = np.concatenate([part[name] for part in parts])
+            vectors = np.concatenate([part[name] for part in parts])
             for whose, theirs in against.items():
                 pairs = zip(own, theirs, strict=True)
                 columns[f"{name} to {whose}"] = _cosines(
-                    [(rows[places[a]], None if b is None else rows[places[b]]) for a, b in pairs]
+                    [(vectors[places[a]], None if b is None else vectors[places[b]]) for a, b in pairs]
                 )
     return columns
 
@@ -192,8 +192,8 @@ def load_clip(folder: str | Path, device: torch.device) -> FeatureExtractor:
 
     def read(texts: Sequence[str]) -> Tensor:
         ids = TextEncoder(tokenizer, net.text_model).tokenize(texts).to(device)
-        rows = [net.text_model(ids[i : i + IMAGE_BATCH]).pooler_output for i in range(0, len(ids), IMAGE_BATCH)]
-        return net.text_projection(torch.cat(rows))
+        pooled = [net.text_model(ids[i : i + IMAGE_BATCH]).pooler_output for i in range(0, len(ids), IMAGE_BATCH)]
+        return net.text_projection(torch.cat(pooled))
 
     return FeatureExtractor(folder, prepare, embed, read)
 

@@ -227,7 +227,7 @@ def run_tasks(
     """Generate an image for each task, `BATCH` of them together; `on_batch` gets the number done and in all."""
     images: list[Image.Image] = []
     seconds, fit_seconds = 0.0, list[float]()
-    with _count_unet_rows() as rows:
+    with _count_unet_rows() as counter:
         for i in range(0, len(tasks), GENERATION_BATCH):
             engine, began = Engine(model), time.process_time()
             runs: list[Run] = []
@@ -248,22 +248,22 @@ def run_tasks(
                 on_batch(len(images), len(tasks))
     n = max(len(tasks), 1)
     pixels = pixels_of(images) if images else np.zeros((0, TRUTH_SIDE, TRUTH_SIDE, 3), np.uint8)
-    return Outputs(pixels, seconds / n, rows[0] / n, fit_seconds)
+    return Outputs(pixels, seconds / n, counter[0] / n, fit_seconds)
 
 
 @contextmanager
 def _count_unet_rows() -> Generator[list[int]]:
     """While entered, the batch rows that go through any UNet are added to the list's one number."""
-    rows = [0]
+    counter = [0]
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
         if isinstance(module, UNet):
-            rows[0] += len(args[0])
+            counter[0] += len(args[0])
 
     modules: Any = importlib.import_module("torch.nn.modules.module")  # its hooks are not among torch's typed names
     handle = modules.register_module_forward_pre_hook(count)
     try:
-        yield rows
+        yield counter
     finally:
         handle.remove()
 

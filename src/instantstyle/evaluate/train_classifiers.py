@@ -85,14 +85,14 @@ def train_classifier(
         if numbers is None:
             rows = np.sort(draw.integers(len(pictures.concept), size=BATCH))
             chance = torch.Generator().manual_seed(seed + step)
-            said = net(augment_images(to_input_tensor(pictures.pictures[rows]), chance))
+            logits = net(augment_images(to_input_tensor(pictures.pictures[rows]), chance))
         else:
             picked = draw.integers(MEASURED, size=4 * BATCH)
             rows = numbers.rows[picked]
             trunk = cast("HandcraftedClassifier", net.trunk)
-            said = net.classify(trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
+            logits = net.classify(trunk.read(numbers.layout[picked].float(), numbers.texture[picked].float()))
         losses[:] = [
-            F.cross_entropy(said[q], torch.from_numpy(t[rows]), label_smoothing=0.05) for q, t in truths.items()
+            F.cross_entropy(logits[q], torch.from_numpy(t[rows]), label_smoothing=0.05) for q, t in truths.items()
         ]
         return (losses[0] + 0.5 * losses[1] + 0.3 * losses[2],)
 
@@ -135,8 +135,8 @@ def _measured(pictures: LabelledImages, seed: int) -> _Numbers:
 
 def _measure(pictures: LabelledImages, rows: npt.NDArray[np.int64], seed: int) -> tuple[Tensor, Tensor]:
     truths = tuple(int(truth[rows].sum()) for truth in (pictures.concept, pictures.family, pictures.icon_set))
-    told = (splits().sha256, labels_text(), feature_dims("colour"), truths, len(pictures.concept), seed)
-    file = cache_folder() / "judges" / f"measured-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}.npz"
+    key = (splits().sha256, labels_text(), feature_dims("colour"), truths, len(pictures.concept), seed)
+    file = cache_folder() / "judges" / f"measured-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npz"
     if not file.exists():
         parts: list[tuple[Tensor, Tensor]] = []
         for i in range(0, len(rows), 250):
@@ -160,16 +160,16 @@ def evaluate_classifier(net: ContentStyleHeads, pictures: LabelledImages) -> dic
 
 
 def export_classifier(
-    net: ContentStyleHeads, found: dict[str, float], steps: int, folder: Path = CLASSIFIER_FOLDER
+    net: ContentStyleHeads, accuracies: dict[str, float], steps: int, folder: Path = CLASSIFIER_FOLDER
 ) -> Path:
     """Write a judge in half precision, with what it was found to be worth."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    said = {"answers": labels_text(), "splits": splits().sha256, "steps": str(steps)}
-    said |= {f"real {question} right": f"{share:.4f}" for question, share in found.items()}
+    metadata = {"answers": labels_text(), "splits": splits().sha256, "steps": str(steps)}
+    metadata |= {f"real {question} right": f"{share:.4f}" for question, share in accuracies.items()}
     path = folder / f"{net.name}.safetensors"
     with atomic_write(path) as partial:
-        save_file({k: v.contiguous() for k, v in half.items()}, partial, metadata=said)
+        save_file({k: v.contiguous() for k, v in half.items()}, partial, metadata=metadata)
     return path
 
 
@@ -187,9 +187,9 @@ def main() -> None:
     for name in given.names:
         steps = given.steps or TRAINING_STEPS[name]
         net = train_classifier(name, pictures, steps)
-        found = evaluate_classifier(net, unseen)
-        path = export_classifier(net, found, steps, given.out)
-        print(name, found, f"{path.stat().st_size / 1e6:.2f} MB", flush=True)
+        accuracies = evaluate_classifier(net, unseen)
+        path = export_classifier(net, accuracies, steps, given.out)
+        print(name, accuracies, f"{path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 
 if __name__ == "__main__":

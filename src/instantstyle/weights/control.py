@@ -85,7 +85,7 @@ def load_control(
     """
     kind: Any = importlib.import_module("diffusers").ControlNetModel
     path = _find(str(spec), near)
-    said = read_config(path / "config.json") if path.is_dir() else None
+    config = read_config(path / "config.json") if path.is_dir() else None
     with ExitStack() as stack, silence_progress():
         files = [stack.enter_context(open_tensors(each)) for each in (weight_files(path) if path.is_dir() else [path])]
         names = _diffusers_names(files, spec)
@@ -93,7 +93,7 @@ def load_control(
         try:
             check_family(shapes, family, spec)
             with torch.device("meta"):
-                net = kind.from_config(control_layout(shapes, family.unet) if said is None else said)
+                net = kind.from_config(control_layout(shapes, family.unet) if config is None else config)
         except WeightsError:
             raise
         except Exception as e:  # a dozen kinds, none of them documented
@@ -119,7 +119,7 @@ def control_layout(shapes: Shapes, config: UNetConfig) -> dict[str, Any]:
     widths = [shapes[f"{eyes}.blocks.{i}.weight"][0] for i in range(1, _count(shapes, f"{eyes}.blocks"), 2)]
     projections = [shape for name, shape in shapes.items() if name.endswith(".proj_in.weight")]
     added = _width(shapes, "add_embedding.linear_1.weight")
-    said: dict[str, Any] = {
+    config_fields: dict[str, Any] = {
         "in_channels": shapes["conv_in.weight"][1],
         "conditioning_channels": shapes[f"{eyes}.conv_in.weight"][1],
         "conditioning_embedding_out_channels": (shapes[f"{eyes}.conv_in.weight"][0], *widths),
@@ -136,27 +136,27 @@ def control_layout(shapes: Shapes, config: UNetConfig) -> dict[str, Any]:
         else config.use_linear_projection,
     }
     if added is not None:
-        said |= {
+        config_fields |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": config.addition_time_embed_dim,
             "projection_class_embeddings_input_dim": added,
         }
-    return said
+    return config_fields
 
 
 def check_family(shapes: Shapes, family: Family, spec: object) -> None:
     """Raises WeightsError, saying what was found and what is needed, for a ControlNet of another family's UNet."""
-    found, needed = _traits(shapes), _needed(family.unet)
+    traits, needed = _traits(shapes), _needed(family.unet)
     # The smallest SDXL ControlNets have no attention, and so no width of text.
-    apart = next((what for what in needed if found[what] not in (None, needed[what])), None)
+    apart = next((what for what in needed if traits[what] not in (None, needed[what])), None)
     if apart is None:
         return
     name = next(
-        (f.name for f in FAMILIES.values() if all(found[w] in (None, n) for w, n in _needed(f.unet).items())), None
+        (f.name for f in FAMILIES.values() if all(traits[w] in (None, n) for w, n in _needed(f.unet).items())), None
     )
     raise WeightsError(
         f"the ControlNet {spec} is for {f'family {name}' if name else 'another UNet'}: it has {apart} "
-        f"{_shown(found[apart])} where this model, of family {family.name}, needs {_shown(needed[apart])}; give a "
+        f"{_shown(traits[apart])} where this model, of family {family.name}, needs {_shown(needed[apart])}; give a "
         f"ControlNet made for {family.name}"
     )
 

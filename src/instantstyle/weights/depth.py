@@ -32,8 +32,8 @@ class DepthEstimator:
         they measure metres give less, and are turned round.
         """
         pixels = self.processor(images=picture, return_tensors="pt").to(self.device, self.net.dtype)
-        seen = self.processor.post_process_depth_estimation(self.net(**pixels), [picture.size[::-1]])
-        near = seen[0]["predicted_depth"].float().cpu().numpy().astype(np.float64)
+        predicted = self.processor.post_process_depth_estimation(self.net(**pixels), [picture.size[::-1]])
+        near = predicted[0]["predicted_depth"].float().cpu().numpy().astype(np.float64)
         if getattr(self.net.config, "depth_estimation_type", "relative") == "metric":
             near = -near
         spread = near.max() - near.min()
@@ -51,9 +51,9 @@ def load_depth(spec: str | Path, device: torch.device) -> DepthEstimator:
             )
             processor = transformers.AutoImageProcessor.from_pretrained(str(spec), backend="pil")
         except Exception as e:  # a dozen kinds, none of them documented
-            said = (str(e).strip().splitlines() or [repr(e)])[0]
+            reason = (str(e).strip().splitlines() or [repr(e)])[0]
             raise WeightsError(
-                f"cannot load a depth model from {str(spec)!r}: {said[:200]}; give a folder or a hub id such as "
+                f"cannot load a depth model from {str(spec)!r}: {reason[:200]}; give a folder or a hub id such as "
                 "depth-anything/Depth-Anything-V2-Small-hf"
             ) from e
     if missing := sorted(info.get("missing_keys") or ()):

@@ -1,4 +1,8 @@
-"""Who a model is: a hash of its weights, short enough to be remembered in a picture."""
+"""A fingerprint of a model: a hash over its tensors, of which large ones enter by a sample alone.
+
+It tells one model from another and finds most damage, but it is no checksum: a change between the sampled stretches of
+a large tensor does not show.  Short enough to be stored in a picture.
+"""
 
 import hashlib
 from collections.abc import Iterable

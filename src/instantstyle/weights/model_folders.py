@@ -44,8 +44,8 @@ def find_file(kind: FileKind, name: str, near: Path | None = None) -> Path | Non
     A name may begin with folders, as ComfyUI shows them.  Raises WeightsError when several files answer to it.
     """
     wanted = name.replace("\\", "/")
-    found = [path for path, called in _entries(kind, near) if wanted in called]
-    different = list({path.resolve(): path for path in found}.values())
+    paths = [path for path, called in _entries(kind, near) if wanted in called]
+    different = list({path.resolve(): path for path in paths}.values())
     if len(different) > 1:
         raise WeightsError(f"the name {name!r} stands for several files: give one of {', '.join(map(str, different))}")
     return different[0] if different else None
@@ -65,10 +65,10 @@ def _entries(kind: FileKind, near: Path | None) -> Iterator[tuple[Path, set[str]
     """Files with the names they answer to."""
     for folder in dict.fromkeys(_places(kind, near)):
         if kind == "diffusers":
-            found = (path.parent for path in sorted(folder.glob("*/model_index.json")))
+            paths = (path.parent for path in sorted(folder.glob("*/model_index.json")))
         else:
-            found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
-        for path in found:
+            paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+        for path in paths:
             inside = path.relative_to(folder).as_posix()
             bare = inside.removesuffix(path.suffix) if path.is_file() else inside
             yield path, {inside, bare, path.name, Path(bare).name}

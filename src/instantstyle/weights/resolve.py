@@ -131,8 +131,8 @@ def resolve_model(
         )
     own = {} if single is not None else {name: folder / name for name in (ADAPTER, STYLE_ADAPTER, "image_encoder")}
     here = {name: path for name, path in own.items() if path.exists()}
-    asked = _normalise(adapter)
-    specs = asked
+    named = _normalise(adapter)
+    specs = named
     if adapter is None and ADAPTER not in here and str(spec) in HUB_ADAPTERS:
         specs = {"adapter": HUB_ADAPTERS[str(spec)]}
     adapter_files = {name: _adapter(each, place) for name, each in specs.items()}
@@ -144,12 +144,12 @@ def resolve_model(
         for name, file in adapter_files.items()
     }
     first = next((each.encoder for each in adapters.values()), None)
-    said = {name: str(each) for name, each in asked.items()}
+    names = {name: str(each) for name, each in named.items()}
     return ResolvedModel(
         spec=str(spec),
         folder=folder,
         adapters=adapters,
-        adapter_spec=None if adapter is None else str(adapter) if isinstance(adapter, str | Path) else said,
+        adapter_spec=None if adapter is None else str(adapter) if isinstance(adapter, str | Path) else names,
         style_adapter=here.get(STYLE_ADAPTER) if adapter is None else None,
         image_encoder=given or first or here.get("image_encoder"),
         content_encoder=_content_encoder(content_encoder, folder if single is None else None),

@@ -61,9 +61,9 @@ class SingleFile:
                 converted = _diffusers().convert_ldm_unet_checkpoint(marks, self.configs["unet/config.json"])
                 names = {new: owner[id(mark)] for new, mark in converted.items()}
             except Exception as e:  # whatever a name or a shape that is not as expected makes of it
-                said = (str(e).splitlines() or [""])[0][:200]
+                reason = (str(e).splitlines() or [""])[0][:200]
                 raise WeightsError(
-                    f"the UNet in {self.path} has names or shapes that are not understood: {type(e).__name__} {said}"
+                    f"the UNet in {self.path} has names or shapes that are not understood: {type(e).__name__} {reason}"
                 ) from e
             if left := sorted(set(own) - set(names.values())):
                 raise WeightsError(f"{self.path} holds tensors of a UNet that nobody knows: {', '.join(left[:3])}")
@@ -198,13 +198,13 @@ def _check_kind(shapes: Shapes, path: Path, clip: str) -> None:
     }
     if all(holds.values()):
         return
-    told = _told(shapes)
+    kind = _recognized_kind(shapes)
     lacks = [what for what, there in holds.items() if not there]
-    if told is None and len(lacks) < len(holds):
-        told = f"has {', '.join(what for what, there in holds.items() if there)} and no {', no '.join(lacks)}"
-        told += ": give the whole checkpoint, or a folder in diffusers' layout"
+    if kind is None and len(lacks) < len(holds):
+        kind = f"has {', '.join(what for what, there in holds.items() if there)} and no {', no '.join(lacks)}"
+        kind += ": give the whole checkpoint, or a folder in diffusers' layout"
     raise WeightsError(
-        f"{path} is no checkpoint of SDXL or SD1.5: it {told or f'begins with a tensor {next(iter(shapes), None)!r}'}"
+        f"{path} is no checkpoint of SDXL or SD1.5: it {kind or f'begins with a tensor {next(iter(shapes), None)!r}'}"
     )
 
 
@@ -250,7 +250,7 @@ def _ends_in_noise(alphas: Tensor | None, path: Path) -> bool:
     raise WeightsError(f"{path} holds a noise schedule (alphas_cumprod) that is not Stable Diffusion's: not supported")
 
 
-def _told(shapes: Shapes) -> str | None:
+def _recognized_kind(shapes: Shapes) -> str | None:
     """What another kind of file is, where that can be told."""
     names = list(shapes)
     telling = {

@@ -118,8 +118,8 @@ def check_state_dict(expected: Mapping[str, tuple[int, ...]], given: Mapping[str
 
 def _refuse(missing: Sequence[str], extra: Sequence[str], wrong: Sequence[str], where: str) -> None:
     named = (("missing", missing), ("not known", extra), ("of wrong shape", wrong))
-    said = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in named if names)
-    raise WeightsError(f"the weights in {where} do not fit the configuration beside them: {said}")
+    mismatches = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in named if names)
+    raise WeightsError(f"the weights in {where} do not fit the configuration beside them: {mismatches}")
 
 
 def _some(names: Sequence[str]) -> str:

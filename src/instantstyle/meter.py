@@ -11,7 +11,7 @@ their style.  What CLIP does not see (a brush's exact hand, small detail) the me
 agrees with true pictures has not been measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -25,7 +25,8 @@ from instantstyle.methods.content_subtraction import subtract_content
 from instantstyle.methods.prompts import nearest_words, normalize_prompt
 from instantstyle.methods.reference_embedding import embed_references
 from instantstyle.model import Model
-from instantstyle.request import Request, StyleReference
+from instantstyle.request import Request, Result, StyleReference
+from instantstyle.sampling import Engine, Progress
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class MeterReading:
         """For JSON; rounded to what can be told apart."""
         given = {name: round(x, 4) if isinstance(x, float) else x for name, x in asdict(self).items()}
         return {**given, "score": round(self.score, 4)}
+
+
+@dataclass(frozen=True)
+class RankedResult:
+    """A result of one picture and what the meter reads on it."""
+
+    result: Result
+    reading: MeterReading
 
 
 def without_reference(request: Request) -> Request:
@@ -93,6 +102,40 @@ def measure(
     for (p, look, c), (p0, look0, c0) in zip(*numbers, strict=True):
         readings.append(MeterReading(p, look, c, p0, look0, c0, ", ".join(words) or None))
     return readings
+
+
+def best_of(
+    model: Model, request: Request, seeds: int, *, progress: Callable[[Progress], None] | None = None
+) -> list[RankedResult]:
+    """A request of one picture drawn with so many seeds, from its own upwards: the best by `MeterReading.score` first.
+
+    Each seed is drawn without the reference too, so that the cost is that of 2 * `seeds` pictures; all are stepped
+    together.  `progress` is called after each step of the first.  Raises InputError for a request that the meter
+    cannot judge.
+    """
+    if request.count != 1:
+        raise InputError(f"best_of draws one picture a seed, and count is {request.count}: leave it at 1")
+    if seeds < 1:
+        raise InputError(f"best_of needs at least one seed, not {seeds}")
+    if not can_measure(model, request):
+        raise InputError(
+            "the meter ranks by a style reference and a CLIP that sees and reads: "
+            + ("give a reference" if not request.references else "this model has none")
+        )
+    engine = Engine(model)
+    first = engine.submit(request)
+    wanted = [request.model_copy(update={"seed": (first.resolved.seed + i) % 2**63}) for i in range(seeds)]
+    runs = [first, *(engine.submit(each) for each in wanted[1:])]
+    bare = [engine.submit(without_reference(each)) for each in wanted]
+    for step in first:
+        if progress is not None:
+            progress(step)
+    engine.run()
+    ranked = [
+        RankedResult(result, measure(model, result.request, result.images, without.result().images)[0])
+        for result, without in zip([run.result() for run in runs], bare, strict=True)
+    ]
+    return sorted(ranked, key=lambda each: -each.reading.score)
 
 
 def content_of(

@@ -195,6 +195,37 @@ def test_every_field_has_a_flag_that_shows_its_default(command: Command) -> None
                 assert f"[default: ({shown})]" in entry, name
 
 
+def test_the_best_of_several_seeds_is_kept(draw: Command, command: Command) -> None:
+    told = draw("--style", "ref.png", "--content", "dog", "--best-of", "3", "--json")
+    assert told.code == 0, told.err
+    assert "best of 3 by the meter" in told.err
+    said = json.loads(told.out)
+    scores = [each["score"] for each in said["best_of"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {each["seed"] for each in said["best_of"]} == {7, 8, 9}
+    assert recall("cat.png").request.seed == said["best_of"][0]["seed"] == said["request"]["seed"]
+    assert command("again", "cat.png", "--model", said["model"]).code in (IDENTICAL, UNDECIDED)
+    assert draw("--style", "ref.png", "--best-of", "3", "--count", "2").code == 0
+    kept = [recall(f"cat-{i}.png").request for i in (1, 2)]
+    assert {request.count for request in kept} == {1}
+    assert len({request.seed for request in kept}) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--best-of", "3"), "give --style"),
+        (("--style", "ref.png", "--best-of", "2", "--count", "3"), "--count 3 is more than the 2"),
+        (("--style", "ref.png", "--best-of", "0"), "--best-of"),
+    ],
+)
+def test_what_best_of_refuses(draw: Command, flags: tuple[str, ...], said: str) -> None:
+    told = draw(*flags)
+    assert told.code == 2
+    assert said in told.err
+    assert not Path("cat.png").exists()
+
+
 def test_help_shows_examples_and_every_method(command: Command) -> None:
     text = command("generate", "--help").out
     assert 'instantstyle generate "a cat" --style reference.png --out cat.png' in text

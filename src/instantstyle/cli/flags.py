@@ -23,7 +23,7 @@ DEFAULT_CONTROL_KIND = "canny"
 
 REFERENCE_FLAGS = (
     *("content", "content_weight", "weight", "style_mask", "plan", "window", "subtraction", "combine", "fit"),
-    *("adapter", "through", "style_plan", "re_embed", "image_encoder", "content_encoder"),
+    *("adapter", "through", "style_plan", "re_embed", "image_encoder", "content_encoder", "best_of"),
 )
 INIT_FLAGS = ("strength", "mask")
 CONTROL_FLAGS = ("control_kind", "control_weight", "control_window", "control_model", "depth_model", "save_control")

@@ -174,6 +174,16 @@ def generate_command(
     sampler: Annotated[str | None, typer.Option(help="The scheduler.", show_default="the model's")] = None,
     seed: Annotated[int | None, typer.Option(help="The seed of the noise.", show_default="by chance")] = None,
     count: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Draw so many seeds, from --seed upwards, rank them by the meter and keep the best; --count keeps "
+            "more of them, the best first.",
+            show_default="off",
+        ),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="Width and height in pixels, as 1024x768.", show_default="the model's")
     ] = None,
@@ -242,6 +252,7 @@ def generate_command(
     instantstyle generate "a cat" --style reference.png --out cat.png
     instantstyle generate "a cat" --style reference.png --content dog --seed 7 --out cat.png
     instantstyle generate "a cat" --style neon --style ink.png --weight 0.7 --weight 0.4 --out cat.png
+    instantstyle generate "a cat" --style neon --best-of 8 --seed 7 --out cat.png
     instantstyle generate "a house" --init photo.png --mask roof.png --strength 0.8 --out house.png
     instantstyle generate "a fox" --model sdxl --adapter ip-adapter_sdxl.safetensors --style ink.png --out fox.png
     instantstyle generate "a fox" --style ink.png --server http://127.0.0.1:7860 --out fox.png
@@ -251,6 +262,7 @@ def generate_command(
         _refuse_model_flags(flags, server)
     from instantstyle.cli.output import print_done, print_note, to_json
     from instantstyle.cli.progress import bar, hush
+    from instantstyle.errors import InputError
     from instantstyle.request import Request, output_paths
     from instantstyle.request.few_step_presets import few_step_preset
     from instantstyle.utils.atomic_files import check_writable
@@ -296,12 +308,15 @@ def generate_command(
             true_guidance=true_guidance,
             sampler=sampler,
             seed=seed,
-            count=count,
+            count=None if best_of else count,
         ),
     )
     refuse_unused_by(flags, request.references)
+    kept = request.count if best_of is None else count or 1
+    if best_of is not None and kept > best_of:
+        raise InputError(f"--count {kept} is more than the {best_of} that --best-of draws: it says how many are kept")
     control_paths = output_paths(save_control, len(controls)) if save_control is not None else ()
-    for path in (*output_paths(out, request.count), *control_paths):
+    for path in (*output_paths(out, kept), *control_paths):
         check_writable(path)
 
     if server:
@@ -314,6 +329,7 @@ def generate_command(
 
     hush()
     from instantstyle.loading import load
+    from instantstyle.meter import best_of as rank_seeds
     from instantstyle.methods.lora_training import on_progress
     from instantstyle.pipeline import generate
     from instantstyle.weights.lora import parse_lora
@@ -338,11 +354,27 @@ def generate_command(
 
         request = reembed_cards(loaded, request)
     with bar(out.name) as on_step, on_progress(lambda at: on_step(at.step, at.steps)):
-        result = generate(loaded, request, progress=lambda at: on_step(at.step, at.steps))
+        ranked = (
+            []
+            if best_of is None
+            else rank_seeds(loaded, request, best_of, progress=lambda at: on_step(at.step, at.steps))
+        )
+        result = (
+            ranked[0].result if ranked else generate(loaded, request, progress=lambda at: on_step(at.step, at.steps))
+        )
     unfit = () if few_step is None else few_step.compatibility_warnings(str(preset), loaded.family.name)
     for warning in (*unfit, *result.warnings):
         print_note(f"warning: {warning}")
-    paths = [str(path) for path in result.save(out, metadata=metadata)]
+    if ranked:
+        scores = ", ".join(f"seed {each.result.request.seed} ({each.reading.score:.3f})" for each in ranked)
+        print_note(f"note: best of {best_of} by the meter, the best first: {scores}")
+        saved = [
+            each.result.save(path, metadata=metadata)[0]
+            for path, each in zip(output_paths(out, kept), ranked[:kept], strict=True)
+        ]
+    else:
+        saved = result.save(out, metadata=metadata)
+    paths = list(map(str, saved))
     if control_paths:
         from instantstyle.controlnet import make_control_image
         from instantstyle.utils.images import write_png
@@ -350,7 +382,10 @@ def generate_command(
         for path, each in zip(control_paths, result.request.controls, strict=True):
             write_png(make_control_image(loaded, result.request, each), path)
     if as_json:
-        print_done(to_json({"paths": paths, **result.model_dump(mode="json", exclude={"images"})}))
+        report = {"paths": paths, **result.model_dump(mode="json", exclude={"images"})}
+        if ranked:
+            report["best_of"] = [{"seed": each.result.request.seed, **each.reading.as_dict()} for each in ranked]
+        print_done(to_json(report))
     else:
         print_done("\n".join(paths))
 

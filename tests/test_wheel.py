@@ -49,6 +49,15 @@ def test_the_wheel_holds_the_built_in_model_whole(wheel: zipfile.ZipFile) -> Non
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_the_studios_page_whole(wheel: zipfile.ZipFile) -> None:
+    page = ROOT / "src/instantstyle/serve/page"
+    files = {p.relative_to(ROOT / "src").as_posix(): p for p in page.rglob("*") if p.is_file()}
+    assert {"instantstyle/serve/page/index.html", "instantstyle/serve/page/static/app.js"} <= files.keys()
+    for name, path in files.items():
+        assert wheel.read(name) == path.read_bytes(), name
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_nothing_beside(wheel: zipfile.ZipFile) -> None:
     packaged = {name for name in wheel.namelist() if name.endswith(".py")}
     assert packaged == {p.relative_to(ROOT / "src").as_posix() for p in (ROOT / "src").rglob("*.py")}

@@ -29,16 +29,13 @@ def _missing(config: pytest.Config) -> str | None:
     return None
 
 
-@pytest.hookimpl(trylast=True)  # after pytest-randomly has shuffled
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Browser tests come last, and are skipped where there is no browser; with STUDIO_BROWSER set they must run.
+    """Browser tests are skipped where there is no browser; with STUDIO_BROWSER set they must run.
 
-    Last, because Playwright's sync API keeps an event loop running in the main thread until the session ends: any
-    asyncio.run() after the first browser test would fail.  By a mark, because its fixtures would fail and not skip.
+    By a mark, because their fixtures would fail and not skip.
     """
     here = Path(__file__).parent
     ours = [item for item in items if item.path.is_relative_to(here)]
-    items[:] = [item for item in items if not item.path.is_relative_to(here)] + ours
     if ours and (why := _missing(config)):
         if os.environ.get("STUDIO_BROWSER"):
             raise pytest.UsageError(why)
@@ -66,7 +63,7 @@ def context(context: Any) -> Generator[Any]:
     """A context that lets nothing leave this machine, and fails a test whose page told of an error."""
     told: list[str] = []
     left: list[str] = []
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(120_000)
 
     def refuse(route: Any) -> None:
         left.append(route.request.url)

@@ -226,6 +226,12 @@ def test_what_best_of_refuses(draw: Command, flags: tuple[str, ...], said: str) 
     assert not Path("cat.png").exists()
 
 
+def test_best_of_is_not_for_a_server(command: Command) -> None:
+    there = ("--server", "http://127.0.0.1:9")
+    told = command("generate", "a cat", "--style", "ref.png", "--best-of", "2", "--out", "cat.png", *there)
+    assert (told.code, "ranks what is drawn here" in told.err) == (2, True)
+
+
 def test_help_shows_examples_and_every_method(command: Command) -> None:
     text = command("generate", "--help").out
     assert 'instantstyle generate "a cat" --style reference.png --out cat.png' in text

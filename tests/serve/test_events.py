@@ -6,6 +6,9 @@ import socket
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +21,12 @@ from instantstyle.serve.store import JobStore
 from studio_server import live_server
 
 QUICK: dict[str, Any] = {"prompt": "a cat", "steps": 3, "guidance": 1.0, "seed": 5}
+
+
+def run_apart(work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on a loop of a thread of its own: a browser test in this process keeps one in the main thread."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 def read(client: TestClient | httpx.Client, path: str, **headers: str) -> list[tuple[int | None, str, dict[str, Any]]]:
@@ -95,7 +104,7 @@ def test_fifty_readers_all_get_the_end_and_drafts_are_nobodys_business(store: Jo
         assert {message.data["job"] for message in seen if message is not None} == {job}
         assert board.readers == 0
 
-    asyncio.run(run())
+    run_apart(run())
 
 
 def test_a_thousand_events_cost_a_reader_that_sleeps_nothing(store: JobStore) -> None:
@@ -122,7 +131,7 @@ def test_a_thousand_events_cost_a_reader_that_sleeps_nothing(store: JobStore) ->
         rest = [message.kind async for message in reader if message is not None]
         assert rest[-1] == "done"
 
-    asyncio.run(run())
+    run_apart(run())
 
 
 def test_events_older_than_memory_come_from_the_store(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +146,7 @@ def test_events_older_than_memory_come_from_the_store(store: JobStore, monkeypat
         await reader.aclose()
         assert [message.data["job"] for message in told if message is not None] == jobs
 
-    asyncio.run(run())
+    run_apart(run())
 
 
 def test_one_that_stalls_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +170,7 @@ def test_one_that_stalls_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         assert time.monotonic() - began < 5
         assert closed == [True]
 
-    asyncio.run(run())
+    run_apart(run())
 
 
 def test_leaving_and_stopping_end_streams_at_once(tmp_path: Path) -> None:
@@ -187,3 +196,51 @@ def test_leaving_and_stopping_end_streams_at_once(tmp_path: Path) -> None:
         began = time.monotonic()
     assert time.monotonic() - began < 5  # an open stream does not hold the end up
     stays.close()
+
+
+def test_a_thousand_events_to_a_slow_reader_of_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reads nothing is dropped and holds no memory; one that reads gets the newest and the end."""
+    monkeypatch.setattr("instantstyle.serve.events.STALL_SECONDS", 0.5)
+    with ExitStack() as resources:
+        address, studio = resources.enter_context(live_server(tmp_path))
+        host, port = address.removeprefix("http://").split(":")
+        studio.worker.stop()  # the job stands still: this test tells its events
+        job, event = studio.store.put("{}", client="c", options={})
+        studio.board.tell(event)
+        slow = resources.enter_context(socket.socket())
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((host, int(port)))
+        slow.sendall(f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert b"200" in slow.recv(64)
+        told: list[str] = []
+
+        def follow() -> None:
+            with httpx.stream("GET", f"{address}/v1/jobs/{job}/events", timeout=60) as answer:
+                told.extend(line[:40] for line in answer.iter_lines() if line)
+
+        reader = threading.Thread(target=follow)
+        reader.start()
+        wait_until(lambda: studio.board.readers == 2)
+        tracemalloc.start()
+        for i in range(1000):
+            studio.board.tell_live(job, "preview", {"image": f"{i} " + "x" * 100_000})
+            time.sleep(0.003)
+        wait_until(lambda: studio.board.readers == 1)  # the slow one was dropped
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000  # of 100 MB that were told
+        tracemalloc.stop()
+        claimed = studio.store.claim(job)
+        assert claimed is not None
+        studio.board.tell(claimed[2])
+        studio.board.tell(studio.store.finish(job, 1, "done", {}))
+        reader.join(60)
+        assert not reader.is_alive()
+        kinds = [line.removeprefix("event: ") for line in told if line.startswith("event: ")]
+        assert [kind for kind in kinds if kind != "preview"] == ["queued", "running", "done"]
+        assert 1 <= kinds.count("preview") < 1000
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.01)

@@ -281,3 +281,16 @@ def test_many_at_once_are_each_as_alone(client: TestClient) -> None:
         alone = ist.generate(shared_model(), ist.Request(**given)).images[0]
         apart = np.abs(np.asarray(picture(client, view), np.int16) - np.asarray(alone, np.int16)).max()
         assert apart <= 1
+
+
+def test_every_live_method_takes_the_live_settings(studio: Studio, client: TestClient) -> None:
+    facts = client.get("/v1/studio").json()
+    live = {name: value for name, value in facts["live"].items() if value is not None}
+    assert 1 <= live["steps"] <= 8
+    methods = [method["name"] for method in facts["methods"] if method["live"]]
+    assert "instantstyle" in methods
+    for method in methods:
+        references = [] if method == "none" else [{"image": "neon"}]
+        body = {"prompt": "a cat", "method": method, "references": references, "seed": 3, **live}
+        view = client.post("/v1/jobs?draft=true&preview=false&wait=60", json=body).json()
+        assert view["state"] == "done", (method, view)

@@ -262,6 +262,7 @@ def generate_command(
         _refuse_model_flags(flags, server)
     from instantstyle.cli.output import print_done, print_note, to_json
     from instantstyle.cli.progress import bar, hush
+    from instantstyle.cli.ranking import ranking_line, ranking_report, save_ranked
     from instantstyle.errors import InputError
     from instantstyle.request import Request, output_paths
     from instantstyle.request.few_step_presets import few_step_preset
@@ -320,6 +321,8 @@ def generate_command(
         check_writable(path)
 
     if server:
+        if best_of is not None:
+            raise InputError("--best-of ranks what is drawn here: leave --server (INSTANTSTYLE_SERVER) out")
         from instantstyle.cli.server_client import StudioClient
 
         client = StudioClient(server, token)
@@ -366,12 +369,8 @@ def generate_command(
     for warning in (*unfit, *result.warnings):
         print_note(f"warning: {warning}")
     if ranked:
-        scores = ", ".join(f"seed {each.result.request.seed} ({each.reading.score:.3f})" for each in ranked)
-        print_note(f"note: best of {best_of} by the meter, the best first: {scores}")
-        saved = [
-            each.result.save(path, metadata=metadata)[0]
-            for path, each in zip(output_paths(out, kept), ranked[:kept], strict=True)
-        ]
+        print_note(f"note: best of {best_of} by the meter, the best first: {ranking_line(ranked)}")
+        saved = save_ranked(ranked[:kept], out, metadata=metadata)
     else:
         saved = result.save(out, metadata=metadata)
     paths = list(map(str, saved))
@@ -384,7 +383,7 @@ def generate_command(
     if as_json:
         report = {"paths": paths, **result.model_dump(mode="json", exclude={"images"})}
         if ranked:
-            report["best_of"] = [{"seed": each.result.request.seed, **each.reading.as_dict()} for each in ranked]
+            report["best_of"] = ranking_report(ranked)
         print_done(to_json(report))
     else:
         print_done("\n".join(paths))

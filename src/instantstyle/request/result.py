@@ -134,15 +134,16 @@ def output_paths(path: str | Path, count: int) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count))
 
 
-def read_metadata(path: str | Path) -> GenerationMetadata:
+def read_metadata(path: str | Path | bytes) -> GenerationMetadata:
     """What a picture file of ours remembers.  Raises PictureError when it is no picture or remembers nothing."""
     text = read_texts(path).get(METADATA_KEY)
+    name = "the picture" if isinstance(path, bytes) else repr(str(path))
     if text is None:
-        raise PictureError(f"{str(path)!r} does not remember how it was made: it has no {METADATA_KEY!r} text chunk")
+        raise PictureError(f"{name} does not remember how it was made: it has no {METADATA_KEY!r} text chunk")
     try:
         return GenerationMetadata.from_json(text)
     except InputError as unreadable:
-        raise PictureError(f"what {str(path)!r} remembers cannot be read: {unreadable}") from None
+        raise PictureError(f"what {name} remembers cannot be read: {unreadable}") from None
 
 
 recall = read_metadata

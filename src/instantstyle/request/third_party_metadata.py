@@ -128,11 +128,19 @@ _FOOOCUS_KEYS = {
 }
 
 
-def read_third_party_request(path: str | Path) -> ThirdPartyMetadata:
-    """The request in a picture's metadata, ours or another program's.  Raises PictureError when there is none."""
-    texts = read_texts(path)
+class NoMetadataError(PictureError):
+    """A picture that does not say how it was made."""
+
+
+def read_third_party_request(picture: str | Path | bytes) -> ThirdPartyMetadata:
+    """The request in the metadata of a picture file, ours or another program's.
+
+    Raises NoMetadataError when there is none, PictureError when it cannot be read.
+    """
+    name = "the picture" if isinstance(picture, bytes) else repr(str(picture))
+    texts = read_texts(picture)
     if METADATA_KEY in texts:
-        own = read_metadata(path)
+        own = read_metadata(picture)
         return ThirdPartyMetadata(own.request, "instantstyle", own.model or None, ())
     refusal: PictureError | None = None
     for place in sorted(texts, key=lambda place: place != "prompt"):  # ComfyUI's graph says the most
@@ -140,17 +148,15 @@ def read_third_party_request(path: str | Path) -> ThirdPartyMetadata:
             found = _parse(place, texts)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as invalid:
             reason = f"it has no {invalid}" if isinstance(invalid, KeyError) else invalid
-            refusal = refusal or PictureError(
-                f"the {place!r} text in {str(path)!r} cannot be read as a request: {reason}"
-            )
+            refusal = refusal or PictureError(f"the {place!r} text in {name} cannot be read as a request: {reason}")
             continue
         if found is not None:
             return found
     if refusal is not None:
         raise refusal
     present = f"of its texts ({', '.join(sorted(texts)[:8])}) none is" if texts else "it has no text"
-    raise PictureError(
-        f"{str(path)!r} does not say how it was made: {present} of instantstyle, A1111, ComfyUI, InvokeAI, Fooocus, "
+    raise NoMetadataError(
+        f"{name} does not say how it was made: {present} of instantstyle, A1111, ComfyUI, InvokeAI, Fooocus, "
         "SwarmUI, NovelAI, Draw Things or Easy Diffusion"
     )
 

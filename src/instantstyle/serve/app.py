@@ -152,3 +152,6 @@ def _describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = described  # pyright: ignore[reportAttributeAccessIssue]
+    # Now, and not with the first request as FastAPI would: it builds its routes under filters of warnings, which are
+    # the whole process's, and the engine thread changes them too while it loads the model.
+    described()

@@ -1,6 +1,8 @@
 """ApiError and the one shape in which every refusal is told: OpenAI's, which their client reads."""
 
+import errno
 import logging
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
-from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.errors import InputError, InstantStyleError, OutputError
 from instantstyle.serve.store import KeyReusedError
 
 log = logging.getLogger("instantstyle.serve")
@@ -97,6 +101,17 @@ def _validation(invalid: RequestValidationError) -> JSONResponse:
     return error_response(400, f"{place or 'the body'}: {what[:1].lower()}{what[1:]}", "invalid_value", place or None)
 
 
+def disk_reason(refused: OutputError) -> str:
+    """Why a file could not be written, without its path, which is no client's business."""
+    return str(refused).partition(": ")[2] or "it was refused"
+
+
+def unforeseen(request: Request, failed: Exception) -> JSONResponse:
+    """What nobody thought of: the log has all of it, the client a sentence."""
+    log.exception("%s %s failed", request.method, request.url.path, exc_info=failed)
+    return error_response(500, f"{type(failed).__name__}: this is a mistake of ours, and the log says more")
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Every way a route may fail becomes one shape."""
 
@@ -111,6 +126,26 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(InputError)
     async def _input(_: Request, refused: InputError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         return error_response(400, str(refused), "invalid_value")
+
+    @app.exception_handler(OutputError)
+    async def _unwritten(_: Request, refused: OutputError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        log.error("%s", refused)
+        return error_response(507, f"this could not be kept on the server's disk: {disk_reason(refused)}", "disk_full")
+
+    @app.exception_handler(sqlite3.OperationalError)
+    async def _queue(_: Request, refused: sqlite3.Error) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        log.error("the queue cannot be written: %s", refused)
+        return error_response(507, f"the server's queue cannot be written ({refused}): try again later", "disk_full")
+
+    @app.exception_handler(OSError)
+    async def _system(request: Request, refused: OSError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        if refused.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # large bodies are kept in files while read
+            return error_response(507, "the server's disk is full: try again later", "disk_full")
+        return unforeseen(request, refused)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _left(_: Request, left: ClientDisconnect) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return Response(status_code=499)  # nobody reads it; 499 is what nginx calls it in its log
 
     @app.exception_handler(InstantStyleError)
     async def _own(_: Request, failed: InstantStyleError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -129,5 +164,4 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _any(request: Request, failed: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        log.exception("%s %s failed", request.method, request.url.path, exc_info=failed)
-        return error_response(500, f"{type(failed).__name__}: this is a mistake of ours, and the log says more")
+        return unforeseen(request, failed)

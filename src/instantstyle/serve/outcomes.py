@@ -4,8 +4,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from instantstyle.errors import InputError, InstantStyleError
+from instantstyle.errors import InputError, InstantStyleError, OutputError
 from instantstyle.request import Request, Result
+from instantstyle.serve.errors import disk_reason
 from instantstyle.serve.images import ImageFiles
 from instantstyle.serve.rows import JobRow
 from instantstyle.utils.images import compare_images, load_image
@@ -84,10 +85,12 @@ class Outcomes:
         try:
             for index in range(len(result.images)):
                 written.append(self._files.write(result, index))
-        except InstantStyleError:
+        except OutputError as refused:
             for image in written:
                 self._files.delete(image)
-            raise
+            raise OutputError(
+                f"the picture could not be kept on the server's disk: {disk_reason(refused)}"
+            ) from refused
         return written
 
     def _readings(self, row: JobRow, request: Request, result: Result, baseline: "Run | None") -> list[dict[str, Any]]:

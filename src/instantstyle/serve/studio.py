@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from instantstyle.errors import InstantStyleError
 from instantstyle.request import Request, StoredImage
 from instantstyle.request.style_card import StyleCard
 from instantstyle.serve.errors import ApiError
@@ -76,7 +77,14 @@ class Studio:
         self.files = ImageFiles(data / "images")
         self.library = StyleLibrary(data / "styles")
         self.worker = Worker(self.store, self.board, self.files, load, batch=batch, metrics=self.metrics)
-        for event in self.store.recover():
+        try:
+            told = self.store.recover()
+        except sqlite3.OperationalError as refused:
+            self.store.close()
+            raise InstantStyleError(
+                f"the queue in {str(data)!r} cannot be written ({refused}): make room, or give --data another folder"
+            ) from refused
+        for event in told:
             self.board.tell(event)
         self.files.clean(self.store.image_ids())
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -164,7 +165,8 @@ class Worker(threading.Thread):
         for each in self.active.values():
             for run in each.runs:
                 run.cancel()
-            self._board.tell(self._store.release(each.row.id, each.row.attempt))
+            with suppress(sqlite3.Error):  # on a full disk: the next start queues it again
+                self._board.tell(self._store.release(each.row.id, each.row.attempt))
 
     def _turn_once(self, drafts: "Engine", others: "Engine") -> None:
         """What clients asked for since, then one step of everything, then what came of it."""
@@ -224,7 +226,12 @@ class Worker(threading.Thread):
                 return (not draft, busy.get(client, 0), self._served.get(client, -1), index)
 
             job, client, draft = min(enumerate(waiting), key=turn)[1]
-            claimed = self._store.claim(job)
+            try:
+                claimed = self._store.claim(job)
+            except sqlite3.Error as refused:  # a full disk: it waits, and what runs goes on
+                self.metrics.log.error("job %s could not be begun (%s); tried again", job, refused)
+                self._wake.wait(0.0 if self.active else 0.5)
+                return
             if claimed is None:
                 continue
             self._turn += 1
@@ -292,7 +299,8 @@ class Worker(threading.Thread):
             return
         self._end(each, "done", outcome, images)
         if each.row.draft:
-            self._store.prune_drafts(32)
+            with suppress(sqlite3.Error):  # the next draft does it
+                self._store.prune_drafts(32)
 
     def _fail(self, row: JobRow, failed: BaseException) -> None:
         said = str(failed) if isinstance(failed, InstantStyleError) else failure_sentence(failed)

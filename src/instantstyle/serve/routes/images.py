@@ -1,17 +1,14 @@
 """/v1/images, /v1/inputs and /v1/recall: pictures made, pictures sent, and what a picture says of itself."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from instantstyle.errors import PictureError
 from instantstyle.request import Request as DrawRequest
-from instantstyle.request.third_party_metadata import read_third_party_request
+from instantstyle.request.third_party_metadata import NoMetadataError, read_third_party_request
 from instantstyle.serve.bodies import check_pixels
 from instantstyle.serve.errors import ApiError, documented
 from instantstyle.serve.routes.common import MAX_EVENT, Client, In, png_response
@@ -119,15 +116,10 @@ async def recall(request: Request, studio: In) -> dict[str, Any]:
     check_pixels(content, studio.limits, "the picture")
 
     def read() -> dict[str, Any]:
-        with tempfile.NamedTemporaryFile(suffix=".png") as file:
-            file.write(content)
-            file.flush()
-            try:
-                found = read_third_party_request(Path(file.name))
-            except PictureError as unreadable:
-                if "does not say how it was made" in str(unreadable):
-                    return {"program": None, "model": None, "left_out": [], "request": None}
-                raise PictureError(str(unreadable).replace(repr(file.name), "the picture")) from None
+        try:
+            found = read_third_party_request(content)
+        except NoMetadataError:
+            return {"program": None, "model": None, "left_out": [], "request": None}
         wanted = request_summary(found.request)
         held = found.request.model_dump(mode="json")
         return {

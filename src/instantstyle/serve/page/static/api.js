@@ -47,9 +47,10 @@ export async function call(path, { method = "GET", json, body, headers = {}, sig
   return data;
 }
 
-export const submit = (request, { draft = false, meter = false, replaces = null, wait = 0, key = null, signal } = {}) => {
+export const submit = (request, { draft = false, meter = false, preview = true, replaces = null, wait = 0, key = null, signal } = {}) => {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries({ draft, meter, replaces, wait })) if (value) query.set(name, value);
+  if (!preview) query.set("preview", "false");
   return call(`/v1/jobs?${query}`, { method: "POST", json: request, signal, headers: key ? { "Idempotency-Key": key } : {} });
 };
 

@@ -1,7 +1,7 @@
 // The page begins here: log in where a token is asked for, wait for the model, then draw something at once.
 
 import { call, newKey, onUnauthorized, submit } from "./api.js";
-import { $, dialog, field, h, replace } from "./dom.js";
+import { $, dialog, field, h, replace, select } from "./dom.js";
 import { buildGallery, load as loadGallery, open as openImage } from "./gallery.js";
 import { buildGrid, describe } from "./grid.js";
 import { connect, connection, jobs, note, onJobs } from "./jobs.js";
@@ -71,11 +71,15 @@ function buildTheme() {
   });
 }
 
-function buildActions() {
+const BEST_OF = [2, 4, 8, 16];
+
+function buildActions(limit) {
   const button = (text, onclick, props = {}) => h("button", { type: "button", class: "secondary", onclick, ...props }, text);
   replace($("#actions"),
     button("Draw", () => draw(), { class: "primary", id: "draw", title: "Ctrl + Enter" }),
-    button("Best of 4", () => draw({ count: 4 }), { id: "best", title: "Four pictures, the one that the meter likes best first" }),
+    h("span", { class: "joined" },
+      button("Best of", () => draw({ count: Math.min(settings.bestOf, limit) }), { id: "best", title: "So many pictures of this seed's noise, the one that the meter likes best first" }),
+      select(BEST_OF.filter((n) => n <= limit), settings.bestOf, (n) => change({ bestOf: Number(n) }, "note"), { id: "best-of", "aria-label": "Best of how many" })),
     button("Another seed", () => { change({ seed: plainSeed() }, "value"); showSeed(); }, { id: "another" }),
     button("Cancel", () => { if (current) call(`/v1/jobs/${current}/cancel`, { method: "POST" }).then(note).catch(showError); }, { id: "cancel", class: "quiet", hidden: true }));
 }
@@ -120,13 +124,14 @@ function watchJobs() {
   });
 }
 
-const byMeter = (images) => [...images].sort((a, b) => (b.meter?.score ?? 0) - (a.meter?.score ?? 0));
+const byMeter = (images) => [...images].sort((a, b) => b.meter.score - a.meter.score);
 
 async function finished(each) {
-  const ranked = each.images.length > 1 && each.images[0].meter ? byMeter(each.images) : each.images;
+  const measured = each.images.length > 1 && each.images.every((image) => image.meter);
+  const ranked = measured ? byMeter(each.images) : each.images;
   const best = ranked[0];
   if (!best) return;
-  await showPicture(best.url, { alt: alt(each.request), label: ranked.length > 1 ? "best of the meter" : "" });
+  await showPicture(best.url, { alt: alt(each.request), label: measured ? `best of ${ranked.length} by the meter` : "" });
   showMeter($("#meter"), best.meter);
   if (each.warnings?.length) toast(each.warnings.join(". "), { lasting: true });
   for (const image of [...ranked].reverse()) recent(image, each);
@@ -176,7 +181,6 @@ async function begin() {
   buildTheme();
   buildTabs();
   buildStage();
-  buildActions();
   takeDropsAndPastes();
   keys();
   onUnauthorized.handle = () => location.reload();
@@ -188,6 +192,7 @@ async function begin() {
   let [given, styles] = await Promise.all([facts(), readStyles().catch(() => [])]);
   knowMethods(given.methods);
   startLive(given);
+  buildActions(given.limits.count);
   if (isFirstVisit && !settings.references.length) {
     const first = styles.find((each) => each.name === "watercolour") ?? styles[0];
     change({ prompt: given.things.length && !given.things.includes("fox") ? `a ${given.things[0]}` : "a fox" }, "value");

@@ -67,6 +67,24 @@ export function slider({ label, value, min, max, step, oninput, show = (x) => x.
   return box;
 }
 
+// A part of the run, as begin and end in percent; what is typed holds, and the other end gives way.
+export function windowField(label, value, onchange, name = null, { disabled = false } = {}) {
+  const inputs = value.map((x, i) => {
+    const input = h("input", { type: "number", min: "0", max: "100", step: "1", inputmode: "numeric", disabled, "aria-label": `${label}: ${i ? "until" : "from"}, percent of the steps`,
+      onchange: () => {
+        const at = inputs.map((each) => Math.min(100, Math.max(0, Math.round(Number(each.value) || 0))));
+        at[i] = i ? Math.max(1, at[1]) : Math.min(99, at[0]);
+        at[1 - i] = i ? Math.min(at[0], at[1] - 1) : Math.max(at[1], at[0] + 1);
+        inputs.forEach((each, j) => { each.value = at[j]; });
+        onchange(at.map((each) => each / 100));
+      } });
+    input.value = Math.round(100 * x);
+    return input;
+  });
+  return h("div", { class: "field window", role: "group", "aria-label": label, "data-field": name },
+    h("span", { class: "label" }, label), h("div", { class: "row" }, h("span", {}, "from"), inputs[0], h("span", {}, "% to"), inputs[1], h("span", {}, "% of the steps")));
+}
+
 export function download(url, name) {
   const link = h("a", { href: url, download: name });
   document.body.append(link);

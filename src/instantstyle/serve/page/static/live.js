@@ -1,14 +1,14 @@
 // Live: a draft of few steps follows the settings; while one is drawn only the newest change waits.
 
-import { Refused, submit } from "./api.js";
+import { call, Refused, submit } from "./api.js";
 import { clearErrors, showError } from "./notices.js";
 import { settings, toRequest } from "./settings.js";
 import { setBusy, showPicture, showWithout, stage } from "./stage.js";
 
-const PATIENCE = 700; // milliseconds after which a draft that is overtaken is cancelled and not waited for
+const PATIENCE = 400; // milliseconds after which a draft that is overtaken is cancelled and not waited for
 
 let facts = null;
-let flight = null; // {began, job, controller}
+let flight = null; // {began, controller}
 let again = false;
 let shown = 0;
 let wanted = 0;
@@ -32,7 +32,6 @@ export function follow() {
   again = true;
   if (!flight) draw();
   else if (performance.now() - flight.began > PATIENCE) {
-    flight.overtaken = true;
     flight.controller.abort();
   }
 }
@@ -43,12 +42,14 @@ async function draw() {
     again = false;
     const mine = wanted;
     const began = performance.now();
-    flight = { began, controller: new AbortController(), job: null };
+    flight = { began, controller: new AbortController() };
     setBusy(true);
     try {
       const request = draftRequest();
-      const job = await submit(request, { draft: true, wait: 30, replaces: overtaken, signal: flight.controller.signal });
-      overtaken = null;
+      const accepted = await submit(request, { draft: true, preview: false, replaces: overtaken });
+      overtaken = accepted.id; // its id is known before it is waited for, so that the next one can cancel it
+      const job = await call(`/v1/jobs/${accepted.id}?wait=30`, { signal: flight.controller.signal });
+      if (["done", "failed", "cancelled"].includes(job.state)) overtaken = null;
       if (job.state === "done" && mine >= shown) {
         shown = mine;
         live.onmove?.(job);
@@ -58,8 +59,6 @@ async function draw() {
         if (stage.view === "before") await drawWithout();
       } else if (job.state === "failed") {
         showError(new Refused(400, { message: job.error }));
-      } else if (!["done", "cancelled"].includes(job.state)) {
-        overtaken = job.id; // slower than we wait: the next one takes its place
       }
     } catch (error) {
       if (error.name !== "AbortError") {
@@ -77,7 +76,7 @@ async function draw() {
 export async function drawWithout() {
   if (!settings.references.length || !facts?.live) return;
   try {
-    const job = await submit(draftRequest({ references: [], method: "none" }), { draft: true, wait: 30 });
+    const job = await submit(draftRequest({ references: [], method: "none" }), { draft: true, preview: false, wait: 30 });
     if (job.state === "done") showWithout(job.images[0].url);
   } catch { /* the comparison is not worth an error */ }
 }

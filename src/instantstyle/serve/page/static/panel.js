@@ -1,11 +1,12 @@
 // The form: in the style of what, of what, how strongly; the rest is folded away.
 
 import { call } from "./api.js";
-import { $, debounce, field, h, replace, select, slider } from "./dom.js";
+import { $, debounce, h, replace, slider } from "./dom.js";
+import { follows } from "./follows.js";
+import { how, seedInput } from "./how.js";
 import { canLive, follow } from "./live.js";
-import { paintMask } from "./paint.js";
-import { addStyle, dropTile, hasStyle, PLACES, referencesPart, removeReference } from "./references.js";
-import { change, onSettings, plainSeed, settings } from "./settings.js";
+import { addStyle, dropTile, hasStyle, referencesPart, removeReference } from "./references.js";
+import { change, onSettings, settings } from "./settings.js";
 
 let facts = null;
 let styles = [];
@@ -35,7 +36,7 @@ function redrawReferences() {
 function draw() {
   const focus = document.activeElement?.id;
   const open = new Set([...$("#panel").querySelectorAll("details[data-part][open]")].map((each) => each.dataset.part));
-  replace($("#panel"), style(), words(), strength(), fold("how", "Where and how", how(), open), fold("follow", "Follow a picture, or begin from one", follows(), open));
+  replace($("#panel"), style(), words(), strength(), fold("how", "Where and how", how(facts), open), fold("follow", "Follow a picture, or begin from one", follows(facts), open));
   redrawReferences();
   if (focus) document.getElementById(focus)?.focus();
 }
@@ -103,96 +104,6 @@ function strength() {
     h("div", { class: "live-row" }, h("label", { class: "switch", for: "live" }, live, "Live"), h("span", { class: "hint" }, why)));
 }
 
-function number(label, name, { min, max, step = 1, placeholder }) {
-  const input = h("input", { type: "number", min: String(min), max: String(max), step: String(step), placeholder: String(placeholder), inputmode: "decimal",
-    onchange: () => change({ [name]: input.value === "" ? null : Number(input.value) }, "value") });
-  input.value = settings[name] ?? "";
-  const node = field(label, input);
-  node.dataset.field = name;
-  return node;
-}
-
-function how() {
-  const method = facts.methods.find((each) => each.name === settings.method) ?? facts.methods[0];
-  const methods = select(facts.methods.map((each) => [each.name, each.name]), settings.method, (value) => change({ method: value, options: {} }));
-  const methodField = field("Method", methods, method.help);
-  methodField.dataset.field = "method";
-  const plan = facts.plans.includes(settings.plan) ? settings.plan : "blocks";
-  const terms = h("input", { type: "text", hidden: plan !== "blocks", "aria-label": "Blocks and how strongly", placeholder: `${facts.blocks.at(-1)}=1`,
-    onchange: () => change({ plan: terms.value.trim() || "style" }, "value") });
-  terms.value = plan === "blocks" ? settings.plan : "";
-  const places = PLACES.slice(1).filter(([key]) => facts.plans.includes(key));
-  const planField = field("Where the style enters", select([...places, ["blocks", "Single blocks…"]], plan, (value) => {
-    terms.hidden = value !== "blocks";
-    if (value !== "blocks") change({ plan: value }, "value");
-  }, { disabled: !method.request_fields.includes("plan") }), method.request_fields.includes("plan") ? null : "This method has a place of its own.", terms);
-  planField.dataset.field = "plan";
-  const negative = h("input", { type: "text", maxlength: "2000", oninput: () => change({ negative: negative.value }, "typing") });
-  negative.value = settings.negative;
-  const negativeField = field("What it is not to show", negative);
-  negativeField.dataset.field = "negative";
-  const seed = h("input", { type: "number", min: "0", step: "1", id: "seed", onchange: () => change({ seed: Math.max(0, Math.floor(Number(seed.value) || 0)) }, "value") });
-  seed.value = settings.seed;
-  parts.seed = seed;
-  const seedField = field("Seed", seed, null, h("button", { type: "button", class: "secondary", onclick: () => { change({ seed: plainSeed() }, "value"); seed.value = settings.seed; } }, "Another"));
-  seedField.dataset.field = "seed";
-  const options = method.options.map((option) => optionField(option));
-  return h("div", { class: "fields" }, methodField, planField, options, negativeField,
-    h("div", { class: "columns" }, seedField, number("Pictures", "count", { min: 1, max: facts.limits.count, placeholder: 1 })),
-    h("div", { class: "columns" },
-      number("Width", "width", { min: 8, max: facts.limits.side[0], step: facts.model.multiple, placeholder: facts.model.size[0] }),
-      number("Height", "height", { min: 8, max: facts.limits.side[1], step: facts.model.multiple, placeholder: facts.model.size[1] })),
-    h("div", { class: "columns" },
-      number("Steps", "steps", { min: 1, max: facts.limits.steps, placeholder: facts.steps }),
-      number("Guidance", "guidance", { min: 0, max: 50, step: 0.1, placeholder: facts.model.guidance })),
-    field("Sampler", select([["", "the model's"], ...facts.samplers.map((name) => [name, name])], settings.sampler ?? "", (value) => change({ sampler: value || null }, "value"))));
-}
-
-function optionField(option) {
-  const value = settings.options[option.name] ?? option.default;
-  const set = (x) => change({ options: { ...settings.options, [option.name]: x } }, "value");
-  let control;
-  if (typeof option.default === "boolean") control = h("input", { type: "checkbox", checked: Boolean(value), onchange: (event) => set(event.target.checked) });
-  else if (option.choices.length) control = select(option.choices.map((x) => [x, x]), value, set);
-  else if (typeof option.default === "number") {
-    control = h("input", { type: "number", step: "any", min: String(option.low), max: String(option.high), onchange: (event) => set(Number(event.target.value)) });
-    control.value = value;
-  } else {
-    control = h("input", { type: "text", onchange: (event) => set(event.target.value) });
-    control.value = value;
-  }
-  const node = field(option.name, control, option.help);
-  node.dataset.field = "options";
-  return node;
-}
-
-function picked(as, picture, more) {
-  return h("div", { class: "picked" }, h("img", { src: picture.thumb || picture.url, alt: as === "init" ? "The picture to begin from" : "The picture to follow", width: "72", height: "72" }),
-    h("div", { class: "reference-body" }, more,
-      h("button", { type: "button", class: "quiet", onclick: () => change({ [as]: null }) }, "Remove")));
-}
-
-function follows() {
-  const { control, init } = settings;
-  const kinds = [...new Set([...facts.controls, "canny"])].filter((kind) => facts.controls.includes(kind));
-  const first = !facts.controls.length ? h("p", { class: "hint" }, "This model has no ControlNet.") : control
-    ? picked("control", control, [
-      field("What of it", select([...kinds.map((kind) => [kind, kind]), ["image", "as it is"]], control.kind, (value) => change({ control: { ...settings.control, kind: value } }, "value"))),
-      slider({ label: "How closely", value: control.weight, min: 0, max: 1.5, step: 0.05, oninput: (x) => change({ control: { ...settings.control, weight: x } }, "value") })])
-    : dropTile("A picture whose lines to follow", "control");
-  const size = [settings.width ?? facts.model.size[0], settings.height ?? facts.model.size[1]];
-  const second = init
-    ? picked("init", init, [
-      slider({ label: "How much is drawn anew", value: init.strength, min: 0.05, max: 1, step: 0.05, oninput: (x) => change({ init: { ...settings.init, strength: x } }, "value") }),
-      h("div", { class: "row" },
-        h("button", { type: "button", class: "secondary", id: "paint-init", onclick: () => paintMask({ title: "What is painted anew", size, start: init.mask, under: init.thumb || init.url, ondone: (mask) => change({ init: { ...settings.init, mask } }) }) }, init.mask ? "Change the painted part" : "Paint only a part…"),
-        init.mask ? h("button", { type: "button", class: "quiet", onclick: () => change({ init: { ...settings.init, mask: null } }) }, "All of it") : null)])
-    : dropTile("A picture to begin from", "init");
-  return h("div", { class: "fields" },
-    h("div", { class: "field", "data-field": "controls" }, h("h3", {}, "Follow its lines"), first),
-    h("div", { class: "field", "data-field": "init" }, h("h3", {}, "Begin from it"), second));
-}
-
 export function showSeed() {
-  if (parts.seed) parts.seed.value = settings.seed;
+  if (seedInput.node) seedInput.node.value = settings.seed;
 }

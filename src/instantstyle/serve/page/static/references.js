@@ -4,7 +4,7 @@ import { call, recall, sendPicture } from "./api.js";
 import { chooseFile, field, h, newId, replace, select, slider } from "./dom.js";
 import { showError, toast } from "./notices.js";
 import { paintMask } from "./paint.js";
-import { change, fromRequest, newReference, settings } from "./settings.js";
+import { change, fromRequest, newControl, newReference, settings } from "./settings.js";
 
 export const PLACES = [
   ["", "As set for all"],
@@ -14,6 +14,8 @@ export const PLACES = [
   ["all", "Everywhere"],
   ["precise", "Style, precisely (its layout is pushed away)"],
 ];
+
+const MOST = 16; // references of a request
 
 export const isPicture = (file) => file.type.startsWith("image/") || /\.(png|jpe?g|webp|gif|bmp|tiff?|avif)$/i.test(file.name);
 
@@ -39,7 +41,7 @@ export async function takeFiles(files, as = "reference") {
 }
 
 export function place(as, picture) {
-  if (as === "control") change({ control: { kind: "canny", weight: 0.6, ...settings.control, ...picture, value: null } });
+  if (as === "control") change({ controls: [...settings.controls, newControl(picture)] });
   else if (as === "init") change({ init: { strength: 0.6, mask: null, ...picture } });
   else addReference(picture);
 }
@@ -48,7 +50,11 @@ export function addReference(fields) {
   const added = newReference(fields);
   const kept = settings.references.filter((each) => each.url !== added.url || !added.url);
   const others = kept.length === 1 && kept[0].style && added.style ? [] : kept; // a style of the library takes the other's place
-  change({ references: [...others, added].slice(-8), method: settings.method === "none" ? "instantstyle" : settings.method });
+  if (others.length >= MOST) {
+    toast(`A picture follows at most ${MOST} references: remove one first.`);
+    return;
+  }
+  change({ references: [...others, added], method: settings.method === "none" ? "instantstyle" : settings.method });
   if (!added.style) guess(added.key);
 }
 
@@ -156,6 +162,10 @@ function about(reference, facts) {
   parts.push(field("What it shows, to be left out", shows,
     "Named here, it is taken out of the style and does not come along.",
     offered.length ? h("div", { class: "chips" }, h("span", { class: "hint" }, "It may be:"), offered) : null));
+  parts.push(slider({
+    label: "How much of that", value: reference.contentWeight, min: 0, max: 2, step: 0.05,
+    oninput: (x) => update(reference.key, { contentWeight: x }),
+  }));
   const known = PLACES.some(([key]) => key === reference.plan);
   const blocks = h("input", {
     type: "text", placeholder: facts ? `${facts.blocks.at(-1)}=1, ${facts.blocks[0]}=0.5` : "", autocomplete: "off", hidden: known,
@@ -185,7 +195,7 @@ export function dropTile(text, as = "reference") {
   const id = newId("drop");
   const tile = h("button", {
     type: "button", class: "drop-tile", id,
-    onclick: () => chooseFile("image/*,.safetensors", (files) => takeFiles(files, as), as === "reference"),
+    onclick: () => chooseFile("image/*,.safetensors", (files) => takeFiles(files, as), as !== "init"),
     ondragover: (event) => { event.preventDefault(); tile.classList.add("over"); },
     ondragleave: () => tile.classList.remove("over"),
     ondrop: (event) => {

@@ -110,7 +110,7 @@ def main() -> None:
         f"`python benchmarks/live.py --moves {given.moves}`, {date.today()}, built-in model, {os.cpu_count()} cores.",
         "",
         f"From a move of the slider to its picture in the page: **p50 {p50:.0f} ms, p95 {p95:.0f} ms** over "
-        f"{len(latency)} moves, by {live_settings(model)}; load average of the machine {load_begin:.1f} at the begin and "
+        f"{len(latency)} moves, by {live_settings(model)}; load average {load_begin:.1f} at the begin and "
         f"{load_end:.1f} at the end (1 is one busy core).",
         "",
         f"Four pictures ({', '.join(f'{prompt} in {style}' for style, prompt in CASES)}), CPU seconds of one on one "

@@ -46,8 +46,8 @@ def method_table() -> list[dict[str, Any]]:
 def live_settings(model: "Model") -> dict[str, Any] | None:
     """Steps, guidance and sampler of a live draft; None for a model that cannot follow a slider on this device.
 
-    Guidance is the model's own, as in the picture that is kept.  For the built-in model, 4 steps of DPM++ are 29 dB from
-    what 30 of its own sampler give, at half the time of DDIM's 8 with guidance 2, which are 27 dB from it
+    Guidance is the model's own, as in the picture that is kept.  With the built-in model 4 steps of DPM++ are 29 dB
+    from what 30 of its own sampler give, and DDIM's 8 with guidance 2, which take twice the time, 27 dB
     (benchmarks/results/live.md).  A larger model on a GPU gets 8 steps, which has not been measured.
     """
     small = max(model.family.size) <= 256

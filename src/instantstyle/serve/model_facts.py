@@ -53,7 +53,7 @@ def live_settings(model: "Model") -> dict[str, Any] | None:
     small = max(model.family.size) <= 256
     if not small and model.device.type == "cpu":
         return None
-    return {"steps": 4 if small else 8, "guidance": None, "sampler": "dpm++"}
+    return {"steps": 4 if small else 8, "guidance": None, "sampler": None if model.family.is_transformer else "dpm++"}
 
 
 def guess_content(model: "Model", picture: Image.Image, count: int) -> list[str]:

@@ -74,7 +74,7 @@ function styleFields(method) {
   return [
     windowField("When the style holds", settings.window, (window) => change({ window }, "value"), "window", { disabled: !can("window") }),
     choice("Several references", "combine", COMBINES, references.length > 1, "With two references or more."),
-    choice("How content is taken out", "subtraction", SUBTRACTIONS, references.length > 0, "With a reference."),
+    choice("How content is taken out", "subtraction", SUBTRACTIONS, references.length > 0, "With a reference that says what it shows."),
     choice("References that are not square", "fit", FITS, references.some((each) => !each.style), "With a picture of your own."),
   ];
 }

@@ -5,7 +5,7 @@ import { h, replace } from "./dom.js";
 const ROWS = [
   ["prompt", "Words", "How near the picture is to your words"],
   ["look", "Look", "How near it is to the reference's look"],
-  ["content", "Content that came along", "How much of what the reference shows is in it"],
+  ["content", "Leaked content", "How much of what the reference shows is in it"],
 ];
 
 export function verdict(m) {

@@ -35,7 +35,7 @@ def test_the_numbers_are_cosines_of_the_models_own_clip() -> None:
     one, other = (unit(x - (x @ prompt) * prompt - (x @ second) * second) for x in (seen, shown))
     assert reading.look == pytest.approx(float(one @ other), abs=1e-4)
     came = max(0.0, cast("float", reading.content) - cast("float", reading.content_without))
-    assert reading.score == pytest.approx(reading.prompt + reading.look - came, abs=1e-6)
+    assert reading.score == pytest.approx(reading.prompt - came, abs=1e-6)
     same = measure(model, REQUEST, bare.images, bare.images)[0]
     assert (same.prompt, same.look, same.content) == (same.prompt_without, same.look_without, same.content_without)
 

@@ -149,6 +149,22 @@ def test_the_clock_may_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store.close()
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_server_is_left() -> Generator[None]:
+    """A test that fails leaves no server behind."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
 class Process:
     """`instantstyle serve` in a process of its own, no file of which may grow beyond `file_bytes`."""
 
@@ -161,12 +177,13 @@ class Process:
                 f"{limit}; sys.argv[0] = 'instantstyle'; runpy.run_module('instantstyle', run_name='__main__')",
             ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), text=True)
+        STARTED.append(self.process)
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
 
     def ready(self) -> None:
         limit = time.monotonic() + 300
-        while httpx.get(f"{self.address}/readyz").status_code != 200:
+        while httpx.get(f"{self.address}/readyz", timeout=60).status_code != 200:
             assert time.monotonic() < limit
             time.sleep(0.1)
 
@@ -201,7 +218,7 @@ def run_kills(data: Path, kills: int) -> Counter[str]:
     server.ready()
     limit = time.monotonic() + 900
     while True:
-        views = [httpx.get(f"{server.address}/v1/jobs/{job}").json() for job in accepted]
+        views = [httpx.get(f"{server.address}/v1/jobs/{job}", timeout=60).json() for job in accepted]
         if all(view["state"] in FINISHED for view in views):
             break
         assert time.monotonic() < limit, json.dumps(views)[:2000]
@@ -209,7 +226,7 @@ def run_kills(data: Path, kills: int) -> Counter[str]:
     for view in views:
         assert view["state"] == "done" or view["error"]
         for image in view["images"]:
-            assert httpx.get(f"{server.address}{image['url']}").status_code == 200
+            assert httpx.get(f"{server.address}{image['url']}", timeout=60).status_code == 200
     assert server.end(signal.SIGTERM) in (0, -signal.SIGTERM)  # uvicorn raises the signal again once all is closed
     assert list(data.rglob("*.part")) == []
     return check_store(data / "studio.sqlite3", set(accepted))
@@ -282,7 +299,7 @@ def test_a_full_disk(small_disk: Path) -> None:
     sent = httpx.post(f"{server.address}/v1/inputs", content=noise_png(), timeout=60)
     assert sent.status_code == 507
     assert str(small_disk) not in sent.text  # no path of the server is told
-    assert httpx.get(f"{server.address}/healthz").status_code == 200
+    assert httpx.get(f"{server.address}/healthz", timeout=60).status_code == 200
     time.sleep(2)  # it goes on without room
     ballast.unlink()
     views = finish_all(server.address, accepted)
@@ -325,7 +342,7 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
         if answer.status_code == 202:
             accepted.append(answer.json()["id"])
     assert full > 0
-    assert httpx.get(f"{server.address}/healthz").status_code == 200
+    assert httpx.get(f"{server.address}/healthz", timeout=60).status_code == 200
     assert server.end(signal.SIGKILL) == -signal.SIGKILL
     server = Process(tmp_path)  # with room again
     server.ready()

@@ -46,14 +46,14 @@ def method_table() -> list[dict[str, Any]]:
 def live_settings(model: "Model") -> dict[str, Any] | None:
     """Steps, guidance and sampler of a live draft; None for a model that cannot follow a slider on this device.
 
-    Guidance is the model's own, as in the picture that is kept.  With the built-in model 4 steps of DPM++ are 29 dB
-    from what 30 of its own sampler give, and DDIM's 8 with guidance 2, which take twice the time, 27 dB
-    (benchmarks/results/live.md).  A larger model on a GPU gets 8 steps, which has not been measured.
+    Guidance and sampler are the model's own, as in the picture that is kept.  With the built-in model 4 such steps are
+    28 dB from what 30 give; 8 with guidance 2, which take twice the time, 27 dB (`python benchmarks/live.py`).  A
+    larger model on a GPU gets 8, which has not been measured.
     """
     small = max(model.family.size) <= 256
     if not small and model.device.type == "cpu":
         return None
-    return {"steps": 4 if small else 8, "guidance": None, "sampler": None if model.family.is_transformer else "dpm++"}
+    return {"steps": 4 if small else 8, "guidance": None, "sampler": None}
 
 
 def guess_content(model: "Model", picture: Image.Image, count: int) -> list[str]:

@@ -11,16 +11,14 @@ import typer
 
 from instantstyle.cli.adapter import adapter
 from instantstyle.cli.again import again
-from instantstyle.cli.batch import EPILOG as BATCH_EXAMPLES
-from instantstyle.cli.batch import batch
+from instantstyle.cli.batch import BATCH_EXAMPLES, batch
 from instantstyle.cli.doctor import doctor
 from instantstyle.cli.evaluate import compare, evaluate, probe
 from instantstyle.cli.generate import generate_command
 from instantstyle.cli.help import RequestCommand
 from instantstyle.cli.invert import invert
 from instantstyle.cli.output import print_note, robust_streams
-from instantstyle.cli.serve import EPILOG as SERVE_EXAMPLES
-from instantstyle.cli.serve import serve
+from instantstyle.cli.serve import SERVE_EXAMPLES, serve
 from instantstyle.cli.similarity import similarity
 from instantstyle.cli.style import style
 from instantstyle.cli.train import app as train

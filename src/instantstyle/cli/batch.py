@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from instantstyle.batch.journal import Journal
     from instantstyle.batch.table import RequestBuilder
 
-EPILOG = """Examples:
+BATCH_EXAMPLES = """Examples:
 
     instantstyle batch jobs.jsonl --out pictures
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-EPILOG = """Examples:
+SERVE_EXAMPLES = """Examples:
 
     instantstyle serve                                   the page opens at http://127.0.0.1:7860
 

@@ -34,7 +34,7 @@ class NoiseLevel(NamedTuple):
     sigma: float
 
 
-Predict = Callable[[Latents, NoiseLevel], Latents]
+PredictFn = Callable[[Latents, NoiseLevel], Latents]
 """The network's prediction for latents at a level, guided: epsilon, v or x0, as it was trained."""
 
 
@@ -85,7 +85,7 @@ def noise_levels(model: Model, steps: int, size: tuple[int, int] | None = None) 
     return tuple(NoiseLevel(float(t), a**0.5, (1 - a) ** 0.5) for t, a in zip([-1, *times], alphas, strict=True))
 
 
-def walk_up(predict: Predict, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0) -> Walk:
+def walk_up(predict: PredictFn, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0) -> Walk:
     """DDIM inversion, level by level; see `ddim_invert`."""
     x, pictures, noises = picture, list[Latents](), list[Latents]()
     for number, (here, there) in enumerate(pairwise(levels)):
@@ -103,7 +103,7 @@ def walk_up(predict: Predict, picture: Latents, levels: Sequence[NoiseLevel], ki
     return _require_finite(Trajectory(levels, pictures, noises))
 
 
-def walk_down(predict: Predict, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Walk:
+def walk_down(predict: PredictFn, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Walk:
     """DDIM sampling, level by level; see `ddim_sample`."""
     x, pictures, noises = noise, list[Latents](), list[Latents]()
     for number, (here, there) in enumerate(pairwise(reversed(levels))):
@@ -115,7 +115,7 @@ def walk_down(predict: Predict, noise: Latents, levels: Sequence[NoiseLevel], ki
 
 
 def ddim_invert(
-    predict: Predict, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0
+    predict: PredictFn, picture: Latents, levels: Sequence[NoiseLevel], kind: str, *, refine: int = 0
 ) -> Trajectory:
     """From a picture up to noise.
 
@@ -126,7 +126,7 @@ def ddim_invert(
     return run_to_end(walk_up(predict, picture, levels, kind, refine=refine))
 
 
-def ddim_sample(predict: Predict, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Trajectory:
+def ddim_sample(predict: PredictFn, noise: Latents, levels: Sequence[NoiseLevel], kind: str) -> Trajectory:
     """From noise down to a picture, by DDIM without fresh noise; the picture is `at(levels[0])` of what comes back."""
     return run_to_end(walk_down(predict, noise, levels, kind))
 
@@ -138,7 +138,7 @@ def cfg_denoiser(
     guidance: float,
     rescale: float = 0.0,
     distilled: float | None = None,
-) -> Predict:
+) -> PredictFn:
     """The model's guided prediction for pictures that are each described by the same text.
 
     `text` has two rows where guidance is above 1, the unconditional and the conditional one, else the latter alone;

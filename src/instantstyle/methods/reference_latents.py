@@ -15,7 +15,7 @@ from instantstyle.encoders.clip import TextEmbeddings
 from instantstyle.errors import InputError
 from instantstyle.methods.ddim_inversion import (
     NoiseLevel,
-    Predict,
+    PredictFn,
     Trajectory,
     Walk,
     cfg_denoiser,
@@ -156,7 +156,7 @@ def _counted(walk: Walk, phase: str, done: int, steps: int) -> Preparation[Traje
 
 def _predictor(
     model: Model, request: ResolvedRequest, caption: str, guidance: float, negative: str, rescale: float = 0.0
-) -> Predict:
+) -> PredictFn:
     texts = [negative, caption] if guidance > 1 else [caption]
     told = request.distilled_guidance
     return cfg_denoiser(model, _encode(model, request, texts), request.size, guidance, rescale, told)

@@ -257,6 +257,35 @@ def flux_with_adapter(kind: str) -> Model:
     )
 
 
+@cache
+def sd35_adapter() -> Path:
+    """A folder with a random adapter of InstantX' kind for the small SD3.5, adapter.bin, and its image_encoder."""
+    path = Path(tempfile.mkdtemp(prefix="instantstyle-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    torch.manual_seed(9)  # pyright: ignore[reportUnknownMemberType]
+    config = transformers.SiglipVisionConfig(
+        hidden_size=12, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    transformers.SiglipVisionModel(config).save_pretrained(path / "image_encoder")
+    kinds: Any = importlib.import_module("diffusers.models.attention_processor")
+    layers: dict[str, torch.Tensor] = {}
+    for n in range(4):
+        one = tiny_transformers.drawn(kinds.SD3IPAdapterJointAttnProcessor2_0(32, 32, 16, timesteps_emb_dim=64), seed=n)
+        layers |= {f"{n}.{name}": tensor for name, tensor in one.state_dict().items()}
+    embeddings: Any = importlib.import_module("diffusers.models.embeddings")
+    net = embeddings.IPAdapterTimeImageProjection(12, 32, 64, depth=4, heads=1, num_queries=6, timestep_in_dim=16)
+    published = {"ln0": "0.norm1", "ln1": "0.norm2", "attn.to_q": "0.to_q", "attn.to_kv": "0.to_kv"}
+    published |= {"attn.to_out.0": "0.to_out", "adaln_norm": "1.0", "ff.net.0.proj": "1.1", "ff.net.2": "1.3"}
+    published |= {"adaln_proj": "2.1"}
+    projection: dict[str, torch.Tensor] = {}
+    for name, tensor in tiny_transformers.drawn(net, seed=70).state_dict().items():
+        for ours, theirs in published.items() if name.startswith("layers.") else ():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        projection[name] = tensor
+    torch.save({"image_proj": projection, "ip_adapter": layers}, path / "adapter.bin")
+    return path
+
+
 def _t5(folder: Path, width: int, suffix: str) -> None:
     letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
     known = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -1.0) for word in WORDS)]

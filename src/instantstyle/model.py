@@ -178,6 +178,9 @@ class Model:
 
     def uncond_image_embeds(self, adapter: Adapter) -> Tensor:
         """What stands for the picture in an unconditional row: zeros, or for Plus adapters the sight of zeros."""
+        if adapter.time_norms is not None:  # as diffusers' pipeline of Stable Diffusion 3 has it
+            patches = (self._encoder_of(adapter).size // self._encoder_of(adapter).net.config.patch_size) ** 2
+            return torch.zeros(1, patches, adapter.embed_dim, device=self.device, dtype=self.dtype)
         if adapter.is_plus:
             eyes = self._encoder_of(adapter)
             return eyes.encode(
@@ -325,7 +328,8 @@ class Model:
             yield from ((f"{part}.{name}", tensor) for name, tensor in state.items())
         for name, adapter in self._adapters.items():
             biases = zip(("k.bias", "v.bias"), adapter.biases or (), strict=False)
-            for kind, weights in (("k", adapter.keys), ("v", adapter.values), *biases):
+            norms = (adapter.time_norms or {}).items()
+            for kind, weights in (("k", adapter.keys), ("v", adapter.values), *biases, *norms):
                 for site in weights:
                     sample = weights.first_row(site) if peek and isinstance(weights, LazyWeights) else weights[site]
                     yield f"{name}.{site}.{kind}", sample

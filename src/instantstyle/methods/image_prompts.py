@@ -4,7 +4,7 @@ What IP-Adapter, InstantStyle, CleanStyle and StyleStudio share.  An adapter tur
 tokens and projects them to keys and values at cross-attention sites; what a method then does with these is its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,9 @@ from instantstyle.model import Model
 from instantstyle.networks.attention import KeyValue
 from instantstyle.weights.adapter import Adapter
 
+Renormalize = Callable[[Tensor], Tensor]
+"""From vectors under one norm to the same under another."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImagePrompt:
@@ -36,6 +39,9 @@ class ImagePrompt:
     """Added to the scores of the image tokens: the logarithm of each reference's weight, where they differ."""
     mask: RegionMask | None = None
     """The region that the references are bound to; None: the whole picture."""
+    own_norms: Mapping[Site, tuple[Renormalize, Renormalize]] | None = None
+    """Of adapters by which the picture attends to its own keys too (Stable Diffusion 3.5): from the network's
+    normalised queries and keys to those under the adapter's norms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +60,16 @@ def image_prompts(model: Model, request: ResolvedRequest) -> list[ImagePrompt]:
     A plan with negative blocks makes two: at those the reference stands in the unconditional row, and the conditional
     row has nothing there.  Raises InputError for masks that are averaged, and for content that cannot be subtracted.
     """
-    return [prompt for group in _group_references(model, request) for prompt in _prompts_of(model, request, group)]
+    return [prompt for group in group_references(model, request) for prompt in _prompts_of(model, request, group)]
 
 
 def _prompts_of(model: Model, request: ResolvedRequest, group: ReferenceGroup) -> list[ImagePrompt]:
     """The one or two prompts of a group."""
+    if group.adapter.time_norms is not None:
+        raise InputError(
+            f"this adapter's tokens depend on the time, and method {request.method.name!r} reads them once: use "
+            "instantstyle or ip-adapter"
+        )
     tokens, weights = _image_tokens(model, group.adapter, request, group.references)
     image, empty = tokens[:1], tokens[1:]
     rows = torch.cat([empty, image]) if request.do_classifier_free_guidance else image
@@ -69,7 +80,7 @@ def _prompts_of(model: Model, request: ResolvedRequest, group: ReferenceGroup) -
     return prompts
 
 
-def _group_references(model: Model, request: ResolvedRequest) -> list[ReferenceGroup]:
+def group_references(model: Model, request: ResolvedRequest) -> list[ReferenceGroup]:
     """The references by adapter and plan, those with masks each alone."""
     groups: list[tuple[str | None, BlockPlan | None, list[ResolvedReference]]] = []
     for reference in request.references:
@@ -132,6 +143,16 @@ def _image_tokens(
     model: Model, adapter: Adapter, request: ResolvedRequest, references: Sequence[ResolvedReference]
 ) -> tuple[Float[Tensor, "2 tokens context_dim"], list[float]]:
     """The tokens of the references and those of no reference, and the weight of each reference."""
+    embeds, weights = reference_features(model, adapter, request, references)
+    with torch.no_grad():
+        tokens, empty = adapter.image_tokens(embeds), adapter.image_tokens(model.uncond_image_embeds(adapter))
+    return torch.cat([tokens.flatten(0, 1)[None], empty.repeat(1, len(tokens), 1)]), weights
+
+
+def reference_features(
+    model: Model, adapter: Adapter, request: ResolvedRequest, references: Sequence[ResolvedReference]
+) -> tuple[Float[Tensor, "n *sequence width"], list[float]]:
+    """The features of the references without their content, and the weight of each; one of all where it is averaged."""
     embeds = embed_references(model, [each.given.image for each in references], request.request.fit, adapter)
     parts = [
         _subtracted(model, adapter, request, reference, embeds[i : i + 1]) for i, reference in enumerate(references)
@@ -139,9 +160,7 @@ def _image_tokens(
     embeds, weights = torch.cat(parts), [reference.weight for reference in references]
     if request.request.combine == "average":
         embeds, weights = weighted_average(embeds, weights), [effective_weight(weights)]
-    with torch.no_grad():
-        tokens, empty = adapter.image_tokens(embeds), adapter.image_tokens(model.uncond_image_embeds(adapter))
-    return torch.cat([tokens.flatten(0, 1)[None], empty.repeat(1, len(tokens), 1)]), weights
+    return embeds, weights
 
 
 def _subtracted(

@@ -14,12 +14,18 @@ Both are said of the reference (`image_prompts.py`) and of the plan, so what is 
 every image prompt.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from instantstyle.blocks import Site
 from instantstyle.methods.image_prompts import ImagePrompt, image_prompts
-from instantstyle.methods.injection import Injection
+from instantstyle.methods.injection import Injection, StepContext
 from instantstyle.methods.resolved_request import ResolvedRequest
+from instantstyle.methods.timed_image_prompts import timed_image_prompts
 from instantstyle.model import Model
 from instantstyle.networks.attention import Attend, HeadsTensor, plain
 from instantstyle.networks.tokens import Tokens
@@ -27,10 +33,22 @@ from instantstyle.networks.tokens import Tokens
 
 def instantstyle(model: Model, request: ResolvedRequest) -> Injection:
     """The references' style at the blocks of the plan, by default the style blocks, their content subtracted."""
+    prompts_at = timed_image_prompts(model, request)
+    if prompts_at is None:
+        return Injection(_add_all(image_prompts(model, request)), request.window)
+
+    @lru_cache(maxsize=2)
+    def attend_at(step: StepContext) -> Attend:
+        return _add_all(prompts_at(step.timestep))
+
+    return Injection(window=request.window, attend_at=attend_at)
+
+
+def _add_all(prompts: Sequence[ImagePrompt]) -> Attend:
     attend: Attend = plain
-    for prompt in image_prompts(model, request):
+    for prompt in prompts:
         attend = add_image_prompt(attend, prompt)
-    return Injection(attend, request.window)
+    return attend
 
 
 def ip_adapter(model: Model, request: ResolvedRequest) -> Injection:
@@ -61,7 +79,13 @@ def add_image_prompt(attend: Attend, prompt: ImagePrompt) -> Attend:
         where = slice(None)
         if tokens is not None and (site.stage != "single" or prompt.mask is not None):
             where = tokens.image
-        image = prompt.scales[site] * plain(site, q[:, :, where], *prompt.kv[site], bias=prompt.key_bias)
+        q_image, keys, values, key_bias = q[:, :, where], *prompt.kv[site], prompt.key_bias
+        if prompt.own_norms is not None:
+            of_q, of_k = prompt.own_norms[site]
+            q_image, own = of_q(q_image), k[:, :, where]
+            keys, values = torch.cat([of_k(own), keys], dim=2), torch.cat([v[:, :, where], values], dim=2)
+            key_bias = None if key_bias is None else F.pad(key_bias, (own.shape[2], 0))
+        image = prompt.scales[site] * plain(site, q_image, keys, values, bias=key_bias)
         image = image if prompt.mask is None else image * prompt.mask[site]
         if image.shape == out.shape:
             return out + image

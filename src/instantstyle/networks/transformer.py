@@ -145,6 +145,15 @@ _PROCESSORS: Mapping[str, Callable[[Site], JointAttendProcessor]] = {
 _MODULE = re.compile(r"(?P<blocks>\w+)\.(?P<block>\d+)\.(?P<module>attn2?)")
 
 
+def attention_norms(transformer: nn.Module, site: Site) -> tuple[Tensor | None, Tensor | None]:
+    """The scales of the norms of queries and keys of a `joint` stage's site, None where it has none."""
+    block: Any = transformer.get_submodule(f"transformer_blocks.{site.block}")
+    attn: Any = block.attn2 if site.kind == "self" else block.attn
+    norms = attn.norm_q, attn.norm_k
+    q, k = (None if norm is None else norm.weight for norm in norms)
+    return q, k
+
+
 def install_processors(transformer: nn.Module) -> tuple[Site, ...]:
     """Give every attention module its processor, once and for good; the sites, in the order of registration.
 

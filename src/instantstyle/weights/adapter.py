@@ -28,8 +28,10 @@ from instantstyle.weights.adapter_projection import PROJECTION, read_projection
 from instantstyle.weights.tensor_files import RenamedTensors, TensorFile, first_row, open_tensors
 from instantstyle.weights.transformer_adapter import (
     KEY_NORM_EPS,
+    TIMED_NORMS,
     adapter_places,
     is_xlabs,
+    layer_parts,
     transformer_sites,
     with_published_names,
 )
@@ -65,11 +67,13 @@ class Adapter:
     """Added to keys and to values (XLabs)."""
     normalizes_keys: bool = False
     """Whether keys go through an RMS norm without scale (InstantX)."""
+    time_norms: Mapping[str, Mapping[Site, Tensor]] | None = None
+    """Of an adapter whose tokens depend on the time (Stable Diffusion 3.5) its norms, by their names in the file."""
 
     @property
     def is_plus(self) -> bool:
         """Whether it reads the encoder's last-but-one hidden states instead of the image embedding."""
-        return isinstance(self.projection, Resampler)
+        return isinstance(self.projection, Resampler) or self.time_norms is not None
 
     @property
     def expected_features(self) -> str:
@@ -94,10 +98,15 @@ class Adapter:
                 f"{_named(width, names)}: load the encoder the adapter was trained with"
             )
 
-    def project_kv(
-        self, tokens: Float[Tensor, "n tokens context_dim"], plan: BlockPlan, config: Layout
-    ) -> Mapping[Site, KeyValue]:
-        """The image tokens' keys and values, [n, heads, tokens, dim] each, at the sites where the plan is not zero.
+    def tokens_at(
+        self, hidden: Float[Tensor, "n sequence width"], timestep: float
+    ) -> tuple[Float[Tensor, "n tokens dim"], Float[Tensor, "n time_dim"]]:
+        """The tokens of hidden states at a time of 0 to 1000, and the time's embedding, where they depend on it."""
+        self.check_encoder(hidden.shape[-1])
+        return self.projection(hidden, torch.full((len(hidden),), timestep, device=hidden.device))
+
+    def speaking(self, plan: BlockPlan, config: Layout) -> list[Site]:
+        """The sites where a plan is not zero.
 
         Raises WeightsError when the plan speaks at attention modules that the adapter has no weights for.
         """
@@ -105,6 +114,16 @@ class Adapter:
         sites = [site for site in places if _speaks(plan, site)]
         _check_present([site for site in sites if site not in self.keys], self.keys)
         _check_named(plan, config, places)
+        return sites
+
+    def project_kv(
+        self, tokens: Float[Tensor, "n tokens context_dim"], plan: BlockPlan, config: Layout
+    ) -> Mapping[Site, KeyValue]:
+        """The image tokens' keys and values, [n, heads, tokens, dim] each, at the sites where the plan is not zero.
+
+        Raises WeightsError when the plan speaks at attention modules that the adapter has no weights for.
+        """
+        sites = self.speaking(plan, config)
 
         def project(weight: Tensor, bias: Tensor | None, site: Site) -> Tensor:
             return split_heads(F.linear(tokens, weight, bias), _num_heads(config, site))
@@ -148,21 +167,22 @@ def load_adapter(
 
         kept = stack.pop_all() if lazy else stack  # the file stays open as long as there is something to be read
 
-        def weights(kind: str, part: str = "weight") -> Mapping[Site, Tensor]:
-            tensors = {site: f"{name}.to_{kind}_ip.{part}" for site, name in names.items()}
+        def weights(part: str) -> Mapping[Site, Tensor]:
+            tensors = {site: f"{name}.{part}" for site, name in names.items()}
             if lazy:
                 return LazyWeights(file, tensors, dtype, device, kept)
             return {site: file.read(name).to(device, dtype) for site, name in tensors.items()}
 
         adapter = Adapter(
             projection.to(device, dtype),
-            weights("k"),
-            weights("v"),
+            weights("to_k_ip.weight"),
+            weights("to_v_ip.weight"),
             width,
             count,
             places if isinstance(config, TransformerConfig) else None,
-            (weights("k", "bias"), weights("v", "bias")) if xlabs else None,
+            (weights("to_k_ip.bias"), weights("to_v_ip.bias")) if xlabs else None,
             isinstance(projection, MLPProjection),
+            {part: weights(part) for part in TIMED_NORMS} if "norm_q.weight" in layer_parts(file) else None,
         )
     if embed_dim is not None:
         adapter.check_encoder(embed_dim)
@@ -254,8 +274,7 @@ def extract_blocks(path: str | Path, out: str | Path, plan: BlockPlan, config: L
         _check_present([site for site in sites if site not in names], names, f" in {path}")
         _check_named(plan, config, places)
         wanted = [name for name in file.shapes if name.startswith(PROJECTION)]
-        parts = ("weight", "bias") if xlabs else ("weight",)
-        wanted += [f"{names[site]}.to_{kind}_ip.{part}" for site in sites for kind in "kv" for part in parts]
+        wanted += [f"{names[site]}.{part}" for site in sites for part in layer_parts(file)]
         _write(Path(out), {name: file.read(name) for name in wanted})
 
 
@@ -366,6 +385,9 @@ def _context_dim(config: Layout) -> int:
 def _check_context(file: TensorFile, config: Layout, path: str | Path) -> None:
     """The width of the text tokens is what tells the families apart; say so before any shape is complained about."""
     layers = (shape for name, shape in file.shapes.items() if _LAYER.fullmatch(name) and len(shape) == 2)
+    timed = isinstance(config, TransformerConfig) and config.class_name == "SD3Transformer2DModel"
+    if timed or "norm_q.weight" in layer_parts(file):
+        return  # adapters of Stable Diffusion 3: their keys are made of tokens as wide as the network
     own = _context_dim(config)
     given = next((shape[1] for shape in layers), own)
     if given != own:

@@ -1,7 +1,10 @@
 """The projection in an adapter's file, of whichever kind, told from the names and shapes of its tensors."""
 
+import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,9 +23,14 @@ def read_projection(file: TensorFile, context_dim: int, path: str | Path) -> tup
     `context_dim` is the width of the tokens.  Raises WeightsError.
     """
     shapes = {name.removeprefix(PROJECTION): s for name, s in file.shapes.items() if name.startswith(PROJECTION)}
+    renamed = {name: name for name in shapes}
     try:
         with torch.device("meta"):
-            if "latents" in shapes:
+            if "time_embedding.linear_1.weight" in shapes:
+                renamed = {_time_name(name): name for name in shapes}
+                shapes = {name: shapes[stored] for name, stored in renamed.items()}
+                module, width, count = _time_resampler(shapes)
+            elif "latents" in shapes:
                 module, width, count = _resampler(shapes, context_dim)
             elif "proj.weight" in shapes:
                 out, width = shapes["proj.weight"]
@@ -44,7 +52,7 @@ def read_projection(file: TensorFile, context_dim: int, path: str | Path) -> tup
             has = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
             needs = f"shape {list(expected[name])} is needed" if name in expected else "no such tensor belongs there"
             raise WeightsError(f"{PROJECTION}{name} in {path} {has}, but {needs}")
-    tensors = {name: file.read(PROJECTION + name) for name in expected}
+    tensors = {name: file.read(PROJECTION + renamed.get(name, name)) for name in expected}
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.requires_grad_(False).eval(), width, count
 
@@ -63,3 +71,39 @@ def _mlp_shape(shapes: Mapping[str, tuple[int, ...]], context: int) -> tuple[int
     """Of InstantX' projection the width of what it reads, of its middle, and the tokens it makes."""
     middle, width = shapes["proj.0.weight"]
     return width, middle, shapes["proj.2.weight"][0] // context
+
+
+_TIME_NAMES = {
+    "0.norm1": "ln0",
+    "0.norm2": "ln1",
+    "0.to_q": "attn.to_q",
+    "0.to_kv": "attn.to_kv",
+    "0.to_out": "attn.to_out.0",
+    "1.0": "adaln_norm",
+    "1.1": "ff.net.0.proj",
+    "1.3": "ff.net.2",
+    "2.1": "adaln_proj",
+}
+"""diffusers' names of the parts of a layer of InstantX' resampler, by the published ones."""
+_TIME_LAYER = re.compile(r"(layers\.\d+)\.([012]\.\w+)\.(weight|bias)")
+
+
+def _time_name(published: str) -> str:
+    match = _TIME_LAYER.fullmatch(published)
+    return published if match is None else f"{match[1]}.{_TIME_NAMES.get(match[2], match[2])}.{match[3]}"
+
+
+def _time_resampler(shapes: Mapping[str, tuple[int, ...]]) -> tuple[nn.Module, int, int]:
+    """diffusers' resampler whose tokens depend on the time (Stable Diffusion 3.5)."""
+    kind: Any = importlib.import_module("diffusers.models.embeddings").IPAdapterTimeImageProjection
+    hidden, width = shapes["proj_in.weight"]
+    module = kind(
+        embed_dim=width,
+        output_dim=shapes["proj_out.weight"][0],
+        hidden_dim=hidden,
+        depth=len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
+        heads=shapes["layers.0.attn.to_q.weight"][0] // 64,
+        num_queries=shapes["latents"][1],
+        timestep_in_dim=shapes["time_embedding.linear_1.weight"][1],
+    )
+    return module, width, shapes["latents"][1]

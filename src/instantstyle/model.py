@@ -224,9 +224,8 @@ class Model:
             return self.adapters[name].adapter
         narrow = self.style_adapter
         if narrow is not None and plan is not None:
-            named = [
-                s for s in self.family.layout.sites if s.kind == "cross" and (plan.scale(s) or plan.negative_scale(s))
-            ]
+            cross = (site for site in self.family.layout.sites if site.kind == "cross")
+            named = [s for s in narrow.places or tuple(cross) if plan.scale(s) or plan.negative_scale(s)]
             if all(site in narrow.keys for site in named):
                 return narrow
         if self.adapter is None:

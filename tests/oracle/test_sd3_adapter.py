@@ -86,6 +86,8 @@ def test_laws() -> None:
     before, bare = model().weights_hash(), latents(request(references=[]))
     for fields in ({"references": [StyleReference(tiny_models.picture(1), weight=0)]}, {"plan": "all=0"}):
         assert torch.equal(latents(request(**fields)), bare)
+    faint = latents(request(references=[StyleReference(tiny_models.picture(1), weight=1e-6)]))
+    torch.testing.assert_close(faint, bare, atol=1e-5, rtol=0)
     engine = Engine(model())
     asked = [request(), request(references=[]), request(plan="joint.1=0.5", steps=2, count=2)]
     asked += [request(references=[StyleReference(tiny_models.picture(each)) for each in (2, 3)])]

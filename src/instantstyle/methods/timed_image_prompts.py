@@ -16,6 +16,7 @@ from torch import Tensor
 
 from instantstyle.blocks import Site
 from instantstyle.errors import InputError, WeightsError
+from instantstyle.methods.content_subtraction import effective_weight
 from instantstyle.methods.image_prompts import (
     ImagePrompt,
     ReferenceGroup,
@@ -68,7 +69,10 @@ def _prompt(
     if request.do_classifier_free_guidance:
         empty, _ = adapter.tokens_at(model.uncond_image_embeds(adapter), timestep)
         tokens = torch.cat([empty.repeat(1, len(parts), 1), tokens])
-    weight = torch.tensor(weights, dtype=tokens.dtype, device=tokens.device).repeat_interleave(parts.shape[1])
+    # One softmax is over the picture's own keys too, so that a weight is of the whole: what goes to 0 fades out.
+    strength = effective_weight(weights)
+    shares = torch.tensor(weights, dtype=tokens.dtype, device=tokens.device) / strength
+    key_bias = shares.log().repeat_interleave(parts.shape[1])[None, None, None] if len(set(weights)) > 1 else None
     kv: dict[Site, KeyValue] = {}
     own: dict[Site, tuple[Renormalize, Renormalize]] = {}
     for site in adapter.speaking(group.plan, layout):
@@ -78,11 +82,11 @@ def _prompt(
         x = F.layer_norm(tokens, tokens.shape[-1:], eps=EPS) * (1 + scale) + shift
         k, v = (split_heads(F.linear(x, each[site]), heads) for each in (adapter.keys, adapter.values))
         k = F.rms_norm(k, k.shape[-1:], at["norm_ip_k.weight"], eps=EPS)
-        kv[site] = k.repeat_interleave(request.count, 0), (v * weight[:, None]).repeat_interleave(request.count, 0)
+        kv[site] = k.repeat_interleave(request.count, 0), v.repeat_interleave(request.count, 0)
         q_scale, k_scale = attention_norms(model.network, site)
         own[site] = _renormalized(q_scale, at["norm_q.weight"]), _renormalized(k_scale, at["norm_k.weight"])
-    key_bias = weight.log()[None, None, None] if len(set(weights)) > 1 else None
-    return ImagePrompt(kv, {site: group.plan.scale(site) for site in kv}, key_bias, group.mask, own)
+    scales = {site: group.plan.scale(site) * strength for site in kv}
+    return ImagePrompt(kv, scales, key_bias, group.mask, own)
 
 
 def _renormalized(network: Tensor | None, adapter: Tensor) -> Renormalize:

@@ -128,7 +128,7 @@ def start(data: Path) -> tuple[subprocess.Popen[str], str]:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     address = server.stdout.readline().strip()
-    while httpx.get(f"{address}/readyz").status_code != 200:
+    while httpx.get(f"{address}/readyz", timeout=60).status_code != 200:
         time.sleep(0.2)
     return server, address
 
@@ -165,7 +165,7 @@ def main() -> int:
         load_before = os.getloadavg()[0]
         log, seconds = asyncio.run(run(address, server.pid, given.clients, 60 * given.minutes))
         load_after = os.getloadavg()[0]
-        states = {job: httpx.get(f"{address}/v1/jobs/{job}").json()["state"] for job in log.accepted}
+        states = {job: httpx.get(f"{address}/v1/jobs/{job}", timeout=60).json()["state"] for job in log.accepted}
         server.terminate()
         server.wait(60)
         assert server.stdout is not None
@@ -200,6 +200,9 @@ def main() -> int:
         "guidance of 1 to 3.",
         "",
         *markdown_table(["", ""], rows),
+        "",
+        "Solo runs come after the load; where others use the machine too, the two throughputs are of different "
+        "minutes.",
         "",
     ]
     write_atomic(given.out, "\n".join(text).encode())

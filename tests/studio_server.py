@@ -30,7 +30,7 @@ def make_studio(data: Path, **settings: Any) -> Studio:
 
 def wait_ready(studio: Studio) -> None:
     """Wait until the engine thread has its model."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not studio.worker.ready:
         assert studio.worker.failure is None, studio.worker.failure
         assert time.monotonic() < until, "the model was not loaded"

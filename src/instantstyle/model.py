@@ -168,33 +168,32 @@ class Model:
 
         Raises InputError when there is no image encoder.
         """
-        return self._encoder_of(adapter).encode(self._preprocess(pictures, fit, adapter), hidden=False)
+        return self._encoder_of(adapter).encode(self.preprocess_images(pictures, fit, adapter), hidden=False)
 
     def image_hidden_states(
         self, pictures: Sequence[Image.Image], fit: ResizeMode = "squash", adapter: Adapter | None = None
     ) -> Float[Tensor, "n sequence width"]:
         """The image encoder's last-but-one hidden states, which Plus adapters read."""
-        return self._encoder_of(adapter).encode(self._preprocess(pictures, fit, adapter), hidden=True)
+        return self._encoder_of(adapter).encode(self.preprocess_images(pictures, fit, adapter), hidden=True)
 
     def uncond_image_embeds(self, adapter: Adapter) -> Tensor:
-        """What stands for the picture in an unconditional row: zeros, or for Plus adapters the sight of zeros."""
+        """What stands for the picture in an unconditional row: zeros; for Plus adapters the hidden states of zeros."""
         if adapter.time_norms is not None:  # as diffusers' pipeline of Stable Diffusion 3 has it
             patches = (self._encoder_of(adapter).size // self._encoder_of(adapter).net.config.patch_size) ** 2
             return torch.zeros(1, patches, adapter.embed_dim, device=self.device, dtype=self.dtype)
         if adapter.is_plus:
-            eyes = self._encoder_of(adapter)
-            return eyes.encode(
-                torch.zeros(1, 3, eyes.size, eyes.size, device=self.device, dtype=self.dtype), hidden=True
+            encoder = self._encoder_of(adapter)
+            return encoder.encode(
+                torch.zeros(1, 3, encoder.size, encoder.size, device=self.device, dtype=self.dtype), hidden=True
             )
         if adapter.biases is not None:  # XLabs: a black picture
             return self.encode_image([Image.new("RGB", (64, 64))], adapter=adapter)
         return torch.zeros(1, adapter.embed_dim, device=self.device, dtype=self.dtype)
 
-    def preprocess_images(self, pictures: Sequence[Image.Image], fit: ResizeMode) -> Float[Tensor, "n 3 size size"]:
-        """Pictures as the image encoder takes them: square, and scaled as its preprocessor_config.json says."""
-        return self._preprocess(pictures, fit, None)
-
-    def _preprocess(self, pictures: Sequence[Image.Image], fit: ResizeMode, adapter: Adapter | None) -> Tensor:
+    def preprocess_images(
+        self, pictures: Sequence[Image.Image], fit: ResizeMode, adapter: Adapter | None = None
+    ) -> Float[Tensor, "n 3 size size"]:
+        """Pictures as the image encoder takes them, by default the model's own, else that of an adapter."""
         return self._encoder_of(adapter).preprocess(pictures, fit).to(self.device, self.dtype)
 
     def _encoder_of(self, adapter: Adapter | None = None) -> ImageEncoder:
@@ -298,16 +297,27 @@ class Model:
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """Every network by its part's name."""
-        towers = {f"text_encoder{f'_{i + 1}' if i else ''}": tower.net for i, tower in enumerate(self.text_encoders)}
-        seeing = [self.image_encoder, *(speaker.image_encoder for speaker in self.adapters.values())]
-        distinct = list({id(eyes.net): eyes.net for eyes in seeing if eyes is not None}.values())
-        eyes = {f"image_encoder{f'_{i + 1}' if i else ''}": net for i, net in enumerate(distinct)}
+        text_encoders = {
+            f"text_encoder{f'_{i + 1}' if i else ''}": encoder.net for i, encoder in enumerate(self.text_encoders)
+        }
+        candidates = [self.image_encoder, *(adapter.image_encoder for adapter in self.adapters.values())]
+        distinct = list({id(each.net): each.net for each in candidates if each is not None}.values())
+        image_encoders = {f"image_encoder{f'_{i + 1}' if i else ''}": net for i, net in enumerate(distinct)}
         content = {} if self.content_text_encoder is None else {"content_encoder": self.content_text_encoder.net}
         adapters = {name: adapter.projection for name, adapter in self._adapters.items()}
         controls = {f"controlnet.{kind}": control.net for kind, control in self.controls.items()}
         depth = {} if self.depth is None else {"depth": self.depth.net}
         name = "transformer" if self.family.is_transformer else "unet"
-        return {name: self.network, "vae": self.vae, **towers, **eyes, **content, **adapters, **controls, **depth}
+        return {
+            name: self.network,
+            "vae": self.vae,
+            **text_encoders,
+            **image_encoders,
+            **content,
+            **adapters,
+            **controls,
+            **depth,
+        }
 
     def weights_hash(self) -> str:
         """A hash over the bytes of every weight, as they are now."""

@@ -122,8 +122,6 @@ class PreparationStep:
 
 Preparation = Generator[PreparationStep, None, _T]
 """Work in pieces, and its result."""
-Method = Callable[[Model, ResolvedRequest], "Injection | Preparation[Injection]"]
-"""A style method; one that has much to compute first is a generator of the pieces."""
 
 
 def make_injection(model: Model, request: ResolvedRequest) -> Preparation[Injection]:

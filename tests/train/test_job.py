@@ -79,22 +79,32 @@ def test_what_was_stopped_gives_the_losses_of_what_was_not(features: Path, tmp_p
     assert "kept: 6" in card
 
 
-@pytest.mark.slow  # the kill races with the end of a short child; test_what_was_stopped is its quick sibling
 @pytest.mark.filterwarnings("ignore")  # of what forking may do, which newer Pythons say
 def test_what_was_killed_gives_the_losses_of_what_was_not(features: Path, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=12, save_seconds=0.0)
+    """The child is killed while it is scored after step 4: step 2 is saved, and steps 3 and 4 are in the log alone."""
+    settings = replace(SETTINGS, steps=8, save_seconds=0.0)
     whole, killed = (
         asked(features, tmp_path / f"{name}.safetensors", training_config=settings) for name in ("whole", "killed")
     )
     train_adapter_job(whole)
-    child = multiprocessing.get_context("fork").Process(target=train_adapter_job, args=(killed,))
+    reached = tmp_path / "reached"
+
+    def wait_to_be_killed(model: Model) -> dict[str, float]:
+        reached.touch()
+        signal.pause()
+        return {}
+
+    child = multiprocessing.get_context("fork").Process(
+        target=train_adapter_job, args=(replace(killed, eval_fn=wait_to_be_killed, eval_every=4),)
+    )
     child.start()
-    deadline = time.monotonic() + 90
-    while not (killed.folder / "state.pt").exists() and time.monotonic() < deadline:
+    while not reached.exists() and child.is_alive():
         time.sleep(0.01)
     child.kill()
     child.join()
-    assert child.exitcode == -signal.SIGKILL, "it was killed before its end"
+    assert child.exitcode == -signal.SIGKILL
+    assert [row["step"] for row in losses(killed)] == list("1234")
+    assert torch.load(killed.folder / "state.pt", weights_only=True)["step"] == 2
     assert not killed.out.exists()
     train_adapter_job(killed)
     assert losses(killed) == losses(whole)

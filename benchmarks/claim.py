@@ -45,7 +45,7 @@ from instantstyle.evaluate.tasks import STEPS, Setting, Task, held_out_tasks, ru
 from instantstyle.evaluate.worker_pool import map_in_workers
 from instantstyle.loading import load
 from instantstyle.model import Model
-from instantstyle.train.data.feature_cache import fit_to_square
+from instantstyle.train.data.feature_cache import truncate_caption
 from instantstyle.train.emoji.adapter import train_adapter
 from instantstyle.train.emoji.dataset import CaptionEmbeddings, TrainingSet, caption_choices
 from instantstyle.train.emoji.image_bank import ImageBank
@@ -94,7 +94,7 @@ def training_set(model: Model, folder: Path, looks: int, processes: int = 1) -> 
     key = f"{model.weights_fingerprint[:12]}-{looks}"
 
     def text_embeds() -> Tensor:
-        fitted = [fit_to_square(model, text)[0] for text in texts]
+        fitted = [truncate_caption(model, text)[0] for text in texts]
         parts = [model.encode_prompt(fitted[i : i + _CHUNK]) for i in range(0, len(fitted), _CHUNK)]
         return torch.cat(
             [

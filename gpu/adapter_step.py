@@ -54,7 +54,7 @@ def ours(model: Model, preset: str, batch: int, side: int, *, fused: bool) -> St
     )
     net = TrainableAdapter(model.unet, model.family.presets[preset]).to(model.device)
     order = BatchSampler([(side, side)] * batch, np.zeros(batch, np.int64), "same", batch, 0)
-    lesson = AdapterLoss(model, net, AtHand(rows), order, LossConfig(), half=True)
+    lesson = AdapterLoss(model, net, AtHand(rows), order, LossConfig(), bf16=True)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-2, fused=fused)
 
     numbers = count()

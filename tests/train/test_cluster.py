@@ -21,7 +21,7 @@ from tiny_models import model as made
 from train import gallery
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # a start of Ray takes 18 to 30 s of two shared cores, and every test needs one or two
 
 
 @pytest.fixture(scope="module")

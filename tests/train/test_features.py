@@ -23,7 +23,13 @@ from instantstyle.errors import InputError, OutputError
 from instantstyle.model import Model
 from instantstyle.train.data.aspect_buckets import buckets, crop
 from instantstyle.train.data.dataset import FeatureDataset
-from instantstyle.train.data.feature_cache import FeatureConfig, compute_features, fit_to_square, verify, write_manifest
+from instantstyle.train.data.feature_cache import (
+    FeatureConfig,
+    compute_features,
+    truncate_caption,
+    verify,
+    write_manifest,
+)
 from instantstyle.train.data.records import Shard
 from instantstyle.train.data.sources import find_shards
 from tiny_models import model as made
@@ -143,11 +149,11 @@ def test_what_is_there_is_not_made_again(model: Model, whole: Path, monkeypatch:
 
 def test_two_processes_share_the_work(model: Model, whole: Path, tmp_path: Path) -> None:
     shards = find_shards(whole.parent / "tars")
-    compute_features(model, shards, tmp_path, OPTIONS, place=(1, 2))
+    compute_features(model, shards, tmp_path, OPTIONS, process=(1, 2))
     assert list(files(tmp_path)) == ["00001.tar"]
     with pytest.raises(InputError, match="1 of 2 shards have no features yet"):
         write_manifest(model, shards, tmp_path, OPTIONS)
-    compute_features(model, shards, tmp_path, OPTIONS, place=(0, 2))
+    compute_features(model, shards, tmp_path, OPTIONS, process=(0, 2))
     write_manifest(model, shards, tmp_path, OPTIONS)
     assert files(tmp_path) == files(whole)
 
@@ -299,16 +305,16 @@ def test_a_shard_whose_server_hung_up_is_read_again(model: Model, whole: Path, t
 
 def test_long_captions_are_cut_by_words(model: Model) -> None:
     caption = " ".join(["a red cat"] * 40)
-    short, was_cut = fit_to_square(model, caption)
+    short, was_cut = truncate_caption(model, caption)
     assert was_cut
     assert caption.startswith(short)
     model.encode_prompt([short])
     with pytest.raises(InputError):
         model.encode_prompt([" ".join(caption.split()[: len(short.split()) + 1])])
-    assert fit_to_square(model, "a cat") == ("a cat", False)
+    assert truncate_caption(model, "a cat") == ("a cat", False)
 
 
 @pytest.mark.parametrize("side", [60, 4])
 def test_a_side_the_model_cannot_draw_is_refused(side: int, model: Model) -> None:
     with pytest.raises(InputError, match="no multiple"):
-        FeatureConfig(side=side).settled(model)
+        FeatureConfig(side=side).resolved(model)

@@ -57,7 +57,7 @@ def run(
         return loss(net, part)
 
     fit = Trainer(Line(), stopping, settings, folder)
-    return fit, [row for at in fit.run() for row in at.rows]
+    return fit, [row for at in fit.run() for row in at.metrics]
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_run_is_resumed_with_the_same_or_not_at_all(tmp_path: Path) -> None:
         "the same rows in two parts"
     )
     with pytest.raises(InputError, match="data None"):
-        Trainer(Line(), loss, SETTINGS, tmp_path, begun={"data": "abc"})
+        Trainer(Line(), loss, SETTINGS, tmp_path, run_config={"data": "abc"})
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:-100])
     with pytest.raises(WeightsError, match="damaged"):
         run(tmp_path)
@@ -195,9 +195,9 @@ def process(rank: int, port: int, folder: Path, steps: int, sharded: bool, out: 
     GradientState._reset_state()
     accelerator = (Sharding if sharded else Accelerator)(cpu=True)
     assert accelerator.num_processes == 2
-    fit = Trainer(Line(), loss, replace(SETTINGS, steps=steps, batch=2), folder, place=accelerator)
+    fit = Trainer(Line(), loss, replace(SETTINGS, steps=steps, batch=2), folder, accelerator=accelerator)
     assert any(isinstance(p, DTensor) for p in fit.unwrapped.parameters()) == sharded
-    rows = [astuple(row) for at in fit.run() for row in at.rows]
+    rows = [astuple(row) for at in fit.run() for row in at.metrics]
     # They leave without good-byes, the first one last: taking a process group down in forked processes may hang.
     done = out.with_suffix(".done")
     if rank:

@@ -43,7 +43,12 @@ def full(size: int) -> Generator[None]:
 
 def at(*steps: int) -> TrainingProgress:
     return TrainingProgress(
-        steps[-1], 100, tuple(StepMetrics(step, 1 / step, 0.1, 1e-3) for step in steps), seconds=1.0, speed=8.0, of=8
+        steps[-1],
+        100,
+        tuple(StepMetrics(step, 1 / step, 0.1, 1e-3) for step in steps),
+        seconds=1.0,
+        samples_per_second=8.0,
+        global_batch_size=8,
     )
 
 

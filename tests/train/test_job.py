@@ -126,7 +126,9 @@ def test_diffusers_reads_it_and_hears_the_style_alone(features: Path, tmp_path: 
     more = {"text_embeds": said.pooled_prompt_embeds, "time_ids": sizes, "image_embeds": [embed[:, None]]}
     with torch.no_grad():
         theirs = pipeline.unet(x, 500, encoder_hidden_states=said.prompt_embeds, added_cond_kwargs=more).sample
-        net = TrainableAdapter(model.unet, BlockPlan({"up.0.1": 1.0}), begin=load_adapter(job.out, model.family.unet))
+        net = TrainableAdapter(
+            model.unet, BlockPlan({"up.0.1": 1.0}), init_from=load_adapter(job.out, model.family.unet)
+        )
         text, time = model.unet.precompute_kv(said.prompt_embeds), torch.tensor([500.0])
         ours = model.unet(x, time, text, said.pooled_prompt_embeds, sizes, attend=net.attend(embed))
         bare = model.unet(x, time, text, said.pooled_prompt_embeds, sizes)
@@ -194,7 +196,7 @@ def test_rows_lose_text_and_reference_as_often_as_asked(features: Path) -> None:
     net = TrainableAdapter(model.unet, model.family.presets["style"], embed_dim=24)
     order = BatchSampler([(64, 64)] * 6, data.style, "same", 2, 0)
     lesson = AdapterLoss(model, net, data, order, LossConfig(drop_text=0.1, drop_image=0.2, drop_both=0.05))
-    text, image = lesson._dropped(np.random.default_rng(0).random(20_000))  # pyright: ignore[reportPrivateUsage]
+    text, image = lesson._dropout_masks(np.random.default_rng(0).random(20_000))  # pyright: ignore[reportPrivateUsage]
     shares = [float((m).float().mean()) for m in (text & ~image, image & ~text, text & image)]
     assert shares == pytest.approx([0.1, 0.2, 0.05], abs=0.01)
 
@@ -212,7 +214,7 @@ def test_half_precision_and_captions_read_later_change_little(features: Path, tm
         net = TrainableAdapter(model.unet, model.family.presets["style"], embed_dim=24)
         assert {p.dtype for p in net.parameters()} == {torch.float32}
         order = BatchSampler([(64, 64)] * 6, data.style, "same", 6, 0)
-        lesson = AdapterLoss(model, net, data, order, LossConfig(), half=model.dtype == torch.bfloat16)
+        lesson = AdapterLoss(model, net, data, order, LossConfig(), bf16=model.dtype == torch.bfloat16)
         value = lesson(net, MicroBatch(0, 0, 6, 6))
         value.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())

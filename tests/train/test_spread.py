@@ -22,7 +22,7 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch)
         next(ray_map("local", [1], opened))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # 73 s at a load of 10, most of it Ray's start and its first workers
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_values_come_back_as_they_are_and_errors_as_our_own() -> None:
     pytest.importorskip("ray")

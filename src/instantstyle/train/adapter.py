@@ -19,7 +19,7 @@ from instantstyle.weights.adapter import Adapter
 
 
 class TrainableAdapter(nn.Module):
-    """An adapter's weights as parameters; keys and values begin as copies of the text's, or as another adapter's."""
+    """An adapter with trainable weights; keys and values are initialised from the text's, or from another adapter."""
 
     def __init__(
         self,
@@ -29,11 +29,11 @@ class TrainableAdapter(nn.Module):
         embed_dim: int | None = None,
         tokens: int = 4,
         seed: int = 4,
-        begin: Adapter | None = None,
+        init_from: Adapter | None = None,
     ) -> None:
         """`embed_dim` is the image embedding's width, by default the pooled text's, which shares its space in SDXL.
 
-        Raises InputError when the plan names no block to learn, or `begin` is of another kind.
+        Raises InputError when the plan names no block to learn, or `init_from` is of another kind.
         """
         super().__init__()
         config = unet.config
@@ -46,19 +46,22 @@ class TrainableAdapter(nn.Module):
             self.projection = ImageProjection(
                 embed_dim or config.pooled_projection_dim or 0, config.cross_attention_dim, tokens
             )
-        first = begin and begin.projection
-        if begin is None:
+        init_projection = init_from and init_from.projection
+        if init_from is None:
             layers = [unet.attention(site) for site in self.sites]
             keys, values = [layer.to_k.weight for layer in layers], [layer.to_v.weight for layer in layers]
         else:
-            if not isinstance(first, ImageProjection) or begin.token_count != tokens:
+            if not isinstance(init_projection, ImageProjection) or init_from.token_count != tokens:
                 raise InputError("only base adapters of as many tokens can be trained on, not Plus ones")
-            begin.check_encoder(self.projection.proj.in_features)
-            self.projection.load_state_dict(first.state_dict())
-            missing = [site.module for site in self.sites if site not in begin.keys]
+            init_from.check_encoder(self.projection.proj.in_features)
+            self.projection.load_state_dict(init_projection.state_dict())
+            missing = [site.module for site in self.sites if site not in init_from.keys]
             if missing:
                 raise InputError(f"the adapter to begin with has no weights for {', '.join(dict.fromkeys(missing))}")
-            keys, values = [begin.keys[site] for site in self.sites], [begin.values[site] for site in self.sites]
+            keys, values = (
+                [init_from.keys[site] for site in self.sites],
+                [init_from.values[site] for site in self.sites],
+            )
         self.keys = nn.ParameterList([weight.detach().float().clone() for weight in keys])
         self.values = nn.ParameterList([weight.detach().float().clone() for weight in values])
 
@@ -94,11 +97,15 @@ class TrainableAdapter(nn.Module):
         adapter = self.adapter
         return dict(adapter.project_kv(adapter.image_tokens(embeds), self.plan, self.config))
 
-    def attend(self, embeds: Float[Tensor, "rows embed"], heard: Float[Tensor, " rows"] | None = None) -> Attend:
-        """Attention that sees these pictures at the trained sites; `heard` 0 makes a row's picture unheard there."""
+    def attend(
+        self, embeds: Float[Tensor, "rows embed"], reference_mask: Float[Tensor, " rows"] | None = None
+    ) -> Attend:
+        """Attention that sees these pictures at the trained sites; rows where `reference_mask` is 0 read none."""
         image = self(embeds)
-        if heard is not None:
-            image = {site: (keys, values * heard[:, None, None, None]) for site, (keys, values) in image.items()}
+        if reference_mask is not None:
+            image = {
+                site: (keys, values * reference_mask[:, None, None, None]) for site, (keys, values) in image.items()
+            }
         return add_image_prompt(plain, unit_prompt(image))
 
 

@@ -1,10 +1,11 @@
 # pyright: reportUnknownMemberType=false, reportPrivateImportUsage=false
 
-"""From data to an adapter file in one call: features, loop, sheets, export; run again, each goes on where it was."""
+"""From data to an adapter file in one call: features, training, sample grids, export; each resumes when run again."""
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from instantstyle.weights.adapter import Adapter, load_adapter
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterTrainingJob:
-    """What is asked of `train`."""
+    """The arguments of `train_adapter_job`."""
 
     data: str
     """Whatever `find_shards` takes, or a folder of features."""
@@ -73,35 +74,41 @@ def train_adapter_job(job: AdapterTrainingJob) -> Path | None:
     Every process of a launch calls it.  Raises InputError and its kin for what is wrong with what is given.
     """
     check_writable(job.out)
-    place = make_accelerator(job.device)
-    half = job.training_config.bf16
-    model = load(job.model, device=place.device, dtype="bfloat16" if half else "float32")
+    accelerator = make_accelerator(job.device)
+    bf16 = job.training_config.bf16
+    model = load(job.model, device=accelerator.device, dtype="bfloat16" if bf16 else "float32")
     plan = parse_block_plan(job.blocks, model.family.unet, model.family.presets)
-    features = features_of(job, model, place)
-    embed = features.array("embed", np.array([0])).shape[-1]
-    begin = None if job.init_from is None else load_adapter(job.init_from, model.family.unet, plan=plan)
-    tokens = model.family.num_image_tokens if begin is None else begin.token_count
-    net = TrainableAdapter(model.unet, plan, embed_dim=embed, tokens=tokens, seed=job.loss_config.seed, begin=begin)
-    of = job.training_config.batch * job.training_config.gradient_accumulation_steps * place.num_processes
+    features = load_features(job, model, accelerator)
+    embed_dim = features.array("embed", np.array([0])).shape[-1]
+    init_adapter = None if job.init_from is None else load_adapter(job.init_from, model.family.unet, plan=plan)
+    tokens = model.family.num_image_tokens if init_adapter is None else init_adapter.token_count
+    net = TrainableAdapter(
+        model.unet, plan, embed_dim=embed_dim, tokens=tokens, seed=job.loss_config.seed, init_from=init_adapter
+    )
+    global_batch_size = (
+        job.training_config.batch * job.training_config.gradient_accumulation_steps * accelerator.num_processes
+    )
     shapes = [tuple(int(x) for x in row[-2:]) for row in features.sizes]
-    order = BatchSampler(shapes, features.style, job.reference, of, job.loss_config.seed)
-    lesson = AdapterLoss(model, net, features, order, job.loss_config, half=half)
-    begun = {
+    sampler = BatchSampler(shapes, features.style, job.reference, global_batch_size, job.loss_config.seed)
+    loss = AdapterLoss(model, net, features, sampler, job.loss_config, bf16=bf16)
+    run_config = {
         "data": features.manifest["sha256"],
         "model": model.weights_fingerprint,
         "blocks": sorted({site.module for site in net.sites}),
         "reference": job.reference,
         **asdict(job.loss_config),
     }
-    fit = Trainer(net, lesson, job.training_config, job.folder, begun=begun, place=place)
-    if place.is_main_process:
-        _say(_describe(features, order, fit, net))
-    scores = _run_and_log(job, fit, net, model, features, place)
+    trainer = Trainer(net, loss, job.training_config, job.folder, run_config=run_config, accelerator=accelerator)
+    if accelerator.is_main_process:
+        _print(_describe(features, sampler, trainer, net))
+    scores = _run_and_log(job, trainer, net, model, features, accelerator)
     if scores is None:
-        _say(f"stopped at step {fit.start_step} of {job.training_config.steps}: the same command goes on from there")
+        _print(
+            f"stopped at step {trainer.start_step} of {job.training_config.steps}: the same command goes on from there"
+        )
         return None
-    adapter = net.ema_adapter(fit.ema_weights())
-    if place.is_main_process:
+    adapter = net.ema_adapter(trainer.ema_weights())
+    if accelerator.is_main_process:
         card = write_model_card(
             job.out.stem,
             blocks=job.blocks,
@@ -109,37 +116,41 @@ def train_adapter_job(job: AdapterTrainingJob) -> Path | None:
             reference=job.reference,
             manifest=features.manifest,
             settings={**asdict(job.training_config), **asdict(job.loss_config)},
-            trained={"rows a step": of, "pictures seen": of * fit.start_step, "pictures left out": order.num_unpaired},
+            trained={
+                "rows a step": global_batch_size,
+                "pictures seen": global_batch_size * trainer.start_step,
+                "pictures left out": sampler.num_unpaired,
+            },
             scores=scores,
         )
         export_adapter(job.out, adapter, model.family.unet, card, pad=job.pad)
-    place.wait_for_everyone()
+    accelerator.wait_for_everyone()
     return job.out
 
 
-def features_of(job: AdapterTrainingJob, model: Model, place: Accelerator) -> FeatureDataset:
+def load_features(job: AdapterTrainingJob, model: Model, accelerator: Accelerator) -> FeatureDataset:
     """The features of the job's data: a folder of them, or computed now, each process its share of the shards."""
-    given = Path(job.data)
-    if (given / "manifest.json").is_file():
-        return FeatureDataset(given)
+    path = Path(job.data)
+    if (path / "manifest.json").is_file():
+        return FeatureDataset(path)
     folder, shards = job.folder / "features", find_shards(job.data, styles=job.styles)
 
     # With Ray one process asks, and the workers are elsewhere.
-    mine = (place.process_index, place.num_processes) if job.ray is None else (0, 1)
-    if job.ray is None or place.is_main_process:
-        compute_features(model, shards, folder, job.feature_config, ray=job.ray, place=mine, tell=_told)
-    place.wait_for_everyone()
-    if place.is_main_process:
+    share = (accelerator.process_index, accelerator.num_processes) if job.ray is None else (0, 1)
+    if job.ray is None or accelerator.is_main_process:
+        compute_features(model, shards, folder, job.feature_config, ray=job.ray, process=share, on_shard=_print_shard)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
         manifest = write_manifest(model, shards, folder, job.feature_config)
-        _say(summary(manifest, folder))
-    place.wait_for_everyone()
+        _print(summary(manifest, folder))
+    accelerator.wait_for_everyone()
     return FeatureDataset(folder)
 
 
 def prepare_features(
     data: str,
     folder: Path,
-    options: FeatureConfig,
+    config: FeatureConfig,
     *,
     model: str = "emoji",
     styles: Styles = "field",
@@ -153,25 +164,29 @@ def prepare_features(
     Raises WeightsError, naming the shards, when some are not what they were.
     """
     if check:
-        wrong = verify(folder)
-        if wrong:
+        damaged = verify(folder)
+        if damaged:
             raise WeightsError(
-                f"{len(wrong)} shards in {str(folder)!r} are not as they were written ({', '.join(wrong[:3])}): remove "
-                "them, and compute them again"
+                f"{len(damaged)} shards in {str(folder)!r} are not as they were written ({', '.join(damaged[:3])}): "
+                "remove them, and compute them again"
             )
         return
     loaded, shards = load(model, device=device, dtype=dtype), find_shards(data, styles=styles)
-    made, began = list[ShardIndex](), time.monotonic()
+    shards_made, started = list[ShardIndex](), time.monotonic()
 
-    def told(done: int, total: int, note: ShardIndex) -> None:
-        made.append(note)
-        _told(done, total, note)
+    def on_shard(done: int, total: int, note: ShardIndex) -> None:
+        shards_made.append(note)
+        _print_shard(done, total, note)
 
-    compute_features(loaded, shards, folder, options, ray=ray, tell=told)
-    seconds = time.monotonic() - began
-    _say(summary(write_manifest(loaded, shards, folder, options), folder))
-    if made:
-        _say(throughput_line(sum(len(note["rows"]) for note in made), sum(note["bytes"] for note in made), seconds))
+    compute_features(loaded, shards, folder, config, ray=ray, on_shard=on_shard)
+    seconds = time.monotonic() - started
+    _print(summary(write_manifest(loaded, shards, folder, config), folder))
+    if shards_made:
+        _print(
+            throughput_line(
+                sum(len(note["rows"]) for note in shards_made), sum(note["bytes"] for note in shards_made), seconds
+            )
+        )
 
 
 def throughput_line(pictures: int, size: int, seconds: float) -> str:
@@ -185,91 +200,95 @@ def throughput_line(pictures: int, size: int, seconds: float) -> str:
 
 
 def summary(manifest: Mapping[str, Any], folder: Path) -> str:
-    """What was read, kept and left out, in a line."""
+    """Counts of pictures read, kept and left out, in a line."""
     counts = manifest["counts"]
-    said = f"{counts['kept']:,} of {counts['read']:,} pictures, {counts['bytes'] / 2**20:,.0f} MiB in {folder}"
+    text = f"{counts['kept']:,} of {counts['read']:,} pictures, {counts['bytes'] / 2**20:,.0f} MiB in {folder}"
     if counts["captions cut"]:
-        said += f"; {counts['captions cut']:,} captions were longer than the model reads and are cut"
+        text += f"; {counts['captions cut']:,} captions were longer than the model reads and are cut"
     if counts["bad"] or counts["broken shards"]:
-        said += (
+        text += (
             f"; {counts['bad']:,} cannot be used and {counts['broken shards']} shards are damaged: "
             f"{folder / 'skipped.jsonl'} says which and why"
         )
-    return said
+    return text
 
 
 def _run_and_log(
     job: AdapterTrainingJob,
-    fit: Trainer,
+    trainer: Trainer,
     net: TrainableAdapter,
     model: Model,
     features: FeatureDataset,
-    place: Accelerator,
+    accelerator: Accelerator,
 ) -> Mapping[str, float] | None:
-    """Run the loop to its end, logging; the last scores, or None when it was stopped."""
-    main = place.is_main_process
-    log, console = (MetricsLog(job.folder, fit.start_step), ConsoleLog()) if main else (None, None)
+    """Train to the end, logging; the last scores, or None when a signal stopped it."""
+    main = accelerator.is_main_process
+    log, console = (MetricsLog(job.folder, trainer.start_step), ConsoleLog()) if main else (None, None)
     sheets = _sheets(job, model, features) if main and job.sheet_every else None
     scores: Mapping[str, float] = {}
-    before = fit.start_step
-    for at in fit.run():
-        if log is not None and console is not None:
-            log.log(at)
-            console.log(at)
-        draws, judges = (_passed(every, before, at) for every in (job.sheet_every, job.eval_every))
-        before = at.step
-        if draws or judges:
-            adapter = net.ema_adapter(fit.ema_weights())
-            if sheets is not None and draws:
-                _say(_drawn(sheets, model, adapter, at.step))
-            if job.eval_fn is not None and log is not None and judges:
-                scores = job.eval_fn(with_adapter(model, adapter))
-                log.scores(at.step, scores)
-        if at.stopped:
-            scores = {"stopped": 1.0}
-    if log is not None:
-        log.close()
+    previous = trainer.start_step
+    with nullcontext() if log is None else closing(log):
+        for progress in trainer.run():
+            if log is not None and console is not None:
+                log.log(progress)
+                console.log(progress)
+            draw_sheet, evaluate = (_is_due(every, previous, progress) for every in (job.sheet_every, job.eval_every))
+            previous = progress.step
+            if draw_sheet or evaluate:
+                adapter = net.ema_adapter(trainer.ema_weights())
+                if sheets is not None and draw_sheet:
+                    _print(_draw_sheet(sheets, model, adapter, progress.step))
+                if job.eval_fn is not None and log is not None and evaluate:
+                    scores = job.eval_fn(with_adapter(model, adapter))
+                    log.scores(progress.step, scores)
+            if progress.stopped:
+                scores = {"stopped": 1.0}
     return None if "stopped" in scores else scores
 
 
-def _drawn(sheets: SampleGrids, model: Model, adapter: Adapter, step: int) -> str:
+def _draw_sheet(sheets: SampleGrids, model: Model, adapter: Adapter, step: int) -> str:
     try:
         return f"sheet {sheets.draw(model, adapter, step)}"
     except (OutputError, OSError) as refused:  # a full disk, which is no reason to stop learning
         return f"warning: no sheet at step {step}: {refused}"
 
 
-def _passed(every: int, before: int, at: TrainingProgress) -> bool:
-    return bool(every) and not at.stopped and (at.step // every > before // every or at.step == at.steps)
+def _is_due(every: int, previous: int, progress: TrainingProgress) -> bool:
+    return (
+        bool(every)
+        and not progress.stopped
+        and (progress.step // every > previous // every or progress.step == progress.steps)
+    )
 
 
 def _sheets(job: AdapterTrainingJob, model: Model, features: FeatureDataset) -> SampleGrids:
     """The sheets asked for; of four prompts and four references, those of the data where none are named."""
-    few = np.linspace(0, len(features) - 1, min(4, len(features))).astype(np.int64)
-    prompts = job.sheet_prompts or tuple(dict.fromkeys(features.captions(few)))
+    indices = np.linspace(0, len(features) - 1, min(4, len(features))).astype(np.int64)
+    prompts = job.sheet_prompts or tuple(dict.fromkeys(features.captions(indices)))
     references: list[Image.Image] = [read_picture(path) for path in job.sheet_styles]
     if not references:
         references = [
-            model.decode_latents(features.array("latents", few[i : i + 1]).to(model.device))[0] for i in range(len(few))
+            model.decode_latents(features.array("latents", indices[i : i + 1]).to(model.device))[0]
+            for i in range(len(indices))
         ]
     return SampleGrids(job.folder / "sheets", prompts, references, job.blocks)
 
 
-def _describe(features: FeatureDataset, order: BatchSampler, fit: Trainer, net: TrainableAdapter) -> str:
+def _describe(features: FeatureDataset, sampler: BatchSampler, trainer: Trainer, net: TrainableAdapter) -> str:
     count = sum(p.numel() for p in net.parameters())
-    left_out = f" ({order.num_unpaired:,} left out: alone in their style)" if order.num_unpaired else ""
-    begins = f"resumed at step {fit.start_step}" if fit.start_step else "begins"
+    left_out = f" ({sampler.num_unpaired:,} left out: alone in their style)" if sampler.num_unpaired else ""
+    begins = f"resumed at step {trainer.start_step}" if trainer.start_step else "begins"
     return (
         f"{count:,} weights learn at {', '.join(dict.fromkeys(s.module for s in net.sites))}; "
-        f"{len(features):,} pictures{left_out}, {fit.global_batch_size} a step, {order.steps_per_epoch:,} steps an "
-        f"epoch; {begins}"
+        f"{len(features):,} pictures{left_out}, {trainer.global_batch_size} a step, {sampler.steps_per_epoch:,} steps "
+        f"an epoch; {begins}"
     )
 
 
-def _told(done: int, total: int, note: ShardIndex) -> None:
+def _print_shard(done: int, total: int, note: ShardIndex) -> None:
     bad = note["read"] - len(note["rows"])
-    _say(f"features {done}/{total}  {len(note['rows'])} pictures{f', {bad} bad' * bool(bad)}  {note['shard']}")
+    _print(f"features {done}/{total}  {len(note['rows'])} pictures{f', {bad} bad' * bool(bad)}  {note['shard']}")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -39,7 +39,7 @@ def train_b_lora(
         "both": family.b_lora_blocks,
     }
     factors, site = run_to_end(cached_or_train(model, pictures, fitting)), attention_weight_sites(model)
-    written = {name: one for name, one in factors.items() if plans[part].scale(site[name])}
-    said = {"part": part, "family": family.name, "pictures": len(pictures), **asdict(fitting)}
-    save_lora(out, written, {"b-lora": json.dumps(said)})
+    selected = {name: factor for name, factor in factors.items() if plans[part].scale(site[name])}
+    metadata = {"part": part, "family": family.name, "pictures": len(pictures), **asdict(fitting)}
+    save_lora(out, selected, {"b-lora": json.dumps(metadata)})
     return out

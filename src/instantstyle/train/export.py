@@ -78,12 +78,12 @@ def write_model_card(
         "",
         "## Training",
         "",
-        *(f"- {what}: {_said(value)}" for what, value in {**trained, **settings}.items()),
+        *(f"- {what}: {_to_text(value)}" for what, value in {**trained, **settings}.items()),
     ]
     if scores:
         lines += ["", "## Scores", "", *(f"- {what}: {value:.3f}" for what, value in scores.items())]
     return "\n".join([*lines, ""])
 
 
-def _said(value: object) -> str:
+def _to_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -19,15 +19,17 @@ _SMALL = 16
 class MuonAdamW:
     """Two optimisers that step together; the learning rate set on `param_groups` is AdamW's, Muon's keeps its ratio."""
 
-    def __init__(self, net: nn.Module, lr: float, muon: float, apart: Iterable[str] = (), decay: float = 0.01) -> None:
+    def __init__(
+        self, net: nn.Module, lr: float, muon: float, adamw_prefixes: Iterable[str] = (), decay: float = 0.01
+    ) -> None:
         """`muon` is Muon's learning rate where AdamW's is `lr`; names that begin with one of `apart` are AdamW's."""
         named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-        hidden = [p for name, p in named if _is_hidden(p) and not name.startswith(tuple(apart))]
-        taken = {id(p) for p in hidden}
+        hidden = [p for name, p in named if _is_hidden(p) and not name.startswith(tuple(adamw_prefixes))]
+        hidden_ids = {id(p) for p in hidden}
         self._matrices = [(p, nn.Parameter(p.detach().flatten(1))) for p in hidden]
-        rest = [p for _, p in named if id(p) not in taken]
+        others = [p for _, p in named if id(p) not in hidden_ids]
         self._ratio = muon / lr
-        self._adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=decay, betas=(0.9, 0.99))
+        self._adamw = torch.optim.AdamW(others, lr=lr, weight_decay=decay, betas=(0.9, 0.99))
         self._muon = torch.optim.Muon([view for _, view in self._matrices], lr=muon, weight_decay=decay)
 
     @property

@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateImportUsage=false
 
-"""Following a run: a line now and then, a CSV with a row a step, TensorBoard, and sheets of what the adapter draws.
+"""Logging of a run: progress lines, a CSV with a row a step, TensorBoard, and grids of samples.
 
-Sheets matter most: the loss of an adapter hardly falls, while what it draws changes.
+Samples matter most: the loss of an adapter hardly falls while its pictures change.
 """
 
 import copy
@@ -33,7 +33,7 @@ from instantstyle.utils.images import image_grid, write_png
 from instantstyle.weights.adapter import Adapter
 
 EvalFn = Callable[[Model], Mapping[str, float]]
-"""What a model with the adapter in it scores, by the names of the measures."""
+"""The scores of a model with the adapter, by metric."""
 Scalar = tuple[int, str, float]
 """Step, name, value."""
 _FIELDS: Sequence[str] = ("step", "loss", "grad_norm", "lr")
@@ -52,19 +52,21 @@ class MetricsLog:
         _write_table(self.file, [_FIELDS, *([row[name] for name in _FIELDS] for row in _until(self.file, start))])
         if self._scores.exists():
             with self._scores.open(newline="") as file:
-                header, *rows = [row for row in csv.reader(file) if row] or [["step"]]
-            complete = [row for row in rows if len(row) == len(header) and int(row[0]) <= start]
+                header, *metrics = [row for row in csv.reader(file) if row] or [["step"]]
+            complete = [row for row in metrics if len(row) == len(header) and int(row[0]) <= start]
             _write_table(self._scores, [header, *complete])
         has_tensorboard = importlib.util.find_spec("tensorboard") is not None
         self._board = TensorBoardLog(folder / "tensorboard", start + 1) if has_tensorboard else None
 
     def log(self, progress: TrainingProgress) -> None:
         """Write the newest steps; floats in full, so that they are read back as they are."""
-        rows = progress.rows
-        self._append(self.file, _csv([(row.step, repr(row.loss), repr(row.grad_norm), repr(row.lr)) for row in rows]))
+        metrics = progress.metrics
+        self._append(
+            self.file, _csv([(row.step, repr(row.loss), repr(row.grad_norm), repr(row.lr)) for row in metrics])
+        )
         if self._board is not None:
-            values = [(row.step, name, getattr(row, name)) for row in rows for name in ("loss", "grad_norm", "lr")]
-            self._board.add([*values, (progress.step, "samples a second", progress.speed)])
+            values = [(row.step, name, getattr(row, name)) for row in metrics for name in ("loss", "grad_norm", "lr")]
+            self._board.add([*values, (progress.step, "samples a second", progress.samples_per_second)])
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Write the scores of a step."""
@@ -202,20 +204,21 @@ class ConsoleLog:
     """A line on stderr at most every few seconds."""
 
     def __init__(self, every: float = 5.0) -> None:
-        self.every, self._shown = every, -float("inf")
+        self.every, self._reported = every, -float("inf")
 
-    def log(self, at: TrainingProgress) -> None:
-        """Say where the run stands, if it is time or the last of it; warnings at once."""
-        for warning in at.warnings:
+    def log(self, progress: TrainingProgress) -> None:
+        """Print a progress line, if it is time or the last; warnings at once."""
+        for warning in progress.warnings:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         now = time.monotonic()
-        if now - self._shown < self.every and at.step < at.steps and not at.stopped:
+        if now - self._reported < self.every and progress.step < progress.steps and not progress.stopped:
             return
-        self._shown = now
-        mean = sum(row.loss for row in at.rows) / len(at.rows)
+        self._reported = now
+        mean = sum(row.loss for row in progress.metrics) / len(progress.metrics)
         print(
-            f"step {at.step}/{at.steps}  loss {mean:.4f}  lr {at.rows[-1].lr:.1e}  {at.speed:.1f} samples/s  "
-            f"{_clock(at.left)} to go  {peak_memory() / 2**30:.2f} GiB",
+            f"step {progress.step}/{progress.steps}  loss {mean:.4f}  lr {progress.metrics[-1].lr:.1e}  "
+            f"{progress.samples_per_second:.1f} samples/s  "
+            f"{_clock(progress.seconds_left)} to go  {peak_memory() / 2**30:.2f} GiB",
             file=sys.stderr,
             flush=True,
         )
@@ -251,8 +254,8 @@ class SampleGrids:
 def with_adapter(model: Model, adapter: Adapter) -> Model:
     """The same networks with this adapter, in their dtype and on their device, in place of their own."""
     keys, values = (
-        {site: weight.detach().to(model.device, model.dtype) for site, weight in given.items()}
-        for given in (adapter.keys, adapter.values)
+        {site: weight.detach().to(model.device, model.dtype) for site, weight in weights.items()}
+        for weights in (adapter.keys, adapter.values)
     )
     projection = copy.deepcopy(adapter.projection).to(model.device, model.dtype).requires_grad_(False)
     placed = Adapter(projection, keys, values, adapter.embed_dim, adapter.token_count)

@@ -1,11 +1,11 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""A training loop as a generator: one process or many, resumed to the bit, stopped by a signal and not by a kill.
+"""A trainer by accelerate: one process or many, checkpoints that resume to the bit, stopped by SIGINT and SIGTERM.
 
-It knows nothing of what is trained.  The loss is asked for *these rows of this step* and is to depend on nothing else
-(no clock, no generator that runs on), so a run that was killed and resumed sees what an undisturbed one sees, and two
-processes see between them what one sees at twice the batch.  Launched by `accelerate launch` or torchrun, the network
-is wrapped as they say (DDP, FSDP2); the checkpoint is the same file whatever the wrapping.
+The loss is a function of a micro-batch, that is of rows of a step, and of nothing else (no clock, no running random
+generator), so a run that was killed and resumed equals one that was not, and two processes equal one at twice the batch
+size.  Launched by `accelerate launch` or torchrun, the network is wrapped accordingly (DDP, FSDP2); the checkpoint is
+the same file whatever the wrapping.
 """
 
 import math
@@ -45,25 +45,25 @@ class TrainingConfig:
     steps: int
     """Optimiser steps in all."""
     batch: int = 8
-    """Rows a process takes at a time."""
+    """Micro-batch size of a process."""
     gradient_accumulation_steps: int = 1
-    """How many times it does so before an optimiser step."""
+    """Micro-batches of a process and optimiser step."""
     lr: float = 1e-4
     warmup: int = 0
-    """Steps over which the learning rate rises from 0."""
+    """Steps of linear warm-up of the learning rate."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    """What the learning rate does afterwards; the cosine ends at 0 with the last step."""
+    """The learning rate after the warm-up; cosine ends at 0 with the last step."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
-    """The norm that gradients are brought down to; 0 leaves them."""
+    """The largest gradient norm; 0 does not clip."""
     ema_decay: float = 0.999
-    """How slowly the average of the weights moves, from 0 (it is the weights) to below 1."""
+    """Decay of the EMA of the weights, in [0, 1)."""
     bf16: bool = False
-    """Whether the network runs in bfloat16; its weights stay in float32."""
+    """Whether the network runs in bfloat16; the trained weights stay in float32."""
     save_seconds: float = 300.0
     log_every: int = 10
-    """Steps between two looks at the losses, at the clock and for signals."""
+    """Steps between two progress reports, at which signals and `save_seconds` are checked."""
 
     def __post_init__(self) -> None:
         at_least = {
@@ -96,19 +96,19 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The rows of one step that are asked for now."""
+    """A micro-batch: consecutive rows of one step."""
 
     step: int
     offset: int
-    """The number of the first of them among the step's rows."""
+    """The number of its first row among the step's rows."""
     size: int
     global_size: int
-    """How many rows the step has, over all processes and accumulation."""
+    """Rows of the step, over all processes and accumulation."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What is known of one step."""
+    """Metrics of one step."""
 
     step: int
     """Counted from 1."""
@@ -121,35 +121,35 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run stands, every few steps."""
+    """The state of a run, every `log_every` steps."""
 
     step: int
     """Steps done."""
     steps: int
-    rows: tuple[StepMetrics, ...]
-    """The steps since the last time."""
+    metrics: tuple[StepMetrics, ...]
+    """Of the steps since the last report."""
     seconds: float
-    """Spent on the run so far, earlier processes' included."""
-    speed: float
-    """Rows a second since the last time, over all processes."""
-    of: int
-    """Rows a step has, over all processes and accumulation."""
+    """Of training so far, before resuming included."""
+    samples_per_second: float
+    """Since the last report, over all processes."""
+    global_batch_size: int
+    """Rows of a step, over all processes and accumulation."""
     warnings: tuple[str, ...] = ()
     stopped: bool = False
-    """Whether a signal asked for an end; this is then the last, and the run is saved once it has been taken in."""
+    """Whether a signal ends the run; this is then the last report, and the run is saved after it."""
 
     @property
-    def left(self) -> float:
-        """Seconds to go at the present speed."""
-        return (self.steps - self.step) * self.of / self.speed
+    def seconds_left(self) -> float:
+        """Remaining time at the present speed."""
+        return (self.steps - self.step) * self.global_batch_size / self.samples_per_second
 
 
 MicroBatchLoss = Callable[[nn.Module, MicroBatch], Tensor]
-"""The mean loss of a part's rows; the network is given as it is wrapped."""
+"""The mean loss over a micro-batch; the network is the wrapped one."""
 
 
 def make_accelerator(device: str = "auto") -> Accelerator:
-    """This process's place among those that train: what launched it, and its device."""
+    """The accelerator of this process, as its launcher says, on this device."""
     # Processes wait for one another's features and for the first one's sheets, which take their time.
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))])
 
@@ -161,126 +161,128 @@ class Trainer:
         self,
         net: nn.Module,
         loss: MicroBatchLoss,
-        settings: TrainingConfig,
+        config: TrainingConfig,
         folder: Path,
         *,
-        begun: Mapping[str, Any] | None = None,
-        place: Accelerator | None = None,
+        run_config: Mapping[str, Any] | None = None,
+        accelerator: Accelerator | None = None,
     ) -> None:
-        """`begun` names what else the run is made of (data, model): a run is resumed with the same or not at all.
+        """`run_config` names what else the run depends on (data, model): it is resumed with the same or not at all.
 
         Raises InputError when the folder holds a run begun otherwise, WeightsError when its checkpoint is damaged.
         """
-        self.accelerator, self.settings, self.folder, self.loss = place or make_accelerator(), settings, folder, loss
+        self.accelerator, self.config, self.folder, self.loss = accelerator or make_accelerator(), config, folder, loss
         self.file = folder / "state.pt"
-        self.global_batch_size = settings.batch * settings.gradient_accumulation_steps * self.accelerator.num_processes
-        same = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+        self.global_batch_size = config.batch * config.gradient_accumulation_steps * self.accelerator.num_processes
+        fixed = {name: value for name, value in asdict(config).items() if name not in _FREE}
         self.run_config = {
-            **same,
-            "betas": list(settings.betas),
+            **fixed,
+            "betas": list(config.betas),
             "rows a step": self.global_batch_size,
-            **(begun or {}),
+            **(run_config or {}),
         }
-        if settings.lr_schedule != "constant":
-            self.run_config["steps"] = settings.steps  # where the rate ends changes it all the way
+        if config.lr_schedule != "constant":
+            self.run_config["steps"] = config.steps  # where the rate ends changes it all the way
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
             raise InputError("only FSDP2 keeps weights apart as they are averaged here: launch with --fsdp_version 2")
         parameters = [p for p in net.parameters() if p.requires_grad]
         fused = self.accelerator.device.type == "cuda"
         optimiser = torch.optim.AdamW(
-            parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
+            parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused
         )
         prepared = cast("Any", self.accelerator.prepare(net, optimiser))
         self.net: nn.Module = prepared[0]
         self.unwrapped: nn.Module = self.accelerator.unwrap_model(self.net)
         self.optimiser: torch.optim.Optimizer = getattr(prepared[1], "optimizer", prepared[1])
-        self._average = EMA(self.unwrapped, settings.ema_decay)
+        self._average = EMA(self.unwrapped, config.ema_decay)
         self.start_step, self._spent = 0, 0.0
         self._resume()
 
     def run(self) -> Generator[TrainingProgress, None, None]:
-        """Train, saying every few steps where the run stands; it is saved between two of them and at the end.
+        """Train, with a report every `log_every` steps; checkpoints are written between two reports and at the end.
 
         SIGINT and SIGTERM finish the step, and the last progress says that the run was stopped.  Raises
         InstantStyleError when the loss is no longer a number, OutputError when the last checkpoint cannot be written.
         """
-        settings, accelerator = self.settings, self.accelerator
+        config, accelerator = self.config, self.accelerator
         pending: list[OptimiserStep] = []
-        began = shown = saved = time.monotonic()
+        started = reported = saved = time.monotonic()
         spent, warnings = self._spent, list[str]()
         training = optimise(
             [p for p in self.unwrapped.parameters() if p.requires_grad],
             self._losses,
             self.optimiser,
-            range(self.start_step, settings.steps),
-            lr=settings.rate,
-            clip=settings.clip,
+            range(self.start_step, config.steps),
+            lr=config.rate,
+            clip=config.clip,
             ema=self._average,
         )
         with DeferredSignals() as signals:
             for done in training:
                 pending.append(done)
-                step, last = done.step, done.step == settings.steps
+                step, last = done.step, done.step == config.steps
                 stop_now = signals.received and accelerator.num_processes == 1
-                if not (last or step % settings.log_every == 0 or stop_now):
+                if not (last or step % config.log_every == 0 or stop_now):
                     continue
                 now = time.monotonic()
-                due = accelerator.is_main_process and now - saved > settings.save_seconds
-                asked, due = any_process(signals.received, due, device=accelerator.device)
-                rows = self._read(pending)
-                self.start_step, self._spent = step, spent + now - began
-                speed = len(rows) * self.global_batch_size / max(now - shown, 1e-9)
-                pending, leaving = [], asked and not last
+                due = accelerator.is_main_process and now - saved > config.save_seconds
+                stop, due = any_process(signals.received, due, device=accelerator.device)
+                metrics = self._read(pending)
+                self.start_step, self._spent = step, spent + now - started
+                samples_per_second = len(metrics) * self.global_batch_size / max(now - reported, 1e-9)
+                pending, leaving = [], stop and not last
                 yield TrainingProgress(
                     step,
-                    settings.steps,
-                    rows,
+                    config.steps,
+                    metrics,
                     self._spent,
-                    speed,
+                    samples_per_second,
                     self.global_batch_size,
                     tuple(warnings),
                     stopped=leaving,
                 )
                 warnings = []
-                if last or asked or due:
-                    warnings += self._save(must=last or asked)
+                if last or stop or due:
+                    warnings += self._save(must=last or stop)
                     saved = time.monotonic()
-                shown = time.monotonic()  # what the caller did meanwhile, and the saving, are no training
+                reported = time.monotonic()  # what the caller did meanwhile, and the saving, are no training
                 if leaving:
                     return
 
     def ema_weights(self) -> dict[str, Tensor]:
-        """The averaged weights by name, whole and on the CPU.  Every process is to ask at the same time."""
-        return {name: _whole(weight).detach().cpu().clone() for name, weight in self._average.weights.items()}
+        """The EMA by parameter name, unsharded, on the CPU.  Collective: every process calls it."""
+        return {name: _full_tensor(weight).detach().cpu().clone() for name, weight in self._average.weights.items()}
 
     def _losses(self, step: int) -> Iterator[Tensor]:
         """The losses of this process's micro-batches, each divided by their number."""
-        settings, accelerator = self.settings, self.accelerator
-        count = settings.gradient_accumulation_steps
+        config, accelerator = self.config, self.accelerator
+        count = config.gradient_accumulation_steps
         for micro in range(count):
-            offset = (micro * accelerator.num_processes + accelerator.process_index) * settings.batch
+            offset = (micro * accelerator.num_processes + accelerator.process_index) * config.batch
             # Gradients are averaged over the processes once a step, in the backward pass of its last micro-batch.
             with nullcontext() if micro + 1 == count else accelerator.no_sync(self.net):
-                yield self.loss(self.net, MicroBatch(step, offset, settings.batch, self.global_batch_size)) / count
+                yield self.loss(self.net, MicroBatch(step, offset, config.batch, self.global_batch_size)) / count
 
     def _read(self, pending: list[OptimiserStep]) -> tuple[StepMetrics, ...]:
         """The steps' numbers, the only time that they leave the device."""
-        both = torch.stack([torch.stack([each.loss.float(), _whole(each.grad_norm)]) for each in pending])
-        numbers = cast("Tensor", self.accelerator.reduce(both, "mean")).tolist()
-        rows = tuple(
+        values = torch.stack([torch.stack([each.loss.float(), _full_tensor(each.grad_norm)]) for each in pending])
+        numbers = cast("Tensor", self.accelerator.reduce(values, "mean")).tolist()
+        metrics = tuple(
             StepMetrics(each.step, loss, norm, each.lr) for each, (loss, norm) in zip(pending, numbers, strict=True)
         )
-        wild = next((row for row in rows if not (math.isfinite(row.loss) and math.isfinite(row.grad_norm))), None)
-        if wild is not None:
+        diverged = next(
+            (row for row in metrics if not (math.isfinite(row.loss) and math.isfinite(row.grad_norm))), None
+        )
+        if diverged is not None:
             raise InstantStyleError(
-                f"at step {wild.step} the loss is {wild.loss:g} and the gradient's norm {wild.grad_norm:g}: the run is "
-                f"not saved; the last checkpoint is {self.file}, go on from it with a lower learning rate in a new "
+                f"at step {diverged.step} the loss is {diverged.loss:g} and the gradient's norm {diverged.grad_norm:g}: the "
+                f"run is not saved; the last checkpoint is {self.file}, go on from it with a lower learning rate in a new "
                 "folder"
             )
-        return rows
+        return metrics
 
     def _save(self, *, must: bool) -> list[str]:
-        """Write the checkpoint; when it cannot be written the old one stays, and training goes on unless it `must`."""
+        """Write the checkpoint; returns a warning when the disk refuses, or raises where it `must` be written."""
         state = {
             "net": get_model_state_dict(self.unwrapped, options=_FULL),
             "optimiser": get_optimizer_state_dict(self.unwrapped, self.optimiser, options=_FULL),
@@ -303,9 +305,9 @@ class Trainer:
     def _resume(self) -> None:
         state = self._load() if self.accelerator.is_main_process else None
         if self.accelerator.num_processes > 1:
-            said: list[Any] = [state]
-            broadcast_object_list(said)
-            state = said[0]
+            states: list[Any] = [state]
+            broadcast_object_list(states)
+            state = states[0]
         if isinstance(state, InstantStyleError):
             raise state
         if state is None:
@@ -322,20 +324,23 @@ class Trainer:
         self.start_step, self._spent = state["step"], state["seconds"]
 
     def _load(self) -> dict[str, Any] | InstantStyleError | None:
-        """The checkpoint, none, or what is wrong with it: said by all processes alike, so that none waits in vain."""
+        """The checkpoint, None, or the error to raise: every process raises it, so that none waits for the others."""
         remove_stale_temp_files(self.folder)
         if not self.file.exists():
             return None
         try:
             state = torch.load(self.file, weights_only=True, map_location="cpu")
-            then = state["begun"]
+            saved_config = state["begun"]
         except Exception as e:  # a damaged pickle may fail in any way
             return WeightsError(f"the checkpoint {self.file} is damaged ({type(e).__name__}): remove it to begin anew")
-        names = sorted(k for k in {*then, *self.run_config} if then.get(k) != self.run_config.get(k))
-        if names:
-            how = ", ".join(f"{name} {then.get(name)!r} (now {self.run_config.get(name)!r})" for name in names)
+        changed = sorted(k for k in {*saved_config, *self.run_config} if saved_config.get(k) != self.run_config.get(k))
+        if changed:
+            differences = ", ".join(
+                f"{name} {saved_config.get(name)!r} (now {self.run_config.get(name)!r})" for name in changed
+            )
             return InputError(
-                f"the run in {self.folder} was begun with {how}: resume it with the same, or give another folder"
+                f"the run in {self.folder} was begun with {differences}: resume it with the same, or give "
+                "another folder"
             )
         return state
 
@@ -344,5 +349,5 @@ _FREE = {"steps", "batch", "gradient_accumulation_steps", "save_seconds", "log_e
 """Settings that may differ when a run is resumed: they do not change what a step computes."""
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

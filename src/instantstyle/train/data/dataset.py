@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false
 
-"""Features read back, and which of them each step sees: a function of the step's number, so nothing is to be resumed.
+"""The dataset of precomputed features, and the batch sampler, which is a function of the step and so has no state.
 
-Every picture is seen once an epoch.  A step's rows are of one shape (a bucket), and their references are the same
+Every picture is used once an epoch.  The rows of a batch have one shape (a bucket), and their references are the same
 pictures (as IP-Adapter is published) or others of the same style (paired).
 """
 
@@ -31,7 +31,7 @@ MAX_INDEX_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Batch:
-    """What is read of some pictures, on the CPU, in float32."""
+    """The features of a batch of pictures, on the CPU, in float32."""
 
     latents: Float[Tensor, "rows channels height width"]
     image_embeds: Float[Tensor, "rows embed"]
@@ -44,7 +44,7 @@ class Batch:
 
 
 class FeatureDataset:
-    """A folder of features, its rows numbered over all shards.  Raises InputError when it is none, or unfinished."""
+    """A folder of features, rows numbered over all shards.  Raises InputError when it is damaged or unfinished."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,12 +60,12 @@ class FeatureDataset:
         files = [str(shard["file"]) for shard in self.manifest["shards"]]
         if outside := [file for file in files if Path(file).name != file]:
             raise ValueError(f"it names {outside[0]}, which is no file of its folder")
-        notes = [self._note(file) for file in files]
+        indices = [self._shard_index(file) for file in files]
         self.files = [self.folder / file for file in files]
-        rows = [row for note in notes for row in note["rows"]]
-        self.shard: Ints = np.repeat(np.arange(len(notes)), [len(note["rows"]) for note in notes])
+        rows = [row for note in indices for row in note["rows"]]
+        self.shard: Ints = np.repeat(np.arange(len(indices)), [len(note["rows"]) for note in indices])
         self.parts: tuple[str, ...] = tuple(rows[0]["at"])
-        self._at: Ints = np.array([[row["at"][part] for part in self.parts] for row in rows], np.int64)
+        self._spans: Ints = np.array([[row["at"][part] for part in self.parts] for row in rows], np.int64)
         self.sizes: Ints = np.array([row["sizes"] for row in rows], np.int64)
         names = {name: i for i, name in enumerate(sorted({row["style"] for row in rows} - {None}))}
         self.style: Ints = np.array([names.get(row["style"], -1) for row in rows], np.int64)
@@ -76,31 +76,34 @@ class FeatureDataset:
         return len(self.shard)
 
     def captions(self, rows: Ints) -> tuple[str, ...]:
-        """What is said of these rows."""
+        """The captions of these rows."""
         return tuple(self._captions[int(row)] for row in rows)
 
     def array(self, part: str, rows: Ints) -> Float[Tensor, "rows ..."]:
-        """One part of these rows.  Raises WeightsError when a shard is no longer as it was written."""
+        """One part (latents, embed, context, pooled) of these rows, in float32.
+
+        Raises WeightsError when a shard is no longer as it was written.
+        """
         column = self.parts.index(part)
-        arrays = [self._one(int(row), column) for row in rows]
+        arrays = [self._read_array(int(row), column) for row in rows]
         if len({array.shape for array in arrays}) > 1:
             raise WeightsError(f"the features in {self.folder} are of several shapes in one batch: compute them again")
         return torch.from_numpy(np.stack(arrays)).float()
 
     def read(self, rows: Ints, references: Ints) -> Batch:
-        """Pictures, and the embeddings of their references."""
-        has = {part: self.array(part, rows) for part in ("latents", "context", "pooled") if part in self.parts}
+        """The batch of these pictures with the image embeddings of those references."""
+        parts = {part: self.array(part, rows) for part in ("latents", "context", "pooled") if part in self.parts}
         return Batch(
-            has["latents"],
+            parts["latents"],
             self.array("embed", references),
             torch.from_numpy(self.sizes[rows]).float(),
-            has.get("context"),
-            has.get("pooled"),
+            parts.get("context"),
+            parts.get("pooled"),
             self.captions(rows),
         )
 
-    def _one(self, row: int, column: int) -> npt.NDArray[np.float16]:
-        offset, size = (int(x) for x in self._at[row, column])
+    def _read_array(self, row: int, column: int) -> npt.NDArray[np.float16]:
+        offset, size = (int(x) for x in self._spans[row, column])
         file = self.files[int(self.shard[row])]
         try:
             memory = _mapped(file)
@@ -111,7 +114,7 @@ class FeatureDataset:
             raise WeightsError(f"the features in {file} are no longer as they were written: compute them again") from e
         return cast("npt.NDArray[np.float16]", array)
 
-    def _note(self, file: str) -> dict[str, Any]:
+    def _shard_index(self, file: str) -> dict[str, Any]:
         return read_json((self.folder / file).with_suffix(".json"), MAX_INDEX_BYTES)
 
 
@@ -121,74 +124,74 @@ def _mapped(file: Path) -> npt.NDArray[np.uint8]:
 
 
 class BatchSampler:
-    """Which rows a step sees, and what their references are."""
+    """The rows of each step, and their references."""
 
     def __init__(
-        self, shapes: Sequence[tuple[int, ...]], style: Ints, reference: Reference, of: int, seed: int
+        self, shapes: Sequence[tuple[int, ...]], style: Ints, reference: Reference, global_batch_size: int, seed: int
     ) -> None:
-        """`shapes` are of each row; `of` is how many rows a step has over all processes.
+        """`shapes` are of each row; `global_batch_size` is the rows of a step over all processes.
 
         Raises InputError when references are to be paired and no two pictures share a style.
         """
-        mates = {s: np.flatnonzero(style == s) for s in set(style.tolist()) - {-1}} if reference != "same" else {}
-        self.same_style: Mapping[int, Ints] = {s: rows for s, rows in mates.items() if len(rows) > 1}
-        self.style, self.of, self.seed = style, of, seed
-        used = np.arange(len(style))
+        by_style = {s: np.flatnonzero(style == s) for s in set(style.tolist()) - {-1}} if reference != "same" else {}
+        self.same_style: Mapping[int, Ints] = {s: rows for s, rows in by_style.items() if len(rows) > 1}
+        self.style, self.global_batch_size, self.seed = style, global_batch_size, seed
+        usable = np.arange(len(style))
         if reference == "paired":
-            used = np.flatnonzero(np.isin(style, list(self.same_style)))
-            if not len(used):
+            usable = np.flatnonzero(np.isin(style, list(self.same_style)))
+            if not len(usable):
                 raise InputError(
                     "references are to be other pictures of the same style, and no two are known to share one: "
                     "say which do (a field `style`, or --styles folder), or give --reference same"
                 )
-        self.num_unpaired = len(style) - len(used)
+        self.num_unpaired = len(style) - len(usable)
         """Rows that are left out because nothing else is in their style."""
-        kinds = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
-        kind = np.array([kinds[shape] for shape in shapes])
-        self.buckets: list[Ints] = [group for k in range(len(kinds)) if len(group := used[kind[used] == k])]
-        self.steps_per_epoch = sum(-(-len(group) // of) for group in self.buckets)
+        shape_ids = {shape: number for number, shape in enumerate(sorted(set(shapes)))}
+        shape_id = np.array([shape_ids[shape] for shape in shapes])
+        self.buckets: list[Ints] = [group for k in range(len(shape_ids)) if len(group := usable[shape_id[usable] == k])]
+        self.steps_per_epoch = sum(-(-len(group) // global_batch_size) for group in self.buckets)
         self._epoch = lru_cache(2)(self._shuffled)
 
     def rows(self, step: int) -> Ints:
-        """All rows of a step; where a shape's pictures run out before the step is full, some are seen again."""
+        """All rows of a step; where the pictures of a shape do not fill it, some are repeated."""
         epoch, number = divmod(step, self.steps_per_epoch)
         return self._epoch(epoch)[number]
 
     def references(self, step: int) -> Ints:
-        """For each row of a step the row whose picture it is shown."""
+        """For each row of a step the row whose picture is its reference."""
         rows, rng = self.rows(step), np.random.default_rng([self.seed, 2, step])
-        picks = rng.random(len(rows))
-        return np.array([self._mate(int(row), float(pick)) for row, pick in zip(rows, picks, strict=True)])
+        draws = rng.random(len(rows))
+        return np.array([self._reference(int(row), float(u)) for row, u in zip(rows, draws, strict=True)])
 
-    def _mate(self, row: int, pick: float) -> int:
-        mates = self.same_style.get(int(self.style[row]))
-        if mates is None:
+    def _reference(self, row: int, u: float) -> int:
+        candidates = self.same_style.get(int(self.style[row]))
+        if candidates is None:
             return row
-        chosen = int(mates[int(pick * (len(mates) - 1))])
-        return chosen if chosen != row else int(mates[-1])
+        chosen = int(candidates[int(u * (len(candidates) - 1))])
+        return chosen if chosen != row else int(candidates[-1])
 
     def _shuffled(self, epoch: int) -> list[Ints]:
         rng = np.random.default_rng([self.seed, 1, epoch])
         steps: list[Ints] = []
         for group in self.buckets:
             shuffled = rng.permutation(group)
-            full = -(-len(group) // self.of) * self.of
-            steps += list(np.resize(shuffled, full).reshape(-1, self.of))
+            full = -(-len(group) // self.global_batch_size) * self.global_batch_size
+            steps += list(np.resize(shuffled, full).reshape(-1, self.global_batch_size))
         return [steps[int(i)] for i in rng.permutation(len(steps))]
 
 
 class Prefetcher:
-    """Calls a function one step ahead in a thread, so that reading costs no time; the answers are the same."""
+    """Calls a function one step ahead in a thread, so that the training does not wait for reading."""
 
     def __init__(self, read: Callable[[int, int], Any]) -> None:
         from concurrent.futures import Future, ThreadPoolExecutor
 
         self._read, self._pool = read, ThreadPoolExecutor(1)
-        self._soon: dict[tuple[int, int], Future[Any]] = {}
+        self._pending: dict[tuple[int, int], Future[Any]] = {}
 
-    def __call__(self, step: int, first: int) -> Any:
-        """What is read for a step's rows from `first` on."""
-        future = self._soon.pop((step, first), None)
-        answer = self._read(step, first) if future is None else future.result()
-        self._soon[step + 1, first] = self._pool.submit(self._read, step + 1, first)
-        return answer
+    def __call__(self, step: int, offset: int) -> Any:
+        """The function's result for the rows of a step from `offset` on."""
+        future = self._pending.pop((step, offset), None)
+        result = self._read(step, offset) if future is None else future.result()
+        self._pending[step + 1, offset] = self._pool.submit(self._read, step + 1, offset)
+        return result

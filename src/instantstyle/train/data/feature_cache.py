@@ -1,8 +1,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""What training reads of pictures, computed once: latents, and embeddings of picture and caption, in webdataset shards.
+"""Features of pictures, computed once: latents, image embedding and text embeddings, in webdataset shards.
 
-One shard of pictures becomes one tar of features and a note beside it, written last, so a run that was killed goes on
+One shard of pictures becomes one tar of features and an index beside it, written last, so a run that was killed goes on
 with the first shard that has none.  With Ray the shards are spread over its workers, each writing to the same folder;
 without, this process makes them one by one; the bytes are the same.
 """
@@ -38,14 +38,14 @@ _TOGETHER = 32
 """Pictures that go through the encoders together; a part of the format, as sums depend on it."""
 
 ShardIndex = dict[str, Any]
-"""What is known of a finished shard: counts, hashes, what was bad, and where in the tar every row lies."""
+"""The index of a finished shard: counts, hashes, unusable samples, and the offset of every array in the tar."""
 OnShard = Callable[[int, int, ShardIndex], None]
-"""Called with the shards done, the shards in all, and the newest note."""
+"""Called with the number of shards done, of shards in all, and the newest index."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
-    """What is computed of a picture."""
+    """How features are computed."""
 
     side: int | None = None
     """Pictures have about side x side pixels; by default as many as the model's own."""
@@ -59,7 +59,7 @@ class FeatureConfig:
     fit: ResizeMode = "squash"
     """How the image encoder sees pictures that are not square, as requests say it."""
 
-    def settled(self, model: Model) -> "FeatureConfig":
+    def resolved(self, model: Model) -> "FeatureConfig":
         """With the model's own defaults filled in.  Raises InputError for a side the model cannot draw."""
         side, step = self.side or model.family.size[0], model.family.size_multiple
         if side % step or side < step:
@@ -73,47 +73,47 @@ def compute_features(
     model: Model,
     shards: Sequence[Shard],
     folder: Path,
-    options: FeatureConfig,
+    config: FeatureConfig,
     *,
     ray: str | None = None,
-    place: tuple[int, int] = (0, 1),
-    tell: OnShard | None = None,
+    process: tuple[int, int] = (0, 1),
+    on_shard: OnShard | None = None,
 ) -> None:
-    """Make the features of all shards that have none yet.  `gather` then makes the manifest.
+    """Make the features of all shards that have none yet.  `write_manifest` follows.
 
     `ray` is a cluster's address, or "local" for this machine's cores; it needs a folder that all machines see.
-    `place` is this process's number and how many share the work.  Raises OutputError when the disk is full.
+    `process` is this process's number and the number of processes.  Raises OutputError when the disk is full.
     """
-    options = options.settled(model)
-    key = _key(model, options)
-    numbers = range(place[0], len(shards), place[1])
-    todo = [number for number in numbers if _needs_compute(_note(folder, number, shards[number], key), shards[number])]
+    config = config.resolved(model)
+    key = _key(model, config)
+    numbers = range(process[0], len(shards), process[1])
+    todo = [
+        number for number in numbers if _needs_compute(_read_index(folder, number, shards[number], key), shards[number])
+    ]
     done = len(numbers) - len(todo)
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale_temp_files(folder)
-    made: Iterator[ShardIndex]
+    created: Iterator[ShardIndex]
     if ray is None or not todo:
-        made = (compute_shard(model, shards[number], number, folder, options, key) for number in todo)
+        created = (compute_shard(model, shards[number], number, folder, config, key) for number in todo)
     else:
         # Workers load the model themselves; what they are sent is how.
-        opened = partial(load, model.source.spec, device=model.device.type, dtype=model.dtype)
-        maker = partial(_maker, opened, folder.resolve(), options, key, torch.get_num_threads())
-        made = map(json.loads, ray_map(ray, [(number, shards[number]) for number in todo], maker))
+        open_model = partial(load, model.source.spec, device=model.device.type, dtype=model.dtype)
+        open_function = partial(_shard_function, open_model, folder.resolve(), config, key, torch.get_num_threads())
+        created = map(json.loads, ray_map(ray, [(number, shards[number]) for number in todo], open_function))
     try:
-        for count, note in enumerate(made, start=done + 1):
-            if tell is not None:
-                tell(count, len(numbers), note)
+        for count, index in enumerate(created, start=done + 1):
+            if on_shard is not None:
+                on_shard(count, len(numbers), index)
     except OutputError as full:
-        kept = sum(_note(folder, number, shards[number], key) is not None for number in numbers)
+        kept = sum(_read_index(folder, number, shards[number], key) is not None for number in numbers)
         raise OutputError(
             f"{full}; {kept} of {len(numbers)} shards are whole and kept: the same command goes on"
         ) from full
 
 
-def compute_shard(
-    model: Model, shard: Shard, number: int, folder: Path, options: FeatureConfig, key: str
-) -> ShardIndex:
-    """Compute one shard and write it, its note last."""
+def compute_shard(model: Model, shard: Shard, number: int, folder: Path, config: FeatureConfig, key: str) -> ShardIndex:
+    """Compute one shard and write it, its index last."""
     stamp = shard.source_fingerprint()
     rows: list[dict[str, Any]] = []
     bad: list[BadSample] = []
@@ -123,11 +123,11 @@ def compute_shard(
         file = _Hashing(raw)
         with tarfile.open(fileobj=cast("Any", file), mode="w") as tar:
             for group in _grouped(records, _TOGETHER):
-                for row, arrays in _computed(model, group, options, bad):
+                for row, arrays in _encode(model, group, config, bad):
                     cut += row["cut"]
                     rows.append(row | {"at": _add(tar, f"{len(rows):06}", row, arrays)})
     broken = [b for b in bad if b.broken]
-    note: ShardIndex = {
+    index: ShardIndex = {
         "shard": shard.name,
         "stamp": stamp,
         "key": key,
@@ -140,48 +140,50 @@ def compute_shard(
         "rows": rows,
     }
     with atomic_write(tar_file.with_suffix(".json")) as partial:
-        partial.write_text(json.dumps(note, ensure_ascii=False), "utf-8")
-    return note
+        partial.write_text(json.dumps(index, ensure_ascii=False), "utf-8")
+    return index
 
 
-def write_manifest(model: Model, shards: Sequence[Shard], folder: Path, options: FeatureConfig) -> dict[str, Any]:
-    """The manifest of a folder whose shards are all made, written to `manifest.json`; what was bad to `skipped.jsonl`.
+def write_manifest(model: Model, shards: Sequence[Shard], folder: Path, config: FeatureConfig) -> dict[str, Any]:
+    """Write the manifest of complete shards to `manifest.json`, and unusable samples to `skipped.jsonl`; returns it.
 
     Raises InputError when nothing is left to train on.
     """
-    options = options.settled(model)
-    key = _key(model, options)
-    notes = [_note(folder, number, shard, key) for number, shard in enumerate(shards)]
-    missing = sum(note is None for note in notes)
+    config = config.resolved(model)
+    key = _key(model, config)
+    indexes = [_read_index(folder, number, shard, key) for number, shard in enumerate(shards)]
+    missing = sum(index is None for index in indexes)
     if missing:
         raise InputError(f"{missing} of {len(shards)} shards have no features yet: run the same command again")
-    found = cast("list[ShardIndex]", notes)
-    rows = [row for note in found for row in note["rows"]]
+    complete = cast("list[ShardIndex]", indexes)
+    rows = [row for index in complete for row in index["rows"]]
     licences = Counter(row["licence"] or "not said" for row in rows)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "key": key,
         "family": model.family.name,
         "model": str(model.source.spec),
-        "options": asdict(options),
+        "options": asdict(config),
         "counts": {
-            "read": sum(note["read"] for note in found),
+            "read": sum(index["read"] for index in complete),
             "kept": len(rows),
-            "bad": sum(note["read"] - len(note["rows"]) for note in found),
-            "captions cut": sum(note["cut"] for note in found),
-            "shards": len(found),
-            "broken shards": sum(note["broken"] for note in found),
+            "bad": sum(index["read"] - len(index["rows"]) for index in complete),
+            "captions cut": sum(index["cut"] for index in complete),
+            "shards": len(complete),
+            "broken shards": sum(index["broken"] for index in complete),
             "styles": len({row["style"] for row in rows} - {None}),
-            "bytes": sum(note["bytes"] for note in found),
+            "bytes": sum(index["bytes"] for index in complete),
         },
         "licences": dict(licences.most_common()),
         "shards": [
-            {"file": f"{n:05}.tar", "from": note["shard"], "rows": len(note["rows"]), "sha256": note["sha256"]}
-            for n, note in enumerate(found)
+            {"file": f"{n:05}.tar", "from": index["shard"], "rows": len(index["rows"]), "sha256": index["sha256"]}
+            for n, index in enumerate(complete)
         ],
     }
-    manifest["sha256"] = hashlib.sha256("".join(note["sha256"] for note in found).encode()).hexdigest()
-    lines = [json.dumps(bad | {"shard": note["shard"]}, ensure_ascii=False) for note in found for bad in note["bad"]]
+    manifest["sha256"] = hashlib.sha256("".join(index["sha256"] for index in complete).encode()).hexdigest()
+    lines = [
+        json.dumps(bad | {"shard": index["shard"]}, ensure_ascii=False) for index in complete for bad in index["bad"]
+    ]
     for name, text in (("skipped.jsonl", "\n".join(lines)), ("manifest.json", json.dumps(manifest, indent=2))):
         with atomic_write(folder / name) as partial:
             partial.write_text(f"{text}\n" if text else "", "utf-8")
@@ -194,20 +196,20 @@ def write_manifest(model: Model, shards: Sequence[Shard], folder: Path, options:
 def verify(folder: Path) -> list[str]:
     """The files of a features folder whose content is not what its manifest says; reads all of it."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    wrong: list[str] = []
+    damaged: list[str] = []
     for shard in manifest["shards"]:
         try:
             with (folder / shard["file"]).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                    wrong.append(shard["file"])
+                    damaged.append(shard["file"])
         except OSError:
-            wrong.append(shard["file"])
-    return wrong
+            damaged.append(shard["file"])
+    return damaged
 
 
-def _key(model: Model, options: FeatureConfig) -> str:
+def _key(model: Model, config: FeatureConfig) -> str:
     """A hash of all that the features depend on beside the pictures: the encoders' weights, and the options."""
-    digest = hashlib.sha256(json.dumps([FORMAT, _TOGETHER, asdict(options), str(model.dtype)]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, _TOGETHER, asdict(config), str(model.dtype)]).encode())
     for name, net in model.networks.items():
         if name == "vae" or name.startswith(("text_encoder", "image_encoder")):
             for part, tensor in net.state_dict().items():
@@ -216,20 +218,20 @@ def _key(model: Model, options: FeatureConfig) -> str:
     return digest.hexdigest()
 
 
-def _note(folder: Path, number: int, shard: Shard, key: str) -> ShardIndex | None:
-    """The note of a shard whose features are there and still right."""
+def _read_index(folder: Path, number: int, shard: Shard, key: str) -> ShardIndex | None:
+    """The index of a shard whose features are there and up to date, else None."""
     file = folder / f"{number:05}.tar"
     try:
-        note: ShardIndex = json.loads(file.with_suffix(".json").read_text("utf-8"))
-        same = (note["shard"], note["stamp"], note["key"]) == (shard.name, shard.source_fingerprint(), key)
-        return note if same and file.stat().st_size == note["bytes"] else None
+        index: ShardIndex = json.loads(file.with_suffix(".json").read_text("utf-8"))
+        same = (index["shard"], index["stamp"], index["key"]) == (shard.name, shard.source_fingerprint(), key)
+        return index if same and file.stat().st_size == index["bytes"] else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _needs_compute(note: ShardIndex | None, shard: Shard) -> bool:
-    """Whether a shard is to be computed: never so far, or its source, which is elsewhere, broke off the last time."""
-    return note is None or (bool(note["broken"]) and shard.remote)
+def _needs_compute(index: ShardIndex | None, shard: Shard) -> bool:
+    """Whether a shard is to be computed: it never was, or its remote source broke off the last time."""
+    return index is None or (bool(index["broken"]) and shard.remote)
 
 
 def _split_bad(items: Iterable[Sample | BadSample], bad: list[BadSample]) -> Iterator[Sample]:
@@ -251,33 +253,33 @@ def _grouped(records: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
         yield group
 
 
-def _computed(
-    model: Model, records: Sequence[Sample], options: FeatureConfig, bad: list[BadSample]
+def _encode(
+    model: Model, records: Sequence[Sample], config: FeatureConfig, bad: list[BadSample]
 ) -> Iterator[tuple[dict[str, Any], Mapping[str, np.ndarray]]]:
-    """A row and its arrays for every record that is good."""
-    shapes = _shapes(model, options)
+    """The row and the arrays of every usable record; others are appended to `bad`."""
+    shapes = _shapes(model, config)
     good: list[tuple[Sample, Image.Image, Crop]] = []
     for record in records:
         try:
             picture = load_image(record.picture, record.key)
-            good.append((record, picture, _fitting(picture, shapes, options)))
+            good.append((record, picture, _crop(picture, shapes, config)))
         except PictureError as e:
             bad.append(BadSample(record.key, str(e)))
     if not good:
         return
-    embeds = model.encode_image([picture for _, picture, _ in good], options.fit)
-    captions = [fit_to_square(model, record.caption) for record, _, _ in good]
-    said = model.encode_prompt([caption for caption, _ in captions]) if options.text else None
+    embeds = model.encode_image([picture for _, picture, _ in good], config.fit)
+    captions = [truncate_caption(model, record.caption) for record, _, _ in good]
+    text = model.encode_prompt([caption for caption, _ in captions]) if config.text else None
     for i, (record, picture, cut) in enumerate(good):
         tensors = {"latents": model.encode_latents(cut.apply(picture))[0], "embed": embeds[i]}
-        if said is not None:
-            tensors["context"] = said.prompt_embeds[i]
-            if said.pooled_prompt_embeds is not None:
-                tensors["pooled"] = said.pooled_prompt_embeds[i]
-        arrays = {name: _half(tensor) for name, tensor in tensors.items()}
-        wild = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
-        if wild is not None:
-            bad.append(BadSample(record.key, f"its {wild} are NaN or too large for half precision"))
+        if text is not None:
+            tensors["context"] = text.prompt_embeds[i]
+            if text.pooled_prompt_embeds is not None:
+                tensors["pooled"] = text.pooled_prompt_embeds[i]
+        arrays = {name: _to_float16(tensor) for name, tensor in tensors.items()}
+        non_finite = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+        if non_finite is not None:
+            bad.append(BadSample(record.key, f"its {non_finite} are NaN or too large for half precision"))
             continue
         caption, short = captions[i]
         row = {
@@ -291,17 +293,17 @@ def _computed(
         yield row, arrays
 
 
-def _shapes(model: Model, options: FeatureConfig) -> tuple[tuple[int, int], ...]:
-    side = cast("int", options.side)
-    if options.square:
+def _shapes(model: Model, config: FeatureConfig) -> tuple[tuple[int, int], ...]:
+    side = cast("int", config.side)
+    if config.square:
         return ((side, side),)
     # SDXL's own buckets come in steps of 64; a model of small pictures has only its own step to choose from.
     return buckets(side, max(model.family.size_multiple, 64) if side >= 512 else model.family.size_multiple)
 
 
-def _fitting(picture: Image.Image, shapes: tuple[tuple[int, int], ...], options: FeatureConfig) -> Crop:
+def _crop(picture: Image.Image, shapes: tuple[tuple[int, int], ...], config: FeatureConfig) -> Crop:
     """How the picture is cut.  Raises PictureError when too little would be left of it."""
-    smallest, (width, height) = cast("int", options.smallest), picture.size
+    smallest, (width, height) = cast("int", config.smallest), picture.size
     if min(width, height) < smallest:
         raise PictureError(f"it is {width} x {height} pixels, and a side is to have at least {smallest}")
     cut = crop(picture.size, shapes)
@@ -310,7 +312,7 @@ def _fitting(picture: Image.Image, shapes: tuple[tuple[int, int], ...], options:
     return cut
 
 
-def fit_to_square(model: Model, caption: str) -> tuple[str, bool]:
+def truncate_caption(model: Model, caption: str) -> tuple[str, bool]:
     """A caption that the text encoders read whole: as many of its words as they take, and whether some were left."""
     words = caption.split()
 
@@ -329,7 +331,7 @@ def fit_to_square(model: Model, caption: str) -> tuple[str, bool]:
     return " ".join(words[:low]), True
 
 
-def _half(tensor: Tensor) -> np.ndarray:
+def _to_float16(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().to(torch.float16).numpy()
 
 
@@ -337,16 +339,16 @@ def _add(
     tar: tarfile.TarFile, key: str, row: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, list[int]]:
     """Add a sample; where its arrays lie, as offset and size.  Times and owners are left out: bytes are to be equal."""
-    at: dict[str, list[int]] = {}
+    spans: dict[str, list[int]] = {}
     content = {f"{name}.npy": _npy(array) for name, array in arrays.items()}
     content["json"] = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
     for ending, data in content.items():
         info = tarfile.TarInfo(f"{key}.{ending}")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
-        at[ending.removesuffix(".npy")] = [cast("Any", tar).offset - -(-len(data) // 512) * 512, len(data)]
-    del at["json"]
-    return at
+        spans[ending.removesuffix(".npy")] = [cast("Any", tar).offset - -(-len(data) // 512) * 512, len(data)]
+    del spans["json"]
+    return spans
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -356,7 +358,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 class _Hashing:
-    """A file that knows the hash of what went through it."""
+    """A file that hashes what is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -370,15 +372,15 @@ class _Hashing:
         return self.size
 
 
-def _maker(
-    open_model: Callable[[], Model], folder: Path, options: FeatureConfig, key: str, threads: int
+def _shard_function(
+    open_model: Callable[[], Model], folder: Path, config: FeatureConfig, key: str, threads: int
 ) -> Callable[[tuple[int, Shard]], str]:
-    """What a worker of a cluster makes shards with: a model of its own."""
+    """The function that computes shards in a worker of a cluster, with a model of its own."""
     torch.set_num_threads(threads)  # sums in the order that the other processes take them in
     model = open_model()
 
-    def made(shard: tuple[int, Shard]) -> str:
+    def compute(shard: tuple[int, Shard]) -> str:
         number, source = shard
-        return json.dumps(compute_shard(model, source, number, folder, options, key))
+        return json.dumps(compute_shard(model, source, number, folder, config, key))
 
-    return made
+    return compute

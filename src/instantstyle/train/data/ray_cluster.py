@@ -5,8 +5,8 @@
 
 Ray starts half a dozen processes that each load Python and Ray itself, and gives up on them after limits made for idle
 machines.  Those limits that are environment variables are raised here.  One is not: raylet waits 15 seconds for ports
-that its helpers choose (github.com/ray-project/ray/issues/65983), so a start that fails is tried again, when Ray's files
-are in memory.  What else was tried: benchmarks/LOG.md.
+that its helpers choose (github.com/ray-project/ray/issues/65983), so a start that fails is tried again, when the files
+of Ray are in memory.  What else was tried: benchmarks/LOG.md.
 """
 
 import os
@@ -95,12 +95,12 @@ def last_line(error: BaseException) -> str:
 @contextmanager
 def _environment(limits: Mapping[str, str]) -> Generator[None, None, None]:
     """While entered, these environment variables are set where the user has not, and Ray reports no usage."""
-    ours = {name: v for name, v in {"RAY_USAGE_STATS_ENABLED": "0", **limits}.items() if name not in os.environ}
-    os.environ.update(ours)
+    added = {name: v for name, v in {"RAY_USAGE_STATS_ENABLED": "0", **limits}.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name in ours:
+        for name in added:
             os.environ.pop(name, None)
 
 

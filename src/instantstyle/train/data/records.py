@@ -79,10 +79,10 @@ class Shard(Protocol):
 
 
 def make_sample(
-    where: str, key: str, picture: bytes | Path, said: Any, text: str | None, folder: str, styles: Styles
+    where: str, key: str, picture: bytes | Path, metadata: Any, text: str | None, folder: str, styles: Styles
 ) -> Sample | BadSample:
     """What is said of a picture in metadata, or by the text beside it, as a record; or that it has no caption."""
-    caption = (text if text is not None else first_text(said, CAPTION_KEYS) or "").strip()
+    caption = (text if text is not None else first_text(metadata, CAPTION_KEYS) or "").strip()
     if not caption:
         return BadSample(where, "it has no caption")
     if len(caption) > MAX_CAPTION:
@@ -92,20 +92,20 @@ def make_sample(
     except UnicodeEncodeError:
         return BadSample(where, "its caption holds half a surrogate pair, which is no text")
     group = {
-        "field": first_text(said, STYLE_KEYS),
+        "field": first_text(metadata, STYLE_KEYS),
         "folder": folder if folder not in ("", ".") else None,
         "none": None,
     }[styles]
-    return Sample(key, picture, " ".join(caption.split()), group, first_text(said, LICENCE))
+    return Sample(key, picture, " ".join(caption.split()), group, first_text(metadata, LICENCE))
 
 
-def first_text(said: Any, names: Sequence[str]) -> str | None:
+def first_text(metadata: Any, names: Sequence[str]) -> str | None:
     """What metadata says under the first of these names that it has."""
-    if not isinstance(said, Mapping):
+    if not isinstance(metadata, Mapping):
         return None
-    fields = cast("Mapping[str, object]", said)
-    given = next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
-    return str(given) if isinstance(given, str | int) else None
+    fields = cast("Mapping[str, object]", metadata)
+    value = next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
+    return str(value) if isinstance(value, str | int) else None
 
 
 def first_line(error: BaseException) -> str:

@@ -59,12 +59,12 @@ class TarShard:
 
     def items(self) -> Iterator[Sample | BadSample]:
         """Samples as they come; where the tar is damaged, what came before it stands."""
-        seen, size, broken = 0, 0, None
+        count, size, broken = 0, 0, None
         key, members = "", list[tuple[str, bytes | str]]()
         try:
             for name, ending, content in _members(self.name):
                 if members and name != key:
-                    seen += 1
+                    count += 1
                     yield self._sample(key, members)
                     members, size = [], 0
                 key, size = name, size + len(content)
@@ -76,7 +76,7 @@ class TarShard:
         if members:
             yield self._sample(key, members)
         if broken is not None:
-            why = f"the tar is damaged or cut short after {seen + bool(members)} samples: {first_line(broken)}"
+            why = f"the tar is damaged or cut short after {count + bool(members)} samples: {first_line(broken)}"
             yield BadSample(self.name, why, broken=True)
 
     def _sample(self, key: str, members: list[tuple[str, bytes | str]]) -> Sample | BadSample:
@@ -92,12 +92,12 @@ class TarShard:
         if len(pictures) != 1:
             return BadSample(where, f"it has {len(pictures) or 'no'} pictures among its files ({', '.join(parts)})")
         try:
-            said: Any = parse_json(parts["json"]) if "json" in parts else {}
+            metadata: Any = parse_json(parts["json"]) if "json" in parts else {}
             text = next((parts[end[1:]].decode("utf-8") for end in TEXTS if end[1:] in parts), None)
         except ValueError as e:
             return BadSample(where, f"its text cannot be read: {first_line(e)}")
         folder = str(PurePosixPath(key).parent)
-        return make_sample(where, key, parts[pictures[0]], said, text, folder, self.styles)
+        return make_sample(where, key, parts[pictures[0]], metadata, text, folder, self.styles)
 
 
 def urls_of(spec: str) -> list[str]:
@@ -109,13 +109,13 @@ def urls_of(spec: str) -> list[str]:
         expanded = cast("list[str]", import_extra("webdataset.shardlists", "train").expand_urls(spec))
     except ValueError as e:
         raise InputError(f"cannot read {spec!r} as a pattern of tars: {first_line(e)}") from e
-    found: list[str] = []
+    urls: list[str] = []
     for url in expanded:
-        found += _globbed(url) if not _elsewhere(url) and any(c in url for c in "*?[") else [url]
-    missing = [url for url in found if not _elsewhere(url) and not Path(url).is_file()]
-    if missing or not found:
+        urls += _globbed(url) if not _elsewhere(url) and any(c in url for c in "*?[") else [url]
+    missing = [url for url in urls if not _elsewhere(url) and not Path(url).is_file()]
+    if missing or not urls:
         raise InputError(f"there is no tar {missing[0] if missing else spec!r}")
-    return found
+    return urls
 
 
 def _elsewhere(url: str) -> bool:

@@ -115,10 +115,12 @@ def _drawing(folder: Path, model: Path) -> None:
             continue
         spoken = load_adapter(model / name, EMOJI.unet, dtype=torch.float32)
         if stage == "adapter":
-            _write_checkpoint(folder / "adapter.pt", TrainableAdapter(unet, EMOJI.presets[preset], begin=spoken))
+            _write_checkpoint(folder / "adapter.pt", TrainableAdapter(unet, EMOJI.presets[preset], init_from=spoken))
             continue
         both = JointModel(unet, EMOJI.presets[preset])
-        both.style = TrainableAdapter(unet, EMOJI.presets[preset], begin=_add_silent_sites(spoken, both.style.adapter))
+        both.style = TrainableAdapter(
+            unet, EMOJI.presets[preset], init_from=_add_silent_sites(spoken, both.style.adapter)
+        )
         _write_checkpoint(folder / "joint.pt", both)
 
 

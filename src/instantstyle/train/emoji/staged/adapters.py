@@ -84,7 +84,7 @@ def train_adapter(
     Embeddings of references are read at 64 px, as the image encoder sees every picture.
     """
     assert data.embeds is not None, "adapters need image embeddings: prepare(..., embeds=True)"
-    net = TrainableAdapter(unet, setting.plan, begin=begin)
+    net = TrainableAdapter(unet, setting.plan, init_from=begin)
     unet.requires_grad_(False).eval().to(device())
     first, rest = unet.split_at(net.first_module)
     embeds, pause = data.embeds, Pause(folder / "PAUSE")

@@ -275,9 +275,9 @@ class Trainer:
         )
         if diverged is not None:
             raise InstantStyleError(
-                f"at step {diverged.step} the loss is {diverged.loss:g} and the gradient's norm {diverged.grad_norm:g}: the "
-                f"run is not saved; the last checkpoint is {self.file}, go on from it with a lower learning rate in a new "
-                "folder"
+                f"at step {diverged.step} the loss is {diverged.loss:g} and the gradient's norm {diverged.grad_norm:g}:"
+                f" the run is not saved; the last checkpoint is {self.file}, go on from it with a lower learning rate "
+                "in a new folder"
             )
         return metrics
 

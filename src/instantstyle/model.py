@@ -176,7 +176,7 @@ class Model:
         """The image encoder's last-but-one hidden states, which Plus adapters read."""
         return self._encoder_of(adapter).encode(self.preprocess_images(pictures, fit, adapter), hidden=True)
 
-    def uncond_image_embeds(self, adapter: Adapter) -> Tensor:
+    def uncond_image_embeds(self, adapter: Adapter) -> Float[Tensor, "1 *features"]:
         """What stands for the picture in an unconditional row: zeros; for Plus adapters the hidden states of zeros."""
         if adapter.time_norms is not None:  # as diffusers' pipeline of Stable Diffusion 3 has it
             patches = (self._encoder_of(adapter).size // self._encoder_of(adapter).net.config.patch_size) ** 2

@@ -31,6 +31,12 @@ TOGETHER = 1e-4
 """How far latents whose largest values are near 4 may drift when other rows are in the batch: rounding alone."""
 
 
+QUICK: dict[str, dict[str, Any]] = {
+    method: {"rows": "noised"} for method in ("style-aligned", "swapped", "stylekeeper")
+}
+"""Options with which no inversion comes first."""
+
+
 def reference(seed: int = 1, **fields: Any) -> StyleReference:
     return StyleReference(tiny_models.picture(seed), **fields)
 
@@ -65,6 +71,15 @@ def test_1_no_style_is_plain(method: str, silent: dict[str, Any]) -> None:
 
 def test_1_nor_is_a_plan_that_is_silent_everywhere() -> None:
     silent = bare(references=[reference()], plan="up.0.1=0,mid=0")
+    assert torch.equal(latents("emoji", silent), latents("emoji", bare()))
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, spec in METHODS.items() if spec.takes_references and name != "b-lora"]
+)
+def test_1_nor_is_any_methods_empty_plan(method: str) -> None:
+    """B-LoRA takes no plan: its style is in the two blocks it was fitted to."""
+    silent = bare(method=method, references=[reference()], plan="all=0", options=QUICK.get(method, {}))
     assert torch.equal(latents("emoji", silent), latents("emoji", bare()))
 
 
@@ -105,6 +120,42 @@ def test_2_a_middleware_calls_its_inner_attend_once(plan: str, monkeypatch: pyte
         torch.testing.assert_close(ours - silent, plain(site, q, k, v), atol=2e-5, rtol=1e-4)
         assert (once, calls[site]) == (1, 2)
     assert len(calls) == len(sites) == 22
+
+
+WRAPPERS = {
+    "instantstyle": ("instantstyle", "add_image_prompt"),
+    "ip-adapter": ("instantstyle", "add_image_prompt"),
+    "cleanstyle": ("cleanstyle", "add_image_prompt"),
+    "stylestudio": ("stylestudio", "cross_adain"),
+    "style-aligned": ("shared_attention", "shared_attention"),
+    "swapped": ("shared_attention", "swapped_attention"),
+    "stylekeeper": ("shared_attention", "swapped_attention"),
+}
+"""The function of each method that wraps an attention in another, by its module."""
+
+
+@pytest.mark.parametrize("method", WRAPPERS)
+def test_2_every_method_calls_what_it_wraps_once_a_step(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, name = importlib.import_module(f"instantstyle.methods.{WRAPPERS[method][0]}"), WRAPPERS[method][1]
+    calls: Counter[Site] = Counter()
+
+    def counting(site: Site, *qkv: Tensor, bias: Tensor | None = None, tokens: object = None) -> Tensor:
+        calls[site] += 1
+        return plain(site, *qkv, bias=bias)
+
+    original = getattr(module, name)
+
+    def counted(attend: Any, *rest: Any, **more: Any) -> Any:
+        return original(counting if attend is plain else attend, *rest, **more)
+
+    monkeypatch.setattr(module, name, counted)
+    sites, plan = tiny_models.model("emoji").unet.config.sites, {} if method == "ip-adapter" else {"plan": "all"}
+    latents("emoji", bare(method=method, references=[reference()], options=QUICK.get(method, {}), **plan))
+    assert calls == dict.fromkeys(sites, 3)
+
+
+def test_2_every_method_with_a_wrapper_is_tried() -> None:
+    assert {*WRAPPERS, "none", "b-lora"} == set(METHODS)
 
 
 def test_3_the_same_call_twice_gives_the_same_bits() -> None:

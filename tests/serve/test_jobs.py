@@ -63,6 +63,13 @@ def test_the_picture_is_the_one_that_python_draws(client: TestClient) -> None:
     assert picture(client, view).tobytes() == alone.tobytes()
 
 
+def test_no_job_changes_the_networks(client: TestClient) -> None:
+    before = shared_model().weights_hash()
+    jobs = [post(client, {**QUICK, "references": NEON, "method": name}) for name in ("instantstyle", "swapped")]
+    assert [until(client, job["id"], "done", "failed", seconds=300)["state"] for job in jobs] == ["done", "done"]
+    assert shared_model().weights_hash() == before
+
+
 def test_an_unknown_id_is_never_done(client: TestClient) -> None:
     for path in ("/v1/jobs/nobody", "/v1/jobs/nobody/events", "/v1/images/" + "0" * 32):
         answer = client.get(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -56,7 +56,7 @@ class TextEncoder:
         """Tokens every text is padded to."""
         return min(int(self.tokenizer.model_max_length), int(self.net.config.max_position_embeddings))
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
+    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "n length"]:
         """The tokens of texts, [n, length].  Raises InputError when one is longer: nothing is dropped unsaid."""
         if self.truncates:
             long = {"padding": "max_length", "max_length": self.max_length, "truncation": True}
@@ -85,7 +85,7 @@ class TextEncoder:
 
     def encode(
         self, texts: Sequence[str], skip: int, device: torch.device, *, final_norm: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Float[Tensor, "n length width"], Float[Tensor, "n embed_dim"] | None]:
         """The hidden states `skip` from the end (1: the last, with its norm), and the embedding where it projects.
 
         `final_norm` applies the norm to a hidden state before the last too.
@@ -116,7 +116,7 @@ class ImageEncoder:
         return (shown - mean) / std
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, *, hidden: bool) -> Tensor:
+    def encode(self, pixels: Float[Tensor, "n 3 size size"], *, hidden: bool) -> Float[Tensor, "n *features"]:
         """The embedding of prepared pictures, or the last-but-one hidden states."""
         outs = [
             self.net(pixels[i : i + ENCODE_BATCH_SIZE], output_hidden_states=hidden)

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.encoders.clip import ReloadedModule, TextEncoder
@@ -33,7 +34,7 @@ def encode_weighted_prompts(
     device: torch.device,
     *,
     final_norm: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Float[Tensor, "n tokens context_dim"], Float[Tensor, "n embed_dim"] | None]:
     """The hidden states of texts, [n, chunks x length, context_dim], and their projected embedding [n, dim], if any.
 
     The embedding is of the first chunk and knows no weights, as in compel and diffusers.  `clip_skip` and
@@ -58,7 +59,9 @@ def encode_weighted_prompts(
     return torch.cat(padded, dim=-1), embeds
 
 
-def pad_context(context: Tensor, empty: Tensor, num_tokens: int) -> Tensor:
+def pad_context(
+    context: Float[Tensor, "n fewer dim"], empty: Float[Tensor, "1 length dim"], num_tokens: int
+) -> Float[Tensor, "n num_tokens dim"]:
     """The context [n, fewer, dim] padded to `num_tokens` with the context of an empty text [1, length, dim]."""
     missing = (num_tokens - context.shape[1]) // empty.shape[1]
     return torch.cat([context, empty.to(context).expand(len(context), -1, -1).repeat(1, missing, 1)], dim=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from instantstyle.encoders.clip import TextEmbeddings, TextEncoder, reload_on_use
@@ -30,7 +31,7 @@ class T5Encoder(TextEncoder):
 
     def encode(
         self, texts: Sequence[str], skip: int, device: torch.device, *, final_norm: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Float[Tensor, "n length width"], None]:
         """The last hidden states, and no embedding."""
         return self.network()(self.tokenize(texts).to(device))[0], None
 

@@ -11,7 +11,7 @@ def classifier_free_guidance(
     conditional: Float[Tensor, "rows channels height width"],
     guidance: float,
     rescale: float = 0.0,
-    extra: Sequence[tuple[float, Tensor]] = (),
+    extra: Sequence[tuple[float, Float[Tensor, "rows channels height width"]]] = (),
 ) -> Float[Tensor, "rows channels height width"]:
     """u + g (c - u) + sum of w (c - e) over the further terms (w, e), its spread brought back to c's by `rescale`.
 

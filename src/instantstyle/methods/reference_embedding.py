@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +21,7 @@ _FINGERPRINTS: WeakKeyDictionary[Model, dict[int, Tensor]] = WeakKeyDictionary()
 
 def embed_references(
     model: Model, images: Sequence[StoredImage | StyleCard], fit: ResizeMode = "squash", adapter: Adapter | None = None
-) -> Tensor:
+) -> Float[Tensor, "n *features"]:
     """What an adapter reads of each reference: embeddings [n, dim], or for Plus hidden states [n, sequence, width].
 
     Of a card it is the mean over its pictures.  Raises WeightsError when a card was made for another encoder,

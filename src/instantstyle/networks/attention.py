@@ -62,7 +62,7 @@ def plain(
     k: Float[Tensor, "rows heads keys dim"],
     v: Float[Tensor, "rows heads keys dim"],
     *,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, "..."] | None = None,
     tokens: Tokens | None = None,
 ) -> Float[Tensor, "rows heads queries dim"]:
     """Scaled dot-product attention at every site, at the tokens' positions; of no keys at all, zeros."""

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Latents = Float[Tensor, "n channels height width"]
+Coefficient = float | Float[Tensor, "..."]
+"""Alpha or sigma: one for all, or one for each row in a shape that broadcasts."""
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -22,8 +24,8 @@ def prediction_type(scheduler_config: Mapping[str, Any]) -> str:
 
 
 def predict_x0_eps(
-    prediction: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, kind: str
-) -> tuple[Tensor, Tensor]:
+    prediction: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], alpha: Coefficient, sigma: Coefficient, kind: str
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """x0 and eps of noisy latents, by what the network predicts of them."""
     match kind:
         case "v_prediction":
@@ -36,7 +38,9 @@ def predict_x0_eps(
             return (x - sigma * prediction) / alpha, prediction
 
 
-def prediction_target(x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor, kind: str) -> Tensor:
+def prediction_target(
+    x0: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], alpha: Coefficient, sigma: Coefficient, kind: str
+) -> Float[Tensor, "*shape"]:
     """What the network is to predict of alpha x0 + sigma eps."""
     match kind:
         case "v_prediction":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -62,7 +63,7 @@ class Tokens:
         return replace(self, key_rope=Rope.join([self.key_rope.at(part) for part in parts]))
 
 
-def rotate(x: Tensor, rope: Rope | None) -> Tensor:
+def rotate(x: Float[Tensor, "rows heads tokens dim"], rope: Rope | None) -> Float[Tensor, "rows heads tokens dim"]:
     """Queries or keys, [rows, heads, tokens, dim], turned to their positions in float32; as they are without `rope`."""
     if rope is None:
         return x

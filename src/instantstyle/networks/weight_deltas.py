@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping
 from typing import TypeVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from instantstyle.errors import WeightsError, did_you_mean
@@ -11,7 +12,7 @@ from instantstyle.errors import WeightsError, did_you_mean
 _Net = TypeVar("_Net", bound=nn.Module)
 
 
-def with_weight_deltas(net: _Net, deltas: Mapping[str, Tensor]) -> _Net:
+def with_weight_deltas(net: _Net, deltas: Mapping[str, Float[Tensor, "..."]]) -> _Net:
     """`net` with `deltas` added to the parameters they name, as `up_blocks.0.attentions.1.proj_in.weight`.
 
     Sums are taken in float32 and kept in the parameter's own dtype and on its device.  Only the changed tensors are new

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
@@ -53,7 +53,7 @@ class InpaintBlend:
     repaint: Float[Tensor, "1 1 height width"]
     """1 where the picture is painted anew, 0 where it stays."""
 
-    def apply(self, latents: Latents, scheduler: Any, next_timestep: Tensor | None) -> Latents:
+    def apply(self, latents: Latents, scheduler: Any, next_timestep: Num[Tensor, ""] | None) -> Latents:
         """The latents with the picture outside of the mask, as noisy as the coming step expects; None: not at all."""
         outside = self.picture
         if next_timestep is not None:
@@ -72,7 +72,11 @@ class InitialState:
     blank_channels: Float[Tensor, "1 more_channels height width"] | None = None
     """The same where nothing is known of the picture: for reference rows."""
 
-    def with_inpaint_channels(self, own: Tensor, reference: Tensor | None) -> Tensor:
+    def with_inpaint_channels(
+        self,
+        own: Float[Tensor, "rows channels height width"],
+        reference: Float[Tensor, "others channels height width"] | None,
+    ) -> Float[Tensor, "_rows _channels height width"]:
         """Rows as the UNet is to see them, a run's own and those of references behind them."""
         if self.inpaint_channels is not None and self.blank_channels is not None:
             own = torch.cat([own, self.inpaint_channels.repeat(len(own) // len(self.inpaint_channels), 1, 1, 1)], dim=1)
@@ -86,7 +90,7 @@ def initial_latents(
     request: ResolvedRequest,
     init: InitPixels,
     scheduler: Any,
-    first_timestep: Tensor,
+    first_timestep: Num[Tensor, ""],
     generator: torch.Generator,
 ) -> InitialState:
     """The latents that the first step takes, and what a mask keeps of the init picture."""

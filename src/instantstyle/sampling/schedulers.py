@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Num
 from torch import Tensor
 
 from instantstyle.errors import InputError, WeightsError, abbreviate, did_you_mean
 from instantstyle.methods.flow_matching import flow_scheduler, is_flow, set_flow_timesteps
 from instantstyle.model import Model
-from instantstyle.networks.prediction import PREDICTION_TYPES, predict_x0_eps
+from instantstyle.networks.prediction import PREDICTION_TYPES, Latents, predict_x0_eps
 
 SAMPLERS: Mapping[str, str] = {
     "ddim": "DDIMScheduler",
@@ -106,7 +107,7 @@ def set_timesteps(scheduler: Any, model: Model, sampler: str | None, steps: int,
         raise InputError(f"the sampler {sampler!r} cannot take {steps} steps: {' '.join(str(e).split())[:200]}") from e
 
 
-def scale_model_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+def scale_model_input(scheduler: Any, latents: Latents, timestep: Num[Tensor, ""]) -> Latents:
     """Latents as the denoiser is to see them; flow matching's are so."""
     return latents if is_flow(scheduler) else scheduler.scale_model_input(latents, timestep)
 
@@ -116,7 +117,7 @@ def init_noise_sigma(scheduler: Any) -> Any:
     return 1.0 if is_flow(scheduler) else scheduler.init_noise_sigma
 
 
-def add_noise(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def add_noise(scheduler: Any, latents: Latents, noise: Latents, timesteps: Num[Tensor, " times"]) -> Latents:
     """Latents as noisy as at timesteps of the schedule, one for each row or one for all."""
     if not is_flow(scheduler):
         return scheduler.add_noise(latents, noise, timesteps)
@@ -152,7 +153,7 @@ def x0_coefficient(scheduler: Any, index: int) -> float:
     return alpha_sigma(scheduler, index)[0] / float(scaled)
 
 
-def pred_original_sample(scheduler: Any, index: int, prediction: Tensor, latents: Tensor) -> Tensor:
+def pred_original_sample(scheduler: Any, index: int, prediction: Latents, latents: Latents) -> Latents:
     """The x0 predicted at a position of the schedule, for schedulers that keep it to themselves.
 
     They preserve variance, or are flow matching's.

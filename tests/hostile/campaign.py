@@ -163,10 +163,14 @@ def every_case(seed: int = 0) -> Iterator[Case]:
 
 
 def in_short_campaign(case: Case) -> bool:
-    """Whether every run of the tests tries a case: those whose outcome is certain, and a tenth of the others."""
+    """Whether every run of the tests tries a case: those whose outcome is certain, and a tenth of the others.
+
+    Which place in a JSON file is changed may be another once a field is added, and does not count.
+    """
     if (case.reader, case.name) in TAKES_SECONDS:
         return False
-    return case.expected != "either" or zlib.crc32(f"{case.reader}/{case.name}".encode()) % 10 == 0
+    name = re.sub(r" at \S+$", "", case.name)
+    return case.expected != "either" or zlib.crc32(f"{case.reader}/{name}".encode()) % 10 == 0
 
 
 def run(cases: Iterable[Case], readers: Mapping[str, Callable[[Path], str]]) -> Iterator[dict[str, Any]]:

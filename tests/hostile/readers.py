@@ -149,7 +149,7 @@ def _loaded(path: Path) -> str:
     """A whole model, with what it says of sizes, plans, words and noise."""
     model = load(path)
     scheduler = make_scheduler(model, None)
-    set_timesteps(scheduler, None, 4, torch.device("cpu"))
+    set_timesteps(scheduler, model, None, 4, model.family.size)
     assert all(0 < side <= 2**14 for side in model.family.size)
     assert all(isinstance(word, str) for word in model.vocabulary)
     return f"{len(model.networks)} networks"

@@ -104,7 +104,8 @@ def set_timesteps(scheduler: Any, model: Model, sampler: str | None, steps: int,
         else:
             scheduler.set_timesteps(steps, device=device)
     except ValueError as e:
-        raise InputError(f"the sampler {sampler!r} cannot take {steps} steps: {' '.join(str(e).split())[:200]}") from e
+        named = f"the sampler {sampler!r}" if sampler else "the model's own sampler"
+        raise InputError(f"{named} cannot take {steps} steps: {' '.join(str(e).split())[:200]}") from e
 
 
 def scale_model_input(scheduler: Any, latents: Latents, timestep: Num[Tensor, ""]) -> Latents:

@@ -170,7 +170,7 @@ def in_short_campaign(case: Case) -> bool:
     if (case.reader, case.name) in TAKES_SECONDS:
         return False
     name = re.sub(r"(\b\d+: .*) at (?:the top|[\w.]+)$", r"\1", case.name)
-    return case.expected != "either" or zlib.crc32(f"{case.reader}/{name}".encode()) % 10 == 0
+    return case.expected != "either" or zlib.crc32(f"{case.reader}/{name}".encode()) % 10 == 5
 
 
 def run(cases: Iterable[Case], readers: Mapping[str, Callable[[Path], str]]) -> Iterator[dict[str, Any]]:

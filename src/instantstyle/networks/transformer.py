@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from instantstyle.blocks import AttentionKind, Site, Stage
@@ -145,7 +146,9 @@ _PROCESSORS: Mapping[str, Callable[[Site], JointAttendProcessor]] = {
 _MODULE = re.compile(r"(?P<blocks>\w+)\.(?P<block>\d+)\.(?P<module>attn2?)")
 
 
-def attention_norms(transformer: nn.Module, site: Site) -> tuple[Tensor | None, Tensor | None]:
+def attention_norms(
+    transformer: nn.Module, site: Site
+) -> tuple[Float[Tensor, " dim"] | None, Float[Tensor, " dim"] | None]:
     """The scales of the norms of queries and keys of a `joint` stage's site, None where it has none."""
     block: Any = transformer.get_submodule(f"transformer_blocks.{site.block}")
     attn: Any = block.attn2 if site.kind == "self" else block.attn

@@ -14,7 +14,14 @@ from instantstyle.controlnet import canny
 from instantstyle.emoji.style_transforms import sample_transform
 from instantstyle.families import EMOJI
 from instantstyle.networks.unet import UNet
-from instantstyle.train.emoji.controlnet import augment, control_gain, control_loss, edges, new_control, train_control
+from instantstyle.train.emoji.controlnet import (
+    control_gain,
+    control_loss,
+    edges,
+    new_control,
+    random_affine,
+    train_control,
+)
 from instantstyle.train.emoji.dataset import CaptionEmbeddings, TrainingSet
 from instantstyle.train.emoji.image_bank import ImageBank
 from instantstyle.train.emoji.unet import make_unet
@@ -114,7 +121,7 @@ def test_a_moved_picture_keeps_its_ground_and_what_it_shows() -> None:
     picture = np.full((64, 64, 3), 230, np.uint8)
     picture[20:44, 20:44] = 10
     for seed in range(8):
-        drawn = augment(picture, np.random.default_rng(seed))
+        drawn = random_affine(picture, np.random.default_rng(seed))
         share = float((drawn < 120).all(2).mean()) / (24 * 24 / 64**2)
         assert 0.4 < share < 1.25
         assert (drawn[[0, -1]] == 230).all()

@@ -237,13 +237,13 @@ def test_a_silent_module_reads_the_empty_caption() -> None:
 _LAST = BlockPlan({"up.1.2": 1.0})
 
 
-@pytest.mark.parametrize("setting", [adapters.PUBLISHED, adapters.style_setting(_LAST), adapters.paired_setting(_LAST)])
-def test_adapters_train_on_a_frozen_base(data: TrainingData, tmp_path: Path, setting: adapters.Setting) -> None:
+@pytest.mark.parametrize("stage", [adapters.PUBLISHED, adapters.style_stage(_LAST), adapters.paired_stage(_LAST)])
+def test_adapters_train_on_a_frozen_base(data: TrainingData, tmp_path: Path, stage: adapters.AdapterStage) -> None:
     unet = UNet(EMOJI.unet)
     before = {name: p.clone() for name, p in unet.named_parameters()}
-    adapter = adapters.train_adapter(tmp_path, unet, data, setting, steps=1)
-    assert (tmp_path / f"{setting.name}.pt").exists()
-    assert {site.module for site in adapter.keys} == {s.module for s in EMOJI.unet.sites if setting.plan.scale(s)}
+    adapter = adapters.train_adapter_stage(tmp_path, unet, data, stage, steps=1)
+    assert (tmp_path / f"{stage.name}.pt").exists()
+    assert {site.module for site in adapter.keys} == {s.module for s in EMOJI.unet.sites if stage.plan.scale(s)}
     assert all(torch.equal(p, before[name]) for name, p in unet.named_parameters())
 
 

@@ -53,7 +53,7 @@ def edges(pictures: npt.NDArray[np.uint8]) -> Float[Tensor, "rows 3 side side"]:
     return (torch.from_numpy(lines).float() / 255)[:, None].expand(-1, 3, -1, -1).to(device())
 
 
-def augment(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def random_affine(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """The picture [side, side, 3] scaled by .7 to 1.05, moved by up to an eighth and perhaps mirrored, same ground."""
     side = picture.shape[0]
     scale, (right, down) = rng.uniform(0.7, 1.05), rng.uniform(-side / 8, side / 8, 2)
@@ -74,7 +74,7 @@ def control_loss(
     """The UNet's error of v on a batch, steered by the edges of the targets."""
     rows = corpus.rows(batch, rng)
     context, pooled = corpus.captions(rows, _STYLED, _DROPPED, rng)
-    pictures = np.stack([augment(np.ascontiguousarray(corpus.bank.pictures[row]), rng) for row in rows])
+    pictures = np.stack([random_affine(np.ascontiguousarray(corpus.bank.pictures[row]), rng) for row in rows])
     picture, added = edges(pictures), {"text_embeds": pooled, "time_ids": square_time_ids(batch, corpus.side)}
 
     def predict(noised: Tensor, time: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false
 
-"""Adapters on the frozen base, in three settings.
+"""Adapters on the frozen base, as three stages.
 
 - `published`: all blocks learn and the reference is the target, as IP-Adapter was trained (arXiv 2308.06721).  Half of
   the captions are empty, so the image's tokens come to carry the thing as well as its look.
@@ -37,7 +37,7 @@ LARGE_SHARE = 0.75
 
 
 @dataclass(frozen=True)
-class Setting:
+class AdapterStage:
     """One way to train an adapter; its name is its checkpoint's."""
 
     name: str
@@ -46,17 +46,17 @@ class Setting:
     """Whether the reference is another thing in the target's style, instead of the target."""
 
 
-PUBLISHED = Setting("adapter-published", ALL, paired=False)
+PUBLISHED = AdapterStage("adapter-published", ALL, paired=False)
 
 
-def style_setting(plan: BlockPlan) -> Setting:
+def style_stage(plan: BlockPlan) -> AdapterStage:
     """Only the blocks of a plan learn; the reference is the target."""
-    return Setting("adapter-style", plan, paired=False)
+    return AdapterStage("adapter-style", plan, paired=False)
 
 
-def paired_setting(plan: BlockPlan) -> Setting:
+def paired_stage(plan: BlockPlan) -> AdapterStage:
     """Only the blocks of a plan learn; the reference is another thing in the target's style."""
-    return Setting("adapter-paired", plan, paired=True)
+    return AdapterStage("adapter-paired", plan, paired=True)
 
 
 def style_mates(bank: ImageBank, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -69,22 +69,22 @@ def style_mates(bank: ImageBank, rows: npt.NDArray[np.int64], rng: np.random.Gen
     return mates
 
 
-def train_adapter(
+def train_adapter_stage(
     folder: Path,
     unet: UNet,
     data: TrainingData,
-    setting: Setting,
+    stage: AdapterStage,
     steps: int,
     processes: int = 1,
     lr: float = 1e-3,
     begin: Adapter | None = None,
 ) -> Adapter:
-    """Train an adapter for a frozen base (resumable, as the stage of the setting's name).
+    """Train an adapter for a frozen base (resumable, as the stage's checkpoint).
 
     Embeddings of references are read at 64 px, as the image encoder sees every picture.
     """
     assert data.embeds is not None, "adapters need image embeddings: prepare(..., embeds=True)"
-    net = TrainableAdapter(unet, setting.plan, init_from=begin)
+    net = TrainableAdapter(unet, stage.plan, init_from=begin)
     unet.requires_grad_(False).eval().to(device())
     first, rest = unet.split_at(net.first_module)
     embeds, pause = data.embeds, Pause(folder / "PAUSE")
@@ -97,7 +97,7 @@ def train_adapter(
         rows = rng.integers(len(data.bank.concept), size=BATCH[side])
         context, pooled = data.captions.draw(rows, ADAPTER_SHARES, rng)
         shown = torch.from_numpy((rng.random(len(rows)) >= NO_REFERENCE).astype(np.float32)).to(device())
-        references = style_mates(data.bank, rows, rng) if setting.paired else rows
+        references = style_mates(data.bank, rows, rng) if stage.paired else rows
         attend = net.attend(embeds[torch.from_numpy(references)].to(device()) * shown[:, None])
 
         def predict(noised: Tensor, at: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def train_adapter(
 
         return diffusion_loss(predict, data.latents[side][torch.from_numpy(rows)], rng, snr_cap=10.0)
 
-    name = setting.name
+    name = stage.name
     batch = round(BATCH[LARGE] * LARGE_SHARE + BATCH[SIDE] * (1 - LARGE_SHARE))
     weights = train_stage(
         name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.998, muon_lr=3 * lr

@@ -128,11 +128,11 @@ class Stages:
 
     def adapter_style(self) -> None:
         """Train the adapter at the plan's blocks alone, the reference being the target."""
-        self._adapter(adapters.style_setting(self._style_plan()))
+        self._adapter(adapters.style_stage(self._style_plan()))
 
     def adapter_paired(self) -> None:
         """Train the adapter at the plan's blocks alone, the reference being another thing in the target's style."""
-        self._adapter(adapters.paired_setting(self._style_plan()))
+        self._adapter(adapters.paired_stage(self._style_plan()))
 
     def distillation(self) -> None:
         """Distil the base, with the published adapter where there is one."""
@@ -154,13 +154,13 @@ class Stages:
             }
             vae.decoder.load_state_dict(weights)
         spoken: dict[str, Adapter] = {}
-        for name, setting in (
+        for name, stage in (
             ("ip_adapter.safetensors", adapters.PUBLISHED),
-            ("ip_adapter_style.safetensors", adapters.style_setting(self.plan) if self.plan else None),
+            ("ip_adapter_style.safetensors", adapters.style_stage(self.plan) if self.plan else None),
         ):
-            if setting and (self.folder / f"{setting.name}.pt").exists():
-                net = TrainableAdapter(self.unet, setting.plan)
-                net.load_state_dict(averaged(self.folder / f"{setting.name}.pt"))
+            if stage and (self.folder / f"{stage.name}.pt").exists():
+                net = TrainableAdapter(self.unet, stage.plan)
+                net.load_state_dict(averaged(self.folder / f"{stage.name}.pt"))
                 spoken[name] = net.requires_grad_(False).adapter
         print(assemble(self.folder / "emoji", self.unet.state_dict(), vae, spoken))
 
@@ -179,10 +179,10 @@ class Stages:
         data = {"bank seed": 1, "styles": self.styles, "caption seed": CAPTION_SEED, "processes": 2}
         package.pack(self.folder, self.into or self.folder / "package", about, data)
 
-    def _adapter(self, setting: adapters.Setting) -> None:
-        self._restore(setting.name, TrainableAdapter(self.unet, setting.plan), ADAPTER_RATE, 3 * ADAPTER_RATE)
-        adapters.train_adapter(
-            self.folder, self.unet, self.seen, setting, self._steps(setting.name), self.processes, ADAPTER_RATE
+    def _adapter(self, stage: adapters.AdapterStage) -> None:
+        self._restore(stage.name, TrainableAdapter(self.unet, stage.plan), ADAPTER_RATE, 3 * ADAPTER_RATE)
+        adapters.train_adapter_stage(
+            self.folder, self.unet, self.seen, stage, self._steps(stage.name), self.processes, ADAPTER_RATE
         )
 
     def _style_plan(self) -> BlockPlan:

@@ -229,4 +229,8 @@ TRANSFORMER_FAMILIES: Mapping[str, Family] = {
         _variant(_SD3, "sd3-medium", 7.0, 256, num_layers=24, num_attention_heads=24),
     )
 }
-"""Diffusion transformers; numbers are those of the published configurations, and guidance that of the model cards."""
+"""Diffusion transformers; numbers are those of the published configurations.
+
+Guidance: 3.5 and 7.0 are the defaults of diffusers' FluxPipeline and StableDiffusion3Pipeline, 4.5 is in the card of
+Stable Diffusion 3.5 medium, and 3.5 for large is as published examples have it.
+"""

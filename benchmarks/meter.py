@@ -284,7 +284,10 @@ def page(trained: Sample, held_out: Sample, count: int) -> str:
             "## Sentences",
             "",
             "Balanced accuracy is 0.5 for a coin, 1 for a sentence that is always right; so is AUC, which needs no "
-            "threshold.  Thresholds were chosen on the trained cells, and hold unchanged for the held-out ones.",
+            "threshold.  Thresholds were chosen on the trained cells, and hold unchanged for the held-out ones.  The "
+            "weighting of `score` was chosen among some ten while figures of both kinds of cells were seen: of the "
+            "rankings below the "
+            "held-out rows are no clean test.",
             "",
             *verdicts,
             "",

@@ -4,9 +4,8 @@ The parameters of `generate_command` are the table of flags, named as the fields
 leaves the field's own default, which the help page reads from there.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,10 +25,6 @@ from instantstyle.cli.flags import (
 )
 from instantstyle.errors import InputError
 from instantstyle.families import FAMILIES
-
-if TYPE_CHECKING:
-    from instantstyle.cli.server_client import StudioClient
-    from instantstyle.request import Request
 
 
 def generate_command(
@@ -259,11 +254,12 @@ def generate_command(
     """
     flags = dict(locals())
     if server:
-        _refuse_model_flags(flags, server)
+        from instantstyle.cli.server_client import refuse_model_flags
+
+        refuse_model_flags(flags, server)
     from instantstyle.cli.output import print_done, print_note, to_json
     from instantstyle.cli.progress import bar, hush
     from instantstyle.cli.ranking import ranking_line, ranking_report, save_ranked
-    from instantstyle.errors import InputError
     from instantstyle.request import Request, output_paths
     from instantstyle.request.few_step_presets import few_step_preset
     from instantstyle.utils.atomic_files import check_writable
@@ -323,11 +319,11 @@ def generate_command(
     if server:
         if best_of is not None:
             raise InputError("--best-of ranks what is drawn here: leave --server (INSTANTSTYLE_SERVER) out")
-        from instantstyle.cli.server_client import StudioClient
+        from instantstyle.cli.server_client import StudioClient, draw_on_server
 
         client = StudioClient(server, token)
         notes = () if few_step is None else few_step.compatibility_warnings(str(preset), client.family())
-        _draw_on_server(client, request, out, metadata=metadata, as_json=as_json, notes=notes)
+        draw_on_server(client, request, out, metadata=metadata, as_json=as_json, notes=notes)
         return
 
     hush()
@@ -387,38 +383,3 @@ def generate_command(
         print_done(to_json(report))
     else:
         print_done("\n".join(paths))
-
-
-def _refuse_model_flags(flags: Mapping[str, object], server: str) -> None:
-    """Raise InputError for a flag that says which model is loaded: the server has loaded its own."""
-    from instantstyle.cli.server_client import MODEL_FLAGS
-
-    for name in MODEL_FLAGS:
-        if flags[name] not in (None, False, []):
-            raise InputError(
-                f"--{name.replace('_', '-')} is about the model, and {server} draws by the one that it has loaded: "
-                "leave it out, or leave --server (INSTANTSTYLE_SERVER) out to draw here"
-            )
-
-
-def _draw_on_server(
-    client: "StudioClient", request: "Request", out: Path, *, metadata: bool, as_json: bool, notes: Sequence[str]
-) -> None:
-    """Draw on a server; the same files and the same words as from here."""
-    from instantstyle.cli.output import print_done, print_note, to_json
-    from instantstyle.cli.progress import bar
-    from instantstyle.request import output_paths
-    from instantstyle.utils.atomic_files import write_atomic
-
-    with bar(out.name) as on_step:
-        drawn = client.draw(request, metadata=metadata, progress=on_step)
-    for warning in (*notes, *drawn.warnings):
-        print_note(f"warning: {warning}")
-    paths = output_paths(out, len(drawn.images))
-    for path, image in zip(paths, drawn.images, strict=True):
-        write_atomic(path, image)
-    if as_json:
-        about = {"request": drawn.request, "seconds": drawn.seconds, "warnings": drawn.warnings}
-        print_done(to_json({"paths": [str(path) for path in paths], **about, "server": client.address}))
-    else:
-        print_done("\n".join(map(str, paths)))

@@ -8,14 +8,18 @@ import os
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit
 
+from instantstyle.cli.output import print_done, print_note, to_json
+from instantstyle.cli.progress import bar
 from instantstyle.errors import InputError, InstantStyleError
-from instantstyle.request import Request
+from instantstyle.request import Request, output_paths
+from instantstyle.utils.atomic_files import write_atomic
 
 MODEL_FLAGS = (
     *("model", "adapter", "image_encoder", "content_encoder", "control_model", "depth_model", "lora"),
@@ -152,3 +156,31 @@ class StudioClient:
             message = f"{message}: give --token, or set INSTANTSTYLE_TOKEN"
         kind = InputError if error.code in (400, 401, 404, 413, 415, 422) else InstantStyleError
         raise kind(f"{self.address} refuses: {message}{more}") from None
+
+
+def refuse_model_flags(flags: Mapping[str, object], server: str) -> None:
+    """Raise InputError for a flag that says which model is loaded: the server has loaded its own."""
+    for name in MODEL_FLAGS:
+        if flags[name] not in (None, False, []):
+            raise InputError(
+                f"--{name.replace('_', '-')} is about the model, and {server} draws by the one that it has loaded: "
+                "leave it out, or leave --server (INSTANTSTYLE_SERVER) out to draw here"
+            )
+
+
+def draw_on_server(
+    client: StudioClient, request: Request, out: Path, *, metadata: bool, as_json: bool, notes: Sequence[str]
+) -> None:
+    """Draw on a server; the same files and the same words as from here."""
+    with bar(out.name) as on_step:
+        drawn = client.draw(request, metadata=metadata, progress=on_step)
+    for warning in (*notes, *drawn.warnings):
+        print_note(f"warning: {warning}")
+    paths = output_paths(out, len(drawn.images))
+    for path, image in zip(paths, drawn.images, strict=True):
+        write_atomic(path, image)
+    if as_json:
+        about = {"request": drawn.request, "seconds": drawn.seconds, "warnings": drawn.warnings}
+        print_done(to_json({"paths": [str(path) for path in paths], **about, "server": client.address}))
+    else:
+        print_done("\n".join(map(str, paths)))

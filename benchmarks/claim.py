@@ -73,10 +73,10 @@ class SeededTrainingSet(TrainingSet):
 
     seed: int = 0
 
-    def rows(self, count: int, rng: np.random.Generator, often: np.ndarray | None = None) -> np.ndarray:
+    def sample_indices(self, count: int, rng: np.random.Generator, weights: np.ndarray | None = None) -> np.ndarray:
         """Indices drawn at random, [count]."""
         cast("np.random.PCG64", rng.bit_generator).advance(self.seed << 64)
-        return super().rows(count, rng, often)
+        return super().sample_indices(count, rng, weights)
 
 
 def first_styles(bank: ImageBank, count: int) -> ImageBank:
@@ -174,7 +174,9 @@ def train_and_measure(folder: Path, size: Size, tasks: Sequence[Task], run: str)
     if all(file.exists() for file in files.values()):
         return run
     data = training_set(model, folder, size.looks)
-    seeded = SeededTrainingSet(data.bank, data.latents, data.words, data.choices, data.embeds, int(number))
+    seeded = SeededTrainingSet(
+        data.bank, data.latents, data.caption_embeds, data.caption_indices, data.embeds, int(number)
+    )
     blocks, reference = ARMS[name]
     plan = model.family.presets[blocks]
     state = f"{run}-{model.weights_fingerprint[:12]}-{size.looks}-{size.steps}-{size.batch}"

@@ -89,9 +89,9 @@ def test_paired_references_are_others_of_the_same_style() -> None:
 
 def test_captions_speak_of_the_look_as_often_as_asked() -> None:
     data, rng = corpus(), np.random.default_rng(0)
-    data.choices[:, 2:] = 0  # here the empty caption stands for those that speak of the look
+    data.caption_indices[:, 2:] = 0  # here the empty caption stands for those that speak of the look
     rows = np.arange(12).repeat(200)
     for styled, dropped, empty in ((0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (0.5, 0.0, 0.5), (0.0, 0.3, 0.3)):
         pooled = data.captions(rows, styled, dropped, rng)[1]
-        share = (pooled == data.words.pooled[0]).all(dim=1).float().mean()
+        share = (pooled == data.caption_embeds.pooled_prompt_embeds[0]).all(dim=1).float().mean()
         assert abs(float(share) - empty) < 0.05

@@ -35,7 +35,7 @@ from instantstyle.train.emoji.staged.data import SHIPPED, TrainingData, vae_of
 from instantstyle.train.emoji.staged.export import assemble
 from instantstyle.train.emoji.staged.measures import edge_sharpness
 from instantstyle.train.emoji.staged.reach import caption_worth, text_reach
-from instantstyle.train.emoji.staged.sampling import joined, sample, split, trailing
+from instantstyle.train.emoji.staged.sampling import add_noise, predict_x0_noise, sample, trailing
 from instantstyle.train.emoji.unet import make_unet, square_time_ids
 
 _LOOK = StyleTransform("plain", (250, 250, 250), (10, 10, 10), (200, 20, 20), 0.5, 1)
@@ -96,7 +96,9 @@ def test_captions_are_drawn_by_their_shares(data: TrainingData) -> None:
     rng, rows = np.random.default_rng(0), np.zeros(4000, np.int64)
     context, pooled = data.captions.draw(rows, {Column.THING: 0.25, Column.NOTHING: 0.75}, rng)
     assert context.shape == (4000, 24, 192)
-    assert (pooled == data.captions.words.pooled[1]).all(1).float().mean() == pytest.approx(0.25, abs=0.03)
+    assert (pooled == data.captions.embeds.pooled_prompt_embeds[1]).all(1).float().mean() == pytest.approx(
+        0.25, abs=0.03
+    )
 
 
 def test_every_cross_attention_begins_anew_and_nothing_else() -> None:
@@ -123,7 +125,7 @@ def test_without_the_middle_levels_skips_the_lowest_level_has_the_word() -> None
     state = first(
         torch.randn(2, 32, 8, 8), torch.tensor([500.0, 500.0]), text, torch.zeros(2, 192), square_time_ids(2, 64)
     )
-    cut = base.without_middle_skips(state, torch.tensor([1.0, 0.0]))
+    cut = base.mask_middle_skips(state, torch.tensor([1.0, 0.0]))
     assert [bool(skip[1].any()) for skip in cut.skips] == [not 3 <= i < 6 for i in range(8)]
     assert torch.allclose(rest(cut, text)[0], rest(state, text)[0], atol=1e-5)
 
@@ -146,19 +148,19 @@ def test_sides_follow_the_phases() -> None:
 def test_a_prediction_of_v_is_taken_apart_and_put_together() -> None:
     x0, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     time = torch.tensor([0, 500, 999])
-    noisy = joined(x0, noise, time)
-    x, e = split(noisy, joined(noise, -x0, time), time)
+    noisy = add_noise(x0, noise, time)
+    x, e = predict_x0_noise(noisy, add_noise(noise, -x0, time), time)
     assert torch.allclose(x, x0, atol=1e-4)
     assert torch.allclose(e, noise, atol=1e-4)
-    assert torch.equal(joined(x0, noise, torch.full((3,), -1)), x0)
+    assert torch.equal(add_noise(x0, noise, torch.full((3,), -1)), x0)
 
 
 def test_a_sampler_that_is_told_the_truth_draws_it() -> None:
     truth = torch.randn(2, 3, 4, 4)
 
     def predict(noisy: Tensor, time: Tensor) -> Tensor:
-        signal = joined(torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), time)
-        spread = joined(torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1), time)
+        signal = add_noise(torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), time)
+        spread = add_noise(torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1), time)
         return signal * (noisy - signal * truth) / spread - spread * truth
 
     assert torch.allclose(sample(predict, truth.shape, seed=1, steps=4), truth, atol=1e-3)
@@ -207,9 +209,9 @@ def test_the_base_trains_packs_and_goes_on_elsewhere(data: TrainingData, tmp_pat
 def test_a_base_whose_pooled_words_are_dropped_does_not_read_them(
     data: TrainingData, tmp_path: Path, dropped: float
 ) -> None:
-    words = data.captions.words
-    pooled = torch.stack([words.pooled[0], -words.pooled[1]])
-    other = replace(data, captions=replace(data.captions, words=replace(words, pooled=pooled)))
+    words = data.captions.embeds
+    pooled = torch.stack([words.pooled_prompt_embeds[0], -words.pooled_prompt_embeds[1]])
+    other = replace(data, captions=replace(data.captions, embeds=replace(words, pooled_prompt_embeds=pooled)))
     one, two = (
         base.train_base(tmp_path / name, each, steps=1, dropped_pooled=dropped)
         for name, each in (("one", data), ("two", other))
@@ -228,7 +230,7 @@ def test_a_silent_module_reads_the_empty_caption() -> None:
     context, empty = torch.randn(2, 24, 192), torch.randn(1, 24, 192)
     silent = {module: torch.tensor([module == "up.1.2", False]) for module in unet.config.modules}
     text, of_empty = unet.precompute_kv(context), unet.precompute_kv(empty)
-    for site, kv in base.without_words(text, of_empty, silent).items():
+    for site, kv in base.with_empty_caption(text, of_empty, silent).items():
         for mixed, said, unsaid in zip(kv, text[site], of_empty[site], strict=True):
             assert torch.equal(mixed[1], said[1])
             assert torch.equal(mixed[0], unsaid[0] if site.module == "up.1.2" else said[0])
@@ -261,7 +263,7 @@ def test_each_adversary_learns_from_its_own_loss() -> None:
     net = decoder.Adversaries(vae_of(SHIPPED))
     net.decoder.requires_grad_(True)
     drawn = net.decoder(torch.randn(1, 32, 4, 4))
-    fooled = net.judged(drawn).mean()
+    fooled = net.frozen_logits(drawn).mean()
     fooled.backward()
     assert all(p.grad is None for p in net.discriminator.parameters())
     assert net.decoder.conv_out.weight.grad is not None

@@ -27,17 +27,17 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=SIDE, help="how large it draws them, in pixels: 64 or 128")
     parser.add_argument("--batch", type=int, help="rows a step of the named stages and process, instead of their own")
     parser.add_argument("--processes", type=int, default=1, help="how many draw the banks")
-    given = parser.parse_args()
+    args = parser.parse_args()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    steps = {s: given.steps if given.steps and s in given.stages else count for s, count in STAGE_STEPS.items()}
-    batches = {stage: given.batch for stage in given.stages if given.batch}
+    steps = {s: args.steps if args.steps and s in args.stages else count for s, count in STAGE_STEPS.items()}
+    batches = {stage: args.batch for stage in args.stages if args.batch}
     try:
-        taught = choose_things(given.things) if given.things else TRAINED_CONCEPTS
-        more: dict[str, Any] = {"side": given.side, "batches": batches, "processes": given.processes}
-        recipe = TrainingStages(given.folder, steps, things=taught, **more)
-        for stage in given.stages:
+        taught = choose_things(args.things) if args.things else TRAINED_CONCEPTS
+        more: dict[str, Any] = {"side": args.side, "batches": batches, "processes": args.processes}
+        recipe = TrainingStages(args.folder, steps, things=taught, **more)
+        for stage in args.stages:
             getattr(recipe, stage.replace("-", "_"))()
     except KeyboardInterrupt as stopped:
         print(stopped)

@@ -1,10 +1,10 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""The built-in model's IP-Adapter: a projection, and keys and values for the image's tokens at chosen blocks.
+"""The built-in model's IP-Adapter (arXiv 2308.06721): an image projection, and image keys and values at some blocks.
 
-Two ways to train it.  *Same picture*, as IP-Adapter is published: the reference is the target, and all blocks learn
-(InstantStyle mutes most of them later).  *Paired*: the reference is another thing in the target's style, and only the
-blocks of a plan learn; everything upstream of them runs without a graph.
+`same`: the reference is the target image, as IP-Adapter was trained.  `paired`: the reference is an image of another
+concept in the target's style.  Only the blocks of the plan are trained; the UNet before the first of them runs without
+a graph.
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ from instantstyle.train.emoji.unet import diffusion_loss, square_time_ids
 from instantstyle.weights.adapter import Adapter
 
 Reference = Literal["same", "paired"]
-_DROPPED = 0.1
-"""How often the text is left out, and how often the reference is, each on its own."""
+_DROP_RATE = 0.1
+"""Probability of an empty caption, and, independently, of a zero reference embedding."""
 
 
 def train_adapter(
@@ -38,29 +38,34 @@ def train_adapter(
     batch: int = 64,
     lr: float = 1e-3,
 ) -> Adapter:
-    """Train an adapter for a frozen UNet (resumable)."""
+    """Train an adapter for a frozen UNet (resumable, as stage `name`); returns it with averaged weights."""
     net = TrainableAdapter(unet, plan)
     unet.requires_grad_(False).to(device())
     first_module = next(m for m in unet.config.modules if any(site.module == m for site in net.sites))
-    first, rest = unet.split_at(first_module)
+    head, tail = unet.split_at(first_module)
 
-    def loss(number: int) -> Tensor:
-        rng = np.random.default_rng([17, number])
-        rows = corpus.rows(batch, rng)
-        context, pooled = corpus.captions(rows, styled=0.35, dropped=_DROPPED, rng=rng)
-        shown = torch.from_numpy((rng.random(batch) >= _DROPPED).astype(np.float32)).to(device())
+    def loss(batch_seed: int) -> Tensor:
+        rng = np.random.default_rng([17, batch_seed])
+        indices = corpus.sample_indices(batch, rng)
+        prompt_embeds, pooled_prompt_embeds = corpus.captions(indices, styled=0.35, dropped=_DROP_RATE, rng=rng)
+        reference_mask = torch.from_numpy((rng.random(batch) >= _DROP_RATE).astype(np.float32)).to(device())
         attend = net.attend(
-            corpus.image_embeds(rows if reference == "same" else corpus.same_style_rows(rows, rng)) * shown[:, None]
+            corpus.image_embeds(indices if reference == "same" else corpus.same_style_rows(indices, rng))
+            * reference_mask[:, None]
         )
 
-        def predict(noised: Tensor, time: Tensor) -> Tensor:
+        def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
             with torch.no_grad():
-                state = first(
-                    noised, time.float(), unet.precompute_kv(context), pooled, square_time_ids(batch, corpus.side)
+                state = head(
+                    noisy_latents,
+                    timesteps.float(),
+                    unet.precompute_kv(prompt_embeds),
+                    pooled_prompt_embeds,
+                    square_time_ids(batch, corpus.side),
                 )
-            return rest(state, unet.precompute_kv(context), attend=attend)
+            return tail(state, unet.precompute_kv(prompt_embeds), attend=attend)
 
-        return diffusion_loss(predict, corpus.latents[rows], rng)
+        return diffusion_loss(predict, corpus.latents[indices], rng)
 
     weights = train_stage(
         name, net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.998, muon_lr=3 * lr

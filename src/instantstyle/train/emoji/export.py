@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false
 
-"""The trained model as a folder in diffusers' layout, half precision: what is shipped in `assets/emoji`.
+"""Export of the trained model as a folder in diffusers' layout, float16: what is shipped in `assets/emoji`.
 
-Every part is written by the library that reads it, so the built-in model takes the very path a real checkpoint takes.
+Every part is written by the library that reads it, so the built-in model is loaded like any other checkpoint.
 """
 
 import hashlib
@@ -51,17 +51,17 @@ def export(
     adapters: Mapping[str, Path],
     vocabulary: tuple[str, ...],
     card: str,
-    louder: float = 1.0,
+    embedding_scale: float = 1.0,
     control: ControlNetModel | None = None,
     side: int = SIDE,
 ) -> None:
-    """Write the model: made beside `folder` and put in its place when it is whole.
+    """Write the model beside `folder`, then replace `folder` with it.
 
-    `unet` is our state dict, loaded strictly by diffusers here; `adapters` are file names and where they lie;
+    `unet` is our state dict, loaded strictly by diffusers here; `adapters` are file names and source files;
     `control` reads Canny edges; `side` is the pictures' native one.
-    Image embeddings are made `louder` by this power of two and the adapters' first layers softer by the same, which
-    changes no picture: contrast sees directions only, but the paper subtracts un-normalised text from un-normalised
-    image embeddings, so that the two must be of about one length for a content weight to mean what it means there.
+    Image embeddings are multiplied by `embedding_scale`, a power of two, and the adapters' projections divided by it,
+    which changes no output.  The paper subtracts unnormalised text from unnormalised image embeddings, so both need
+    about the same norm for its content weight to apply.
     """
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -69,7 +69,7 @@ def export(
     net = diffusers_unet(side)
     net.load_state_dict(dict(unet), strict=True)
     with torch.no_grad():
-        clip.image.visual_projection.weight *= louder
+        clip.image.visual_projection.weight *= embedding_scale
     for part, module in {
         "unet": net,
         "vae": vae,
@@ -93,7 +93,7 @@ def export(
         build_vocabulary.write_vocabulary(new / build_vocabulary.VOCABULARY_FILE)
     for name, file in adapters.items():
         weights = load_file(file)
-        weights["image_proj.proj.weight"] /= louder
+        weights["image_proj.proj.weight"] /= embedding_scale
         tensors = {key: value.half().contiguous() for key, value in weights.items()}
         save_file(tensors, new / name, metadata={"format": "pt"})
     files = sorted(f for f in new.rglob("*") if f.is_file())
@@ -103,7 +103,7 @@ def export(
     (new / "SHA256SUMS").write_text(lines, "utf-8")
     (new / "README.md").write_text(card, "utf-8")
     with torch.no_grad():
-        clip.image.visual_projection.weight /= louder
+        clip.image.visual_projection.weight /= embedding_scale
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)
 

@@ -1,7 +1,7 @@
-"""The bank: treated pictures drawn once, so that training reads them instead of drawing them.
+"""The image bank: training images that are rendered once and read from a memory-mapped file.
 
-Pictures come in styles: a style is a treatment and a drawing set, and each is given to many concepts, so that a
-reference of *another* concept in the same style is at hand for every picture.
+A style is a style transform and a drawing set.  Each style is applied to many concepts, so that every image has
+references of *another* concept in the same style.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from instantstyle.errors import InputError
 from instantstyle.utils.atomic_files import atomic_write, write_atomic
 
 SIDE = 64
-"""Side in pixels of what the image encoder sees, and of what is drawn unless a larger side is asked for."""
+"""Input side of the image encoder in pixels, and the default side of the images."""
 
-_EACH = 48
-"""To how many things a style is given."""
+_CONCEPTS_PER_STYLE = 48
+"""Number of concepts that a style is applied to."""
 
 
 @dataclass(frozen=True)
 class ImageBank:
-    """Pictures [n, side, side, 3] uint8 with, for each, the row of its concept and its style."""
+    """Images [n, side, side, 3] uint8, with the index of the concept (in `labels`) and of the style of each."""
 
     pictures: npt.NDArray[np.uint8]
     concept: npt.NDArray[np.int64]
@@ -43,16 +43,16 @@ class ImageBank:
     labels: tuple[str, ...]
     treatments: tuple[StyleTransform, ...]
     sets: tuple[str, ...]
-    """The drawing set of each style, in step with `treatments`."""
+    """The drawing set of each style, aligned with `treatments`."""
 
     def caption(self, row: int, rng: np.random.Generator, styled: float) -> str:
-        """A caption for one picture."""
+        """A random caption for one image; `styled` is the probability that it describes the style."""
         style = int(self.style[row])
         return make_caption(self.labels[int(self.concept[row])], self.treatments[style], self.sets[style], rng, styled)
 
     @cached_property
     def rows_of_style(self) -> dict[int, npt.NDArray[np.int64]]:
-        """The rows drawn in each style."""
+        """Indices of the images of each style."""
         order = np.argsort(self.style, kind="stable")
         cuts = (np.flatnonzero(np.diff(self.style[order])) + 1).tolist()
         return {int(self.style[rows[0]]): rows for rows in np.split(order, cuts)}
@@ -68,10 +68,10 @@ def make_bank(
     side: int = SIDE,
     processes: int = 1,
 ) -> ImageBank:
-    """Draw (or load) a bank: `styles` random looks, each given to `each` concepts among `labels`.
+    """Render (or load) a bank: `styles` random styles, each applied to `each` concepts among `labels`.
 
-    Only what the splits train on: held-out cells, sets, looks and hues never enter.  The same seed gives the same bank
-    at every `side` (the masters' own, 128, at most) and by however many processes.
+    Held-out cells, sets, styles and hues of the splits are excluded.  The same seed gives the same bank
+    at every `side` (at most 128, that of the source rasters) and for any number of processes.
     """
     stem = name if side == SIDE else f"{name}-{side}"
     pictures_file, index_file = folder / f"{stem}.npy", folder / f"{stem}.json"
@@ -90,7 +90,7 @@ def make_bank(
 
 
 _Job = tuple[int, StyleTransform, str, list[int]]
-"""A style's first row in the bank, its treatment, its set, and the masters it is given to."""
+"""A style's first row in the bank, its transform, its drawing set, and the indices of its source rasters."""
 
 
 def _draw(
@@ -124,69 +124,69 @@ def _draw(
 
 
 def _plan(labels: tuple[str, ...], styles: int, each: int, seed: int) -> tuple[list[_Job], list[int], list[int]]:
-    """What is to be drawn, style by style, and the concept and the style of every row."""
-    held_out, known = splits(), {c.label: (row, c) for row, c in enumerate(concepts())}
+    """The jobs, one a style, and the concept and the style of every row."""
+    held_out, concept_rows = splits(), {c.label: (row, c) for row, c in enumerate(concepts())}
     trained_sets = [name for name, s in SETS.items() if not s.held_out]
     allowed = {s: [i for i, label in enumerate(labels) if held_out.trains(label, s)] for s in trained_sets}
-    drawn = {(s, i): in_set(s, known[label][1]) for s in trained_sets for i, label in enumerate(labels)}
+    available = {(s, i): in_set(s, concept_rows[label][1]) for s in trained_sets for i, label in enumerate(labels)}
     rng = np.random.default_rng(seed)
     jobs, concept, style = list[_Job](), list[int](), list[int]()
     for number in range(styles):
         treatment, set_name = sample_transform(rng), trained_sets[int(rng.integers(len(trained_sets)))]
-        chosen = [int(i) for i in rng.permutation(allowed[set_name]) if drawn[set_name, int(i)]][:each]
-        jobs.append((len(concept), treatment, set_name, [known[labels[i]][0] for i in chosen]))
+        chosen = [int(i) for i in rng.permutation(allowed[set_name]) if available[set_name, int(i)]][:each]
+        jobs.append((len(concept), treatment, set_name, [concept_rows[labels[i]][0] for i in chosen]))
         concept += chosen
         style += [number] * len(chosen)
     return jobs, concept, style
 
 
 def _draw_styles(file: Path, side: int, jobs: Sequence[_Job]) -> int:
-    """Draw some styles into their rows of the bank's file; how many."""
+    """Render some styles into their rows of the bank's file; returns the number of styles."""
     pictures = np.load(file, mmap_mode="r+")
-    for first, treatment, set_name, drawings in jobs:
-        for row, drawing in enumerate(drawings, first):
-            drawn = apply_transform(treatment, np.asarray(rasters(set_name)[drawing]))
-            pictures[row] = cv2.resize(drawn, (side, side), interpolation=cv2.INTER_AREA)
+    for first_row, treatment, set_name, drawings in jobs:
+        for row, drawing in enumerate(drawings, first_row):
+            image = apply_transform(treatment, np.asarray(rasters(set_name)[drawing]))
+            pictures[row] = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     pictures.flush()
     return len(jobs)
 
 
 def _count(counts: Iterable[int], name: str, styles: int) -> None:
-    done = 0
+    completed = 0
     for count in counts:
-        done += count
-        print(f"{name} {done}/{styles} styles", flush=True)
+        completed += count
+        print(f"{name} {completed}/{styles} styles", flush=True)
 
 
 def choose_things(count: int) -> tuple[str, ...]:
-    """The first `count` things to learn to draw: `CORE`, then others that may be trained, in an order drawn by hash.
+    """The first `count` concepts of `TRAINED_CONCEPTS` and then of the other trainable ones, ordered by hash.
 
-    Raises InputError when there are not so many, or too few are left for the encoders' own pictures (`broad`).
+    Raises InputError when there are fewer, or too few remain for the encoders' `broad` bank.
     """
-    there = {c.label for c in concepts()}
-    known = [label for label in TRAINED_CONCEPTS if label in there]
-    others = sorted(broad_labels(tuple(known)), key=lambda label: hashlib.sha256(label.encode()).digest())
-    most = len(known) + len(others) - _EACH // 3
-    if not 0 < count <= max(most, len(known)):
-        raise InputError(f"{count} things cannot be learned: {max(most, len(known))} at most, as the drawings are")
-    return (*known, *others)[:count]
+    labels = {c.label for c in concepts()}
+    core = [label for label in TRAINED_CONCEPTS if label in labels]
+    additional = sorted(broad_labels(tuple(core)), key=lambda label: hashlib.sha256(label.encode()).digest())
+    maximum = len(core) + len(additional) - _CONCEPTS_PER_STYLE // 3
+    if not 0 < count <= max(maximum, len(core)):
+        raise InputError(f"{count} things cannot be learned: {max(maximum, len(core))} at most, as the drawings are")
+    return (*core, *additional)[:count]
 
 
-def broad_labels(taught: tuple[str, ...]) -> tuple[str, ...]:
-    """What may be trained on and is not among the things that are taught to be drawn."""
+def broad_labels(trained: tuple[str, ...]) -> tuple[str, ...]:
+    """Labels of the concepts that are neither held out nor in `trained`."""
     held_out = splits().concepts
-    return tuple(c.label for c in concepts() if c.label not in held_out and c.label not in taught)
+    return tuple(c.label for c in concepts() if c.label not in held_out and c.label not in trained)
 
 
 def core_bank(
     folder: Path, styles: int = 1500, labels: tuple[str, ...] = TRAINED_CONCEPTS, side: int = SIDE, processes: int = 1
 ) -> ImageBank:
-    """The things the model learns to draw, each style given to 48 of them."""
-    return make_bank(folder, "core", labels, styles, _EACH, 1, side, processes)
+    """Images of the concepts that the UNet is trained on, 48 a style."""
+    return make_bank(folder, "core", labels, styles, _CONCEPTS_PER_STYLE, 1, side, processes)
 
 
 def broad_bank(
     folder: Path, styles: int = 500, labels: tuple[str, ...] = TRAINED_CONCEPTS, side: int = SIDE, processes: int = 1
 ) -> ImageBank:
-    """All other training concepts than `labels`: the image encoder must know more than what the UNet can draw."""
-    return make_bank(folder, "broad", broad_labels(labels), styles, _EACH, 2, side, processes)
+    """Images of all trainable concepts but `labels`, which only the encoders are trained on."""
+    return make_bank(folder, "broad", broad_labels(labels), styles, _CONCEPTS_PER_STYLE, 2, side, processes)

@@ -1,10 +1,10 @@
 # pyright: reportUnknownMemberType=false, reportArgumentType=false
 
-"""The UNet and the style adapter learn together, so that style gets a way in at the blocks that the plan names.
+"""Joint training of the UNet and the style adapter, so that style can be set at the blocks of the plan.
 
-A frozen UNet let lightness through these blocks and no colour (benchmarks/LOG.md).  Here most rows have a reference of
-another thing in the target's style and a caption of content alone, so that only the style blocks can tell the look; the
-others are text alone, half of them with words for the look, so that the base model remains one.
+With a frozen UNet these blocks passed on lightness and no colour (benchmarks/LOG.md).  Here most rows have a reference
+of another concept in the target's style and a caption of content alone, so that only the style blocks can determine
+the style.  The other rows are text alone, half of them with a description of the style, which keeps the base model.
 """
 
 from pathlib import Path
@@ -21,10 +21,10 @@ from instantstyle.train.emoji.style_classifier import StyleLoss
 from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import diffusion_loss, square_time_ids
 
-_REFERENCE, _BLANK = 0.85, 0.05
-"""Shares of rows with a reference and with a blank one (guidance's other side); the rest have none."""
-_RARER = {"neon": 0.4, "pencil": 0.5, "chalk": 0.4, "halftone": 0.7}
-"""How often looks that follow well already are drawn, to 1 of every other (judged on trained cells)."""
+_REFERENCE_SHARE, _BLANK_SHARE = 0.85, 0.05
+"""Shares of rows with a reference and with a zero one (the unconditional case); the rest have no image tokens."""
+_SAMPLING_WEIGHTS = {"neon": 0.4, "pencil": 0.5, "chalk": 0.4, "halftone": 0.7}
+"""Sampling weights of style kinds that are reproduced well already (measured on trained cells); others have 1."""
 
 
 class JointModel(nn.Module):
@@ -35,52 +35,58 @@ class JointModel(nn.Module):
         self.unet, self.style = unet, TrainableAdapter(unet, plan)
 
 
-_LOOK, _LOOKED_AT = 0.01, 850
-"""Weight of how wrongly a row with a reference looks, and the time above which a row has no look yet."""
+_STYLE_LOSS_WEIGHT, _STYLE_LOSS_MAX_TIMESTEP = 0.01, 850
+"""Weight of the style classifier's loss, and the timestep from which it is not applied."""
 
 
 def train_joint(
     folder: Path,
     net: JointModel,
     corpus: TrainingSet,
-    looks: StyleLoss | None,
+    classifier_loss: StyleLoss | None,
     steps: int,
     batch: int = 128,
     lr: float = 6e-4,
 ) -> dict[str, Tensor]:
     """Train both (resumable, as stage `joint`); returns the averaged weights, by name, of `unet` and of `style`.
 
-    `looks` lends a second loss, where there is a reader of looks.
+    `classifier_loss` is added for the predicted x0 of rows with a reference.
     """
     unet, bank = net.unet, corpus.bank
-    often = np.array([_RARER.get(treatment.kind, 1.0) for treatment in bank.treatments])[bank.style]
+    sampling_weights = np.array([_SAMPLING_WEIGHTS.get(treatment.kind, 1.0) for treatment in bank.treatments])[
+        bank.style
+    ]
 
-    def loss(number: int) -> Tensor:
-        rng = np.random.default_rng([23, number])
-        rows = corpus.rows(batch, rng, often)
-        kind = rng.random(batch)
-        heard = kind < _REFERENCE + _BLANK
-        context, pooled = corpus.captions(rows, styled=np.where(heard, 0.1, 0.5), dropped=0.1, rng=rng)
-        shown = torch.from_numpy((kind < _REFERENCE).astype(np.float32)).to(device())
-        seen = corpus.image_embeds(corpus.same_style_rows(rows, rng)) * shown[:, None]
-        attend = net.style.attend(seen, torch.from_numpy(heard.astype(np.float32)).to(device()))
+    def loss(batch_seed: int) -> Tensor:
+        rng = np.random.default_rng([23, batch_seed])
+        indices = corpus.sample_indices(batch, rng, sampling_weights)
+        draw = rng.random(batch)
+        adapter_mask = draw < _REFERENCE_SHARE + _BLANK_SHARE
+        prompt_embeds, pooled_prompt_embeds = corpus.captions(
+            indices, styled=np.where(adapter_mask, 0.1, 0.5), dropped=0.1, rng=rng
+        )
+        reference_mask = torch.from_numpy((draw < _REFERENCE_SHARE).astype(np.float32)).to(device())
+        image_embeds = corpus.image_embeds(corpus.same_style_rows(indices, rng)) * reference_mask[:, None]
+        attend = net.style.attend(image_embeds, torch.from_numpy(adapter_mask.astype(np.float32)).to(device()))
 
-        def predict(noised: Tensor, time: Tensor) -> Tensor:
+        def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
             return unet(
-                noised,
-                time.float(),
-                unet.precompute_kv(context),
-                pooled,
+                noisy_latents,
+                timesteps.float(),
+                unet.precompute_kv(prompt_embeds),
+                pooled_prompt_embeds,
                 square_time_ids(batch, corpus.side),
                 attend=attend,
             )
 
-        def style_loss(latents: Tensor, time: Tensor) -> Tensor:
-            assert looks is not None
-            looked_at = ((shown > 0) & (time < _LOOKED_AT)).nonzero().flatten()
-            return _LOOK * looks.loss(latents[looked_at], rows[looked_at.cpu().numpy()])
+        def style_loss(latents: Tensor, timesteps: Tensor) -> Tensor:
+            assert classifier_loss is not None
+            selected = ((reference_mask > 0) & (timesteps < _STYLE_LOSS_MAX_TIMESTEP)).nonzero().flatten()
+            return _STYLE_LOSS_WEIGHT * classifier_loss.loss(latents[selected], indices[selected.cpu().numpy()])
 
-        return diffusion_loss(predict, corpus.latents[rows], rng, snr_cap=10.0, x0_loss=style_loss if looks else None)
+        return diffusion_loss(
+            predict, corpus.latents[indices], rng, snr_cap=10.0, x0_loss=style_loss if classifier_loss else None
+        )
 
     return train_stage(
         "joint", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.9985, muon_lr=3e-3

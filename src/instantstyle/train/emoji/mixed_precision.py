@@ -1,6 +1,6 @@
-"""Mixed precision that is faster on a processor too: matrices in bfloat16, norms and attention in full precision.
+"""Mixed precision that is also faster on a CPU: bfloat16 matrix products, float32 norms and attention.
 
-`torch.autocast` alone gains a fifth here, because group norms and the backward pass of attention are slow in bfloat16.
+`torch.autocast` alone gains a fifth, because group norms and the backward pass of attention are slow in bfloat16.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,7 +16,7 @@ _FP32_OPS = (F.group_norm, F.scaled_dot_product_attention)
 
 
 class _FP32Ops(TorchFunctionMode):
-    """Runs what is slow in bfloat16 in float32, on a processor."""
+    """Runs the operations that are slow in bfloat16 on a CPU in float32."""
 
     def __torch_function__(
         self,
@@ -37,7 +37,7 @@ def _full(value: Any) -> Any:
 
 @contextmanager
 def autocast_bf16(device: torch.device) -> Generator[None]:
-    """Autocast to bfloat16 on `device`; on a processor the slow exceptions stay in float32."""
+    """Autocast to bfloat16 on `device`; on a CPU group norm and attention stay in float32."""
     with torch.autocast(device.type, torch.bfloat16):
         if device.type != "cpu":
             yield

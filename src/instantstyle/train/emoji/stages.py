@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""The recipe of the built-in model: its stages in order, how long each takes, and where their results lie."""
+"""The training stages of the built-in model: their order, default steps, and files."""
 
 import dataclasses
 import math
@@ -53,11 +53,11 @@ STAGE_STEPS: Mapping[str, int] = {
 """Optimiser steps of each stage when none are named; what the shipped model was given stands in its card."""
 
 _Ran = Mapping[str, tuple[int, float]]
-"""Of each stage: optimiser steps, and seconds spent on them."""
+"""Optimiser steps and seconds by stage."""
 
 
 class TrainingStages:
-    """All stages over one working folder; whatever is there already is used, whatever is missing is made."""
+    """All stages over one working folder; existing results are used, missing ones are computed."""
 
     def __init__(
         self,
@@ -70,24 +70,25 @@ class TrainingStages:
         batches: Mapping[str, int] | None = None,
         processes: int = 1,
     ) -> None:
-        """`things` are what the UNet learns to draw and `side` how large; `batches` are of stages, their own if not
-        named; `processes` draw the banks.  The image encoder sees 64 pixels whatever `side` is."""
+        """`things` are the concepts that the UNet is trained on, `side` its images' side in pixels, `batches` batch
+        sizes by stage in place of the defaults, `processes` the number that render the banks.  The image encoder's
+        input is always 64 pixels."""
         self.folder, self.steps, self.styles = folder, steps, styles
         self.things, self.side, self.batches, self.processes = things, side, batches or {}, processes
 
     @cached_property
     def core(self) -> ImageBank:
-        """Pictures of what the UNet learns to draw."""
+        """Images of the concepts that the UNet is trained on."""
         return image_bank.core_bank(self.folder / "bank", self.styles[0], self.things, self.side, self.processes)
 
     @cached_property
     def broad(self) -> ImageBank:
-        """Pictures of everything else the encoders should know."""
+        """Images of the other concepts, for the encoders and the VAE."""
         return image_bank.broad_bank(self.folder / "bank", self.styles[1], self.things, self.side, self.processes)
 
     @cached_property
     def encoder_banks(self) -> list[ImageBank]:
-        """Both banks as the image encoder sees them."""
+        """Both banks at the image encoder's resolution."""
         if self.side == SIDE:
             return [self.core, self.broad]
         folder, more = self.folder / "bank", (self.things, SIDE, self.processes)
@@ -100,54 +101,55 @@ class TrainingStages:
         return {"batch": self.batches[stage]} if stage in self.batches else {}
 
     def bank(self) -> None:
-        """Draw both banks."""
+        """Render both banks."""
         print(
             f"core {len(self.core.concept)} pictures, broad {len(self.broad.concept)}, "
             f"{len(self.encoder_banks)} banks seen"
         )
 
     def vae(self) -> None:
-        """Train the decoder; say how true a round trip is on pictures the UNet never draws."""
+        """Train the decoder; print the reconstruction PSNR on the broad bank."""
         vae = train_vae(self.folder, [self.core, self.broad], self.steps["vae"], **self._batch("vae"))
-        some = self.broad.pictures[:: max(1, len(self.broad.pictures) // 512)]
-        print(f"round trip of broad pictures: {reconstruction_psnr(vae, some):.2f} dB")
+        sample = self.broad.pictures[:: max(1, len(self.broad.pictures) // 512)]
+        print(f"round trip of broad pictures: {reconstruction_psnr(vae, sample):.2f} dB")
 
     def text(self) -> None:
         """Train the text encoders."""
         train_text(self.folder, self.encoder_banks, self.steps["text"], **self._batch("text"))
 
     def clip(self) -> None:
-        """Train the image encoder into the text encoders' space; say how often the nearest label is right."""
+        """Train the image encoder into the text encoders' space; print the zero-shot accuracy on labels."""
         net = train_image(self.folder, self.encoder_banks, self._text, self.steps["clip"])
-        agreed = {b.labels[0]: agreement(net, self.tokenizer, b) for b in self.encoder_banks}
-        print("nearest label right, core and broad:", list(agreed.values()))
+        accuracy = {b.labels[0]: agreement(net, self.tokenizer, b) for b in self.encoder_banks}
+        print("nearest label right, core and broad:", list(accuracy.values()))
 
     def unet(self) -> None:
         """Train the base UNet on text."""
         train_unet(self.folder, self.corpus.to_device(), steps=self.steps["unet"], **self._batch("unet"))
 
     def look(self) -> None:
-        """Train the reader of looks, which judges what `joint` draws."""
-        self._looks()
+        """Train the style classifier, whose loss `joint` adds."""
+        self._style_loss()
 
-    def _looks(self) -> StyleLoss:
+    def _style_loss(self) -> StyleLoss:
         return train_style_classifier(self.folder, self.core, self.latents, self.steps["look"], **self._batch("look"))
 
     def joint(self) -> None:
-        """Train UNet and style adapter on: another thing in the same style, heard at the `style` preset's blocks.
+        """Continue with UNet and style adapter together, on references of another concept in the same style.
 
-        The reader of looks is trained first, as far as it is not; where it is given no steps there is none.
+        The adapter has the blocks of the `style` preset.  The style classifier is trained first, if its steps are not
+        0; without it there is no classifier loss.
         """
         net = JointModel(self._unet(self.averaged("unet")), EMOJI.presets["style"])
-        corpus, looks = self.seen.to_device(), self._looks() if self.steps["look"] else None
-        weights = train_joint(self.folder, net, corpus, looks, steps=self.steps["joint"], **self._batch("joint"))
+        corpus, style_loss = self.corpus_with_embeds.to_device(), self._style_loss() if self.steps["look"] else None
+        weights = train_joint(self.folder, net, corpus, style_loss, steps=self.steps["joint"], **self._batch("joint"))
         net.load_state_dict({**net.state_dict(), **weights})
         net.requires_grad_(False)
         save_adapter(self.folder / "style-adapter.safetensors", net.style.adapter, EMOJI.unet)
 
     def adapter(self) -> None:
         """Train the base IP-Adapter: the same picture, all blocks, the UNet frozen."""
-        unet, corpus = self._unet(self.unet_weights), self.seen.to_device()
+        unet, corpus = self._unet(self.unet_weights), self.corpus_with_embeds.to_device()
         everywhere, more = EMOJI.presets["all"], self._batch("adapter")
         adapter = train_adapter(
             self.folder, "adapter", unet, everywhere, "same", corpus, steps=self.steps["adapter"], lr=1e-3, **more
@@ -155,7 +157,7 @@ class TrainingStages:
         save_adapter(self.folder / "adapter.safetensors", adapter, EMOJI.unet)
 
     def control(self) -> None:
-        """Train the ControlNet for Canny edges, the UNet frozen; say how much edges tell it."""
+        """Train the ControlNet for Canny edges, the UNet frozen; print its loss without and with them."""
         unet = self._unet(self.unet_weights)
         net = train_control(
             self.folder, unet, self.corpus, self._encode, steps=self.steps["control"], **self._batch("control")
@@ -189,26 +191,28 @@ class TrainingStages:
         unet = self._unet(self.unet_weights)
         vae = train_vae(self.folder, [self.core, self.broad], steps=0)
         adapters = {"ip_adapter.safetensors": "adapter", "ip_adapter_style.safetensors": "style-adapter"}
-        there = {name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()}
+        adapter_files = {
+            name: file for name, s in adapters.items() if (file := self.folder / f"{s}.safetensors").exists()
+        }
         control = None
         if (self.folder / "control.pt").exists():
             control = train_control(self.folder, unet, self.corpus, self._encode, steps=0)
-        what, before = provenance(self.folder)
-        said = card(_added(before, self.ran()), self.things, self.side, what)
-        parts, target = (unet.state_dict(), there, self.things, said), self.folder / "emoji"
+        origin, earlier = provenance(self.folder)
+        model_card = card(_add_stages(earlier, self.ran()), self.things, self.side, origin)
+        parts, target = (unet.state_dict(), adapter_files, self.things, model_card), self.folder / "emoji"
         export(target, vae, self.encoders, self.tokenizer, *parts, self._embedding_scale(), control, self.side)
         print(f"{sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB in {target}")
 
     @torch.no_grad()
     def _embedding_scale(self) -> float:
-        """The power of two that brings image embeddings nearest to the length of the labels' text embeddings."""
+        """The power of two nearest to the ratio of mean norms: the labels' text embeddings to the image embeddings."""
         texts = self.encoders.encode_text(tokenize(self.tokenizer, [f"a {label}" for label in self.things]))[1]
         return 2.0 ** round(math.log2(float(texts.norm(dim=1).mean() / self.embeds.norm(dim=1).mean())))
 
     def ran(self) -> dict[str, tuple[int, float]]:
-        """Of each stage begun: optimiser steps done, and seconds spent on them."""
-        done = {stage: self.folder / f"{stage}.pt" for stage in STAGE_STEPS}
-        saved = {s: torch.load(f, weights_only=True, mmap=True) for s, f in done.items() if f.exists()}
+        """Optimiser steps done and seconds spent, of each stage that has a checkpoint."""
+        files = {stage: self.folder / f"{stage}.pt" for stage in STAGE_STEPS}
+        saved = {s: torch.load(f, weights_only=True, mmap=True) for s, f in files.items() if f.exists()}
         return {stage: (int(state["step"]), float(state["seconds"])) for stage, state in saved.items()}
 
     def _need(self, stage: str) -> None:
@@ -232,41 +236,41 @@ class TrainingStages:
 
     @cached_property
     def encoders(self) -> Clip:
-        """All three encoders, as far as they are trained."""
+        """The trained text and image encoders."""
         self._need("clip")
         return train_image(self.folder, self.encoder_banks, self._text, 0)
 
     @cached_property
     def latents(self) -> Float[Tensor, "n c h w"]:
-        """Latents of the core pictures; the encoder is fixed before the decoder is trained, so they never change."""
+        """Latents of the core images; the encoder is fixed before the decoder is trained, so they do not change."""
         vae = train_vae(self.folder, [self.core, self.broad], steps=0)
-        return self._kept("latents", "vae-linear", lambda: encode_many(vae, self.core.pictures))
+        return self._cached("latents", "vae-linear", lambda: encode_many(vae, self.core.pictures))
 
     @cached_property
     def embeds(self) -> Float[Tensor, "n embed"]:
-        """Image embeddings of the core pictures."""
-        return self._kept("embeds", "clip", lambda: embed_images(self.encoders, self.encoder_banks[0].pictures))
+        """Image embeddings of the core images."""
+        return self._cached("embeds", "clip", lambda: embed_images(self.encoders, self.encoder_banks[0].pictures))
 
     @cached_property
     def corpus(self) -> TrainingSet:
-        """The core pictures as latents, and every caption of theirs as the UNet reads it."""
-        said = caption_choices(self.core, seed=9)
-        unique = ["", *sorted({text for several in said for text in several})]
-        number = {text: i for i, text in enumerate(unique)}
-        kept = self._kept("words", "text", lambda: _pack(encode_captions(self._text, self.tokenizer, unique)))
+        """Latents and caption embeddings of the core images."""
+        captions = caption_choices(self.core, seed=9)
+        unique = ["", *sorted({text for choices in captions for text in choices})]
+        index_of = {text: i for i, text in enumerate(unique)}
+        packed = self._cached("words", "text", lambda: _pack(encode_captions(self._text, self.tokenizer, unique)))
         width = EMOJI.unet.pooled_projection_dim or 0
-        context = kept[:, :-width].unflatten(1, (EMOJI.max_text_tokens, -1))
-        choices = np.array([[number[text] for text in several] for several in said])
-        words = CaptionEmbeddings(tuple(unique), context, kept[:, -width:].float())
-        return TrainingSet(self.core, self.latents, words, choices)
+        prompt_embeds = packed[:, :-width].unflatten(1, (EMOJI.max_text_tokens, -1))
+        caption_indices = np.array([[index_of[text] for text in choices] for choices in captions])
+        caption_embeds = CaptionEmbeddings(tuple(unique), prompt_embeds, packed[:, -width:].float())
+        return TrainingSet(self.core, self.latents, caption_embeds, caption_indices)
 
     @cached_property
-    def seen(self) -> TrainingSet:
-        """The same with image embeddings."""
+    def corpus_with_embeds(self) -> TrainingSet:
+        """`corpus` with image embeddings."""
         return dataclasses.replace(self.corpus, embeds=self.embeds)
 
-    def _kept(self, name: str, source: str, make: Callable[[], Tensor]) -> Tensor:
-        """A tensor made once; made anew when the stage it comes from has been trained on since."""
+    def _cached(self, name: str, source: str, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor cached in `name`.pt, recomputed when the checkpoint of stage `source` is newer."""
         file, stage = self.folder / f"{name}.pt", self.folder / f"{source}.pt"
         if not file.exists() or (stage.exists() and stage.stat().st_mtime > file.stat().st_mtime):
             with atomic_write(file) as unfinished:
@@ -274,12 +278,12 @@ class TrainingStages:
         return torch.load(file, weights_only=True, mmap=True)
 
 
-def _added(before: _Ran, now: _Ran) -> dict[str, tuple[int, float]]:
-    """Steps and seconds of two trainings together, in the recipe's order."""
+def _add_stages(earlier: _Ran, current: _Ran) -> dict[str, tuple[int, float]]:
+    """The sum of two trainings' steps and seconds, in the order of the stages."""
     none = (0, 0.0)
-    both = {stage: (before.get(stage, none), now.get(stage, none)) for stage in STAGE_STEPS}
+    both = {stage: (earlier.get(stage, none), current.get(stage, none)) for stage in STAGE_STEPS}
     return {stage: (a[0] + b[0], a[1] + b[1]) for stage, (a, b) in both.items() if a[0] + b[0]}
 
 
-def _pack(words: CaptionEmbeddings) -> Tensor:
-    return torch.cat([words.context.flatten(1), words.pooled.half()], dim=1)
+def _pack(caption_embeds: CaptionEmbeddings) -> Tensor:
+    return torch.cat([caption_embeds.prompt_embeds.flatten(1), caption_embeds.pooled_prompt_embeds.half()], dim=1)

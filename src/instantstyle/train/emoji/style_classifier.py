@@ -1,10 +1,10 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""A reader of looks: a small network that tells treatment and drawing set off latents, and lends `joint` a second loss.
+"""A style classifier on latents (style kind and drawing set), and its loss, which the stage `joint` adds.
 
-The squared error of v is content with the mean of all textures that are still possible; a reader that was taught on
-true latents is not.  So what the UNet takes a noised latent to have been, x_0 = sqrt(a) x_t - sqrt(1 - a) v, is read
-as well, and must look like what it is.  A perceptual loss in latent space, as in Lin and Yang (arXiv 2401.00110).
+The squared error of v is minimal at the mean of all textures that are possible; a classifier trained on clean latents
+rejects that mean.  It is applied to the predicted x_0 = sqrt(a) x_t - sqrt(1 - a) v: a perceptual loss in latent space,
+as in Lin and Yang (arXiv 2401.00110).
 """
 
 from pathlib import Path
@@ -24,11 +24,11 @@ from instantstyle.train.emoji.training import device, train_stage
 
 _WIDTH, _DEPTH = 128, 4
 _NOISE = 0.8
-"""Latents are dimmed and noised by up to this much, so that a reading does not hang on their finest grain."""
+"""Most noise (std) added to the latents in training, scaled by 1 - noise / 2: it makes the classifier robust."""
 
 
 class StyleClassifier(nn.Module):
-    """Logits of treatment family and of drawing set, from the mean and the spread of what convolutions see."""
+    """Logits of style kind and drawing set, from the mean and standard deviation of convolutional features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class StyleClassifier(nn.Module):
         self.hand = nn.Linear(2 * _WIDTH, len(SETS))
 
     def forward(self, latents: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n families"], Float[Tensor, "n sets"]]:
-        """Logits of either."""
-        seen = F.silu(self.norm(self.body(self.enter(latents))))
-        said = torch.cat([seen.mean((2, 3)), seen.std((2, 3))], dim=1)
-        return self.family(said), self.hand(said)
+        """Logits of the style kind and of the drawing set."""
+        features = F.silu(self.norm(self.body(self.enter(latents))))
+        statistics = torch.cat([features.mean((2, 3)), features.std((2, 3))], dim=1)
+        return self.family(statistics), self.hand(statistics)
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside the identity, which it is at first."""
+    """A residual block of two convolutions, initialised as the identity."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,57 +65,59 @@ class _Residual(nn.Module):
             nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The residual."""
+        """`x` plus the output of the convolutions."""
         return x + self.inner(x)
 
 
 class StyleLoss:
-    """How wrongly latents look, to a reader that learns no more."""
+    """Cross-entropy of a frozen style classifier."""
 
-    def __init__(self, reader: StyleClassifier, bank: ImageBank) -> None:
-        self._reader = reader.to(device()).requires_grad_(False).eval()
-        self._family, self._hand = labels(bank)
+    def __init__(self, classifier: StyleClassifier, bank: ImageBank) -> None:
+        self._classifier = classifier.to(device()).requires_grad_(False).eval()
+        self._family_labels, self._set_labels = labels(bank)
 
-    def loss(self, latents: Float[Tensor, "n c h w"], rows: np.ndarray) -> Tensor:
-        """Mean cross-entropy of both readings of what should look like the bank's `rows`."""
+    def loss(self, latents: Float[Tensor, "n c h w"], indices: np.ndarray) -> Tensor:
+        """Sum of both cross-entropies, mean over rows, with the styles of the bank's images `indices` as targets."""
         with autocast_bf16(device()):
-            family, hand = self._reader(latents)
-        return _wrong(family, hand, self._family[rows], self._hand[rows])
+            family_logits, set_logits = self._classifier(latents)
+        return _cross_entropy(family_logits, set_logits, self._family_labels[indices], self._set_labels[indices])
 
 
 def labels(bank: ImageBank) -> tuple[Tensor, Tensor]:
-    """Of every picture, the numbers of its family and of its set."""
+    """Class indices of every image: style kind [n] and drawing set [n]."""
     families, sets = list(TRAINED_FAMILIES), list(SETS)
     of_style = [(families.index(t.kind), sets.index(s)) for t, s in zip(bank.treatments, bank.sets, strict=True)]
-    family, hand = torch.tensor(of_style)[torch.from_numpy(bank.style)].unbind(dim=1)
-    return family, hand
+    families_of_images, sets_of_images = torch.tensor(of_style)[torch.from_numpy(bank.style)].unbind(dim=1)
+    return families_of_images, sets_of_images
 
 
-def _wrong(family: Tensor, hand: Tensor, families: Tensor, hands: Tensor, smooth: float = 0.0) -> Tensor:
+def _cross_entropy(
+    family_logits: Tensor, set_logits: Tensor, families: Tensor, sets: Tensor, smooth: float = 0.0
+) -> Tensor:
     return sum(
-        F.cross_entropy(logits.float(), true.to(device()), label_smoothing=smooth)
-        for logits, true in ((family, families), (hand, hands))
+        F.cross_entropy(logits.float(), targets.to(device()), label_smoothing=smooth)
+        for logits, targets in ((family_logits, families), (set_logits, sets))
     ) + torch.zeros((), device=device())
 
 
 def train_style_classifier(
     folder: Path, bank: ImageBank, latents: Float[Tensor, "n c h w"], steps: int, batch: int = 192, lr: float = 2e-3
 ) -> StyleLoss:
-    """Train the reader (resumable, as stage `look`)."""
-    reader, (families, hands) = StyleClassifier(), labels(bank)
+    """Train the classifier on clean latents (resumable, as stage `look`); returns its loss."""
+    classifier, (families, sets) = StyleClassifier(), labels(bank)
 
-    def loss(number: int) -> Tensor:
-        rng = np.random.default_rng([37, number])
-        rows = rng.integers(len(latents), size=batch)
-        spread = torch.from_numpy(_NOISE * rng.random((batch, 1, 1, 1), dtype=np.float32) ** 2)
-        grain = torch.from_numpy(rng.standard_normal((batch, *latents.shape[1:]), dtype=np.float32))
-        dimmed = latents[rows].cpu().float() * (1 - spread / 2) + spread * grain
+    def loss(batch_seed: int) -> Tensor:
+        rng = np.random.default_rng([37, batch_seed])
+        indices = rng.integers(len(latents), size=batch)
+        noise_level = torch.from_numpy(_NOISE * rng.random((batch, 1, 1, 1), dtype=np.float32) ** 2)
+        noise = torch.from_numpy(rng.standard_normal((batch, *latents.shape[1:]), dtype=np.float32))
+        noisy_latents = latents[indices].cpu().float() * (1 - noise_level / 2) + noise_level * noise
         with autocast_bf16(device()):
-            family, hand = reader(dimmed.to(device()))
-        return _wrong(family, hand, families[rows], hands[rows], smooth=0.05)
+            family_logits, set_logits = classifier(noisy_latents.to(device()))
+        return _cross_entropy(family_logits, set_logits, families[indices], sets[indices], smooth=0.05)
 
     weights = train_stage(
-        "look", reader, loss, folder=folder, steps=steps, lr=lr, batch=batch, weight_decay=0.05, ema_decay=0.99
+        "look", classifier, loss, folder=folder, steps=steps, lr=lr, batch=batch, weight_decay=0.05, ema_decay=0.99
     )
-    reader.load_state_dict(weights)
-    return StyleLoss(reader, bank)
+    classifier.load_state_dict(weights)
+    return StyleLoss(classifier, bank)

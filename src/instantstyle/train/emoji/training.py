@@ -43,8 +43,10 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, tail: f
     """
     if step < (warmup := min(warmup, max(steps // 10, 20))):
         return peak * (step + 1) / warmup
-    into = (step / max(steps, 1) - (1 - tail)) / tail
-    return peak if into <= 0 else peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(into, 1.0))))
+    decay_progress = (step / max(steps, 1) - (1 - tail)) / tail
+    return (
+        peak if decay_progress <= 0 else peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(decay_progress, 1.0))))
+    )
 
 
 def make_optimiser(net: nn.Module, lr: float, muon_lr: float | None, weight_decay: float = 0.01) -> Optimiser:
@@ -83,7 +85,11 @@ def train_stage(
     net.to(device())
     optimiser, ema = make_optimiser(net, lr, muon_lr, weight_decay), EMA(net, ema_decay)
     saved = load_checkpoint(file, net, optimiser, device())
-    ema.weights, start, spent = saved.get("average", ema.weights), int(saved["step"]), float(saved.get("seconds", 0))
+    ema.weights, start, previous_seconds = (
+        saved.get("average", ema.weights),
+        int(saved["step"]),
+        float(saved.get("seconds", 0)),
+    )
     processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     training = optimise(
         [p for p in net.parameters() if p.requires_grad],
@@ -95,24 +101,31 @@ def train_stage(
         ema=ema,
         average_gradients=True,
     )
-    began = shown = saved_at = time.monotonic()
-    shown_step, losses = start, list[float]()
+    started_at = logged_at = saved_at = time.monotonic()
+    logged_step, losses = start, list[float]()
     with DeferredSignals() as signals, (folder / f"{name}.csv").open("a", newline="") as log:
-        rows = csv.writer(log)
-        for done in training:
-            step, now = done.step, time.monotonic()
-            losses.append(done.loss.item())
-            if rank == 0 and (now - shown > PROGRESS_SECONDS or step == steps):
-                speed = (step - shown_step) * batch * processes / (now - shown)
-                mean, left = sum(losses) / len(losses), (steps - step) * batch * processes / max(speed, 1e-9)
-                print(f"{name} {step}/{steps} loss {mean:.4f} {speed:.0f} samples/s {left / 60:.0f} min", flush=True)
-                rows.writerow([step, f"{mean:.5f}", f"{done.lr:.2e}", f"{speed:.1f}"])
+        writer = csv.writer(log)
+        for result in training:
+            step, now = result.step, time.monotonic()
+            losses.append(result.loss.item())
+            if rank == 0 and (now - logged_at > PROGRESS_SECONDS or step == steps):
+                speed = (step - logged_step) * batch * processes / (now - logged_at)
+                mean, remaining = sum(losses) / len(losses), (steps - step) * batch * processes / max(speed, 1e-9)
+                print(
+                    f"{name} {step}/{steps} loss {mean:.4f} {speed:.0f} samples/s {remaining / 60:.0f} min", flush=True
+                )
+                writer.writerow([step, f"{mean:.5f}", f"{result.lr:.2e}", f"{speed:.1f}"])
                 log.flush()
-                shown, shown_step, losses = now, step, []
+                logged_at, logged_step, losses = now, step, []
             (stop,) = any_process(signals.received, device=device())
             if rank == 0 and (stop or step == steps or now - saved_at > save_seconds):
                 save_checkpoint(
-                    file, net, optimiser.state_dict(), step, average=ema.weights, seconds=spent + now - began
+                    file,
+                    net,
+                    optimiser.state_dict(),
+                    step,
+                    average=ema.weights,
+                    seconds=previous_seconds + now - started_at,
                 )
                 saved_at = now
             if stop:

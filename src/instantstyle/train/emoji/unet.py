@@ -38,9 +38,9 @@ SCHEDULE = {
 """The scheduler the model is trained for and shipped with (DDIM)."""
 
 
-def square_time_ids(rows: int, side: int) -> Float[Tensor, "rows 6"]:
+def square_time_ids(batch_size: int, side: int) -> Float[Tensor, "rows 6"]:
     """SDXL's size conditioning of pictures of side x side pixels, on the training device."""
-    return make_time_ids((side, side), rows, device())
+    return make_time_ids((side, side), batch_size, device())
 
 
 def diffusion_loss(
@@ -61,17 +61,17 @@ def diffusion_loss(
 
     `x0_loss` is added to it: a loss of the predicted x0 and the timesteps.
     """
-    at = device()
-    alphas_cumprod, latents = _alphas_cumprod().to(at), latents.to(at).float()
-    share = ((np.arange(len(latents)) + rng.random()) / len(latents)) ** timestep_power
-    timesteps = torch.from_numpy((share * 1000).astype(np.int64)).to(at)
+    target_device = device()
+    alphas_cumprod, latents = _alphas_cumprod().to(target_device), latents.to(target_device).float()
+    fractions = ((np.arange(len(latents)) + rng.random()) / len(latents)) ** timestep_power
+    timesteps = torch.from_numpy((fractions * 1000).astype(np.int64)).to(target_device)
     alpha_squared = alphas_cumprod[timesteps].clamp(0, 1)
-    generator = torch.Generator(at).manual_seed(int(rng.integers(2**62)))
-    noise = torch.randn(latents.shape, generator=generator, device=at)
+    generator = torch.Generator(target_device).manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn(latents.shape, generator=generator, device=target_device)
     alpha, sigma = (x.sqrt()[:, None, None, None] for x in (alpha_squared, 1 - alpha_squared))
     noisy = alpha * latents + sigma * noise
     target = prediction_target(latents, noise, alpha, sigma, "v_prediction")
-    with autocast_bf16(at):
+    with autocast_bf16(target_device):
         predicted = predict(noisy, timesteps)
     predicted = predicted.float()
     error = (predicted - target).square().mean(dim=(1, 2, 3))
@@ -91,15 +91,21 @@ def train_unet(folder: Path, corpus: TrainingSet, steps: int, batch: int = 64, l
     """Train the base UNet on text (resumable): a tenth of the captions empty.  Returns it with averaged weights."""
     net = make_unet()
 
-    def loss(number: int) -> Tensor:
-        rng = np.random.default_rng([13, number])
-        rows = corpus.rows(batch, rng)
-        context, pooled = corpus.captions(rows, styled=0.35, dropped=0.1, rng=rng)
+    def loss(batch_seed: int) -> Tensor:
+        rng = np.random.default_rng([13, batch_seed])
+        indices = corpus.sample_indices(batch, rng)
+        prompt_embeds, pooled_prompt_embeds = corpus.captions(indices, styled=0.35, dropped=0.1, rng=rng)
 
-        def predict(noised: Tensor, time: Tensor) -> Tensor:
-            return net(noised, time.float(), net.precompute_kv(context), pooled, square_time_ids(batch, corpus.side))
+        def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+            return net(
+                noisy_latents,
+                timesteps.float(),
+                net.precompute_kv(prompt_embeds),
+                pooled_prompt_embeds,
+                square_time_ids(batch, corpus.side),
+            )
 
-        return diffusion_loss(predict, corpus.latents[rows], rng)
+        return diffusion_loss(predict, corpus.latents[indices], rng)
 
     weights = train_stage("unet", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.9995)
     net.load_state_dict({**net.state_dict(), **weights})

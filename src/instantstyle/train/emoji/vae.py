@@ -4,11 +4,11 @@
 """The VAE: an encoder that is exactly a linear transform, and a decoder trained to undo it.
 
 The encoder of a diffusers AutoencoderKL can be made to compute the principal components of 8 x 8 patches, so latents
-are known before any training and the UNet can start at once while the decoder learns beside it:
+are known before any training, and UNet and decoder can be trained at the same time:
 
 - a stride-2 convolution can move a 2 x 2 patch into channels, and keep only its principal directions;
 - a residual block whose last convolution is zero is the identity;
-- SiLU(x) - SiLU(-x) = x, so channels carried in pairs of +d and -d pass the last nonlinearity unharmed;
+- SiLU(x) - SiLU(-x) = x, so channels carried in pairs of +d and -d pass the last nonlinearity unchanged;
 - a pair of constants +K and -K in each group, large beside the data, makes the group norm a fixed scale.
 """
 
@@ -32,8 +32,8 @@ LATENT_CHANNELS = 32
 _WIDTHS = (16, 32, 64, 96)
 _GROUPS = 8
 _CONSTANT = 64.0
-_LEFT = 0.5
-"""The most noise, in latents of RMS 1, that the decoder learns to see through: a sampler leaves some."""
+_MAX_LATENT_NOISE = 0.5
+"""Most noise (std, for latents of RMS 1) that the decoder is trained to remove: samplers leave some."""
 _WHITENING = 0.5
 """Each component is divided by its spread to this power: 0 is plain PCA, 1 gives all components the same weight."""
 
@@ -41,7 +41,7 @@ _WHITENING = 0.5
 def make_vae(side: int = 64) -> AutoencoderKL:
     """An untrained VAE of the built-in model: 64 px pictures to 8 x 8 latents of 32 channels, 1.7 M weights.
 
-    `side` is only noted down: the weights take pictures of every size.
+    `side` is only recorded in the configuration: the weights fit every size.
     """
     torch.manual_seed(0)
     return AutoencoderKL(
@@ -112,7 +112,7 @@ def init_pca_encoder(vae: AutoencoderKL, pictures: Float[Tensor, "n 3 height wid
 
 
 def to_tensor(pictures: npt.NDArray[np.uint8]) -> Float[Tensor, "n 3 height width"]:
-    """Pictures [n, h, w, 3] uint8 as numbers from -1 to 1."""
+    """Images [n, h, w, 3] uint8 as float32 [n, 3, h, w] from -1 to 1."""
     return torch.from_numpy(np.array(pictures)).movedim(-1, 1).float() / 127.5 - 1
 
 
@@ -125,14 +125,14 @@ def encode_pixels(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8]) -> Float[
 
 @torch.no_grad()
 def encode_many(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8], batch: int = 1024) -> Float[Tensor, "n c h w"]:
-    """The same in half precision for many pictures, by the one matrix that a linear encoder is: a hundred times faster.
+    """`encode_pixels` in float16 for many images, as one matrix product (the encoder is linear): 100 times faster.
 
-    The matrix is read off the network itself, from its answers to single pixels of one 8 x 8 patch.
+    The matrix is the encoder's output for the unit vectors of an 8 x 8 patch.
     """
     pixels = torch.cat([torch.zeros(1, 192), torch.eye(192)])
-    answers = cast("Any", vae.encode(F.pixel_shuffle(pixels[:, :, None, None], 8))).latent_dist.mean.flatten(1)
+    responses = cast("Any", vae.encode(F.pixel_shuffle(pixels[:, :, None, None], 8))).latent_dist.mean.flatten(1)
     scale = float(cast("Any", vae.config).scaling_factor)
-    offset, matrix = answers[0] * scale, (answers[1:] - answers[0]) * scale
+    offset, matrix = responses[0] * scale, (responses[1:] - responses[0]) * scale
     parts = [
         torch.einsum("nphw,pc->nchw", F.pixel_unshuffle(to_tensor(pictures[i : i + batch]), 8), matrix)
         for i in range(0, len(pictures), batch)
@@ -141,7 +141,7 @@ def encode_many(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8], batch: int 
 
 
 class DecoderOnly(nn.Module):
-    """What the stage `vae` trains, as its checkpoint holds it: the decoder alone."""
+    """The trained part of the VAE, under the names of the stage's checkpoint."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -149,15 +149,15 @@ class DecoderOnly(nn.Module):
 
 
 def train_vae(folder: Path, banks: Sequence[ImageBank], steps: int, batch: int = 32, lr: float = 2e-3) -> AutoencoderKL:
-    """Fit the encoder, then train the decoder; resumes, and returns the VAE with averaged weights."""
-    vae, start = make_vae(int(banks[0].pictures.shape[1])), folder / "vae-linear.pt"
-    if start.exists():
-        vae.load_state_dict(torch.load(start, weights_only=True))
+    """Fit the encoder, then train the decoder (resumable, as stage `vae`); returns the VAE with averaged weights."""
+    vae, encoder_file = make_vae(int(banks[0].pictures.shape[1])), folder / "vae-linear.pt"
+    if encoder_file.exists():
+        vae.load_state_dict(torch.load(encoder_file, weights_only=True))
     else:
-        rows = np.random.default_rng(0).permutation(len(banks[0].pictures))[:3000]
-        init_pca_encoder(vae, to_tensor(banks[0].pictures[np.sort(rows)]))
+        indices = np.random.default_rng(0).permutation(len(banks[0].pictures))[:3000]
+        init_pca_encoder(vae, to_tensor(banks[0].pictures[np.sort(indices)]))
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(vae.state_dict(), start)
+        torch.save(vae.state_dict(), encoder_file)
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     net = DecoderOnly(vae)
@@ -166,17 +166,19 @@ def train_vae(folder: Path, banks: Sequence[ImageBank], steps: int, batch: int =
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([3, step])
         bank = banks[int(rng.random() < 0.3) if len(banks) > 1 else 0]
-        picture = to_tensor(bank.pictures[np.sort(rng.integers(len(bank.pictures), size=batch))]).to(device())
+        pixels = to_tensor(bank.pictures[np.sort(rng.integers(len(bank.pictures), size=batch))]).to(device())
         with torch.no_grad(), torch.autocast(device().type, enabled=False):
-            latents = cast("Any", vae.encode(picture)).latent_dist.mean
+            latents = cast("Any", vae.encode(pixels)).latent_dist.mean
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
-            spread = torch.from_numpy(_LEFT * rng.random((batch, 1, 1, 1), dtype=np.float32) ** 2).to(device())
+            spread = torch.from_numpy(_MAX_LATENT_NOISE * rng.random((batch, 1, 1, 1), dtype=np.float32) ** 2).to(
+                device()
+            )
             latents = latents + spread * noise
         with autocast_bf16(device()):
-            drawn = net.decoder(latents)
-        error = drawn.float() - picture
-        across, down = error.diff(dim=-1), error.diff(dim=-2)
-        return error.abs().mean() + 2 * error.square().mean() + 0.5 * (across.abs().mean() + down.abs().mean())
+            decoded = net.decoder(latents)
+        error = decoded.float() - pixels
+        dx, dy = error.diff(dim=-1), error.diff(dim=-2)
+        return error.abs().mean() + 2 * error.square().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
 
     weights = train_stage("vae", net, loss, folder=folder, steps=steps, lr=lr, batch=batch, ema_decay=0.998)
     net.load_state_dict(weights)
@@ -187,6 +189,6 @@ def train_vae(folder: Path, banks: Sequence[ImageBank], steps: int, batch: int =
 def reconstruction_psnr(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of a round trip, in dB, averaged over pictures [n, h, w, 3] uint8."""
     latents = encode_pixels(vae, pictures).float() / float(cast("Any", vae.config).scaling_factor)
-    drawn = cast("Any", vae.decode(latents)).sample.clamp(-1, 1)
-    error = ((drawn - to_tensor(pictures)) / 2).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
+    decoded = cast("Any", vae.decode(latents)).sample.clamp(-1, 1)
+    error = ((decoded - to_tensor(pictures)) / 2).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
     return float((-10 * error.log10()).mean())

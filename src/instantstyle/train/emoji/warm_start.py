@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false
 
-"""A training folder whose stages begin where a finished model is, instead of from nothing.
+"""Checkpoints at step 0 from the weights of a finished model, so that its training can be continued.
 
-A model in diffusers' layout holds no optimiser: every stage begins at step 0 with its weights, and its optimiser anew.
-What a model does not keep, the heads of the encoders' own training, begins untrained: train `text` before `clip`.
+A model in diffusers' layout holds no optimiser state and not the heads of the encoders' training: both are newly
+initialised, so train `text` before `clip`.
 """
 
 import hashlib
@@ -40,18 +40,19 @@ _STAGE = re.compile(r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) \|$", re.MULTILINE)
 
 
 def warm_start(folder: Path, model: Path, labels: int) -> None:
-    """Write the checkpoints of every stage whose weights a model's folder holds; `labels` are known to the encoders.
+    """Write the checkpoints of every stage whose weights a model's folder holds; `labels` is the number
+    of concepts of the encoders' classification head.
 
     Raises WeightsError when the training folder has checkpoints already, or the model is of another layout, and
     OutputError when the disk is full.
     """
-    if there := sorted(file.name for file in folder.glob("*.pt")):
-        raise WeightsError(f"{folder} has {', '.join(there)} already: a training begins in an empty folder")
+    if existing := sorted(file.name for file in folder.glob("*.pt")):
+        raise WeightsError(f"{folder} has {', '.join(existing)} already: a training begins in an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _encoders(folder, model, labels)
         _decoder(folder, model)
-        _drawing(folder, model)
+        _unet_and_adapters(folder, model)
     except (OSError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{model} is no model of the built-in layout to begin from: {error}") from error
     weights = hashlib.sha256((model / "unet/diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
@@ -66,7 +67,7 @@ def warm_start(folder: Path, model: Path, labels: int) -> None:
 
 
 def provenance(folder: Path) -> tuple[str, dict[str, tuple[int, float]]]:
-    """What a folder's training began from, for its card, and the optimiser steps and seconds of each stage before."""
+    """A description of the initial weights of a folder's training, and earlier optimiser steps and seconds by stage."""
     file = folder / _NOTE
     if not file.exists():
         return "nothing", {}
@@ -77,15 +78,15 @@ def provenance(folder: Path) -> tuple[str, dict[str, tuple[int, float]]]:
 def _encoders(folder: Path, model: Path, labels: int) -> None:
     shutil.copytree(model / "tokenizer", folder / "tokenizer")
     net = Clip(cast("Any", CLIPTokenizer).from_pretrained(folder / "tokenizer"), labels)
-    for mine, kind, part in (
+    for module, kind, part in (
         (net.text_1, CLIPTextModel, "text_encoder"),
         (net.text_2, CLIPTextModelWithProjection, "text_encoder_2"),
         (net.image, CLIPVisionModelWithProjection, "image_encoder"),
     ):
-        mine.load_state_dict(cast("Any", kind).from_pretrained(model / part).float().state_dict())
-    for stage, learns in (("text", (net.text_1, net.text_2, net.project_1, net.facts)), ("clip", (net.image,))):
+        module.load_state_dict(cast("Any", kind).from_pretrained(model / part).float().state_dict())
+    for stage, trainable in (("text", (net.text_1, net.text_2, net.project_1, net.facts)), ("clip", (net.image,))):
         net.requires_grad_(False)
-        for part in learns:
+        for part in trainable:
             part.requires_grad_(True)
         net.temperature.requires_grad_(stage == "clip")
         _write_checkpoint(folder / f"{stage}.pt", net, weight_decay=0.05)
@@ -99,13 +100,13 @@ def _decoder(folder: Path, model: Path) -> None:
     _write_checkpoint(folder / "vae.pt", DecoderOnly(vae))
 
 
-def _drawing(folder: Path, model: Path) -> None:
+def _unet_and_adapters(folder: Path, model: Path) -> None:
     unet = make_unet()
     unet.load_state_dict(load_file(model / "unet/diffusion_pytorch_model.safetensors"))
     _write_checkpoint(folder / "unet.pt", unet)
-    if (there := model / "controlnet_canny").exists():
+    if (existing := model / "controlnet_canny").exists():
         control = new_control(unet)
-        control.load_state_dict(cast("Any", ControlNetModel).from_pretrained(there).float().state_dict())
+        control.load_state_dict(cast("Any", ControlNetModel).from_pretrained(existing).float().state_dict())
         _write_checkpoint(folder / "control.pt", control)
     for name, stage, preset in (
         ("ip_adapter_style.safetensors", "joint", "style"),
@@ -113,25 +114,25 @@ def _drawing(folder: Path, model: Path) -> None:
     ):
         if not (model / name).exists():
             continue
-        spoken = load_adapter(model / name, EMOJI.unet, dtype=torch.float32)
+        adapter = load_adapter(model / name, EMOJI.unet, dtype=torch.float32)
         if stage == "adapter":
-            _write_checkpoint(folder / "adapter.pt", TrainableAdapter(unet, EMOJI.presets[preset], init_from=spoken))
+            _write_checkpoint(folder / "adapter.pt", TrainableAdapter(unet, EMOJI.presets[preset], init_from=adapter))
             continue
-        both = JointModel(unet, EMOJI.presets[preset])
-        both.style = TrainableAdapter(
-            unet, EMOJI.presets[preset], init_from=_add_silent_sites(spoken, both.style.adapter)
+        joint = JointModel(unet, EMOJI.presets[preset])
+        joint.style = TrainableAdapter(
+            unet, EMOJI.presets[preset], init_from=_add_silent_sites(adapter, joint.style.adapter)
         )
-        _write_checkpoint(folder / "joint.pt", both)
+        _write_checkpoint(folder / "joint.pt", joint)
 
 
-def _add_silent_sites(spoken: Adapter, untrained: Adapter) -> Adapter:
-    """The adapter with sites that it was not trained for: there it has the untrained one's keys, and no voice yet."""
+def _add_silent_sites(adapter: Adapter, untrained: Adapter) -> Adapter:
+    """The adapter extended to the sites of `untrained`, with its keys and zero values: outputs do not change."""
     silent = {site: torch.zeros_like(weight) for site, weight in untrained.values.items()}
-    return replace(spoken, keys={**untrained.keys, **spoken.keys}, values={**silent, **spoken.values})
+    return replace(adapter, keys={**untrained.keys, **adapter.keys}, values={**silent, **adapter.values})
 
 
 def _write_checkpoint(file: Path, net: nn.Module, weight_decay: float = 0.01) -> None:
-    """A stage's checkpoint at step 0, with the state of both optimisers: whichever the stage then takes."""
+    """A stage's checkpoint at step 0, with the initial state of AdamW and of Muon with AdamW."""
     states = [make_optimiser(net, 1e-3, muon_lr, weight_decay).state_dict() for muon_lr in (None, 1e-3)]
     average = {name: p.detach().clone() for name, p in net.named_parameters() if p.requires_grad}
     save_checkpoint(file, net, states[0] | states[1], 0, average=average, seconds=0.0)

@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
-"""The base: a UNet that learns from text alone, at 64 px first, then at both sizes, at 128 px in the end.
+"""The base stage: the UNet trained on text alone, at 64 px first and then mostly at 128 px.
 
-It begins with the shipped UNet's weights except for every cross-attention, which begins anew, so that nothing is left
-of where that UNet was taught to take a style.  SDXL's size conditioning tells it how large to draw.
+It is initialised with the shipped UNet's weights, except for the cross-attention, which is newly initialised, so that
+nothing remains of the blocks where that UNet was trained to take a style.  SDXL's time ids condition on the size.
 """
 
 import time
@@ -32,9 +32,9 @@ STAGE = "base"
 RATE, MUON_RATE = 1e-3, 1e-2
 """Peak learning rates of AdamW and, for hidden matrices, of Muon."""
 EARLY = 0.8
-"""Power of the even spread of times: below 1, more of them are noisy."""
+"""`timestep_power` of `diffusion_loss`: below 1, more timesteps are noisy."""
 DECAY = 0.9985
-"""Of the exponential moving average of the weights, a step."""
+"""EMA decay of the weights, a step."""
 BATCH = {SIDE: 128, LARGE: 48}
 """Rows a step and process, by side in pixels."""
 
@@ -53,7 +53,7 @@ PHASES = (
     Phase(2400, 0.0, shares=FIRST_SHARES),
     Phase(16_000, 0.9),
 )
-"""What words mean is learned first, at 64 px."""
+"""Captions that name the concept come first, at 64 px."""
 STEPS = PHASES[-1].until
 
 
@@ -70,16 +70,16 @@ def side_of(step: int, phases: Sequence[Phase] | None = None) -> int:
 
 
 def samples(steps: int, processes: int = 2, phases: Sequence[Phase] | None = None) -> dict[int, int]:
-    """Pictures seen in the first `steps` steps, by side in pixels."""
-    seen = dict.fromkeys(BATCH, 0)
+    """Number of training samples of the first `steps` steps, by side in pixels."""
+    counts = dict.fromkeys(BATCH, 0)
     for step in range(steps):
         side = side_of(step, phases)
-        seen[side] += BATCH[side] * processes
-    return seen
+        counts[side] += BATCH[side] * processes
+    return counts
 
 
 class Base(nn.Module):
-    """The UNet under the name by which the training loop knows its first and last layers, which are not Muon's."""
+    """The UNet as submodule `unet`, the prefix by which AdamW's layers are told from Muon's."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
@@ -87,21 +87,21 @@ class Base(nn.Module):
 
 
 Renew = Literal["cross-attention", "deep-levels"]
-"""What of the shipped UNet begins anew: every cross-attention, or all that is below the highest resolution."""
+"""Which shipped weights are newly initialised: all cross-attention, or all below the highest resolution."""
 DEEP = ("down_blocks.1.", "down_blocks.2.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
-"""Where the names of the two lower resolutions' weights begin; attention is there alone."""
+"""Name prefixes of the weights of the two lower resolutions, which hold all attention."""
 
 
 def begin(shipped: Path = SHIPPED, renew: Renew = "cross-attention") -> Base:
-    """The shipped UNet with a part of it begun anew, and every cross-attention's answers at zero.
+    """The shipped UNet with a part newly initialised, and the output of every cross-attention at zero.
 
-    With `deep-levels` only the highest resolution is kept, where textures are drawn.  In the shipped UNet the lower
-    levels have hardly a say (`reach`), and a base that begins with them keeps that: benchmarks/LOG.md.
+    With `deep-levels` only the highest resolution is kept.  The lower levels of the shipped UNet have little influence
+    on its output (`reach`), which a base that is initialised with them retains: benchmarks/LOG.md.
     """
     unet = make_unet()
-    fresh = {name: weight for name, weight in unet.state_dict().items() if name.startswith(DEEP)}
-    kept = load_file(shipped / "unet" / "diffusion_pytorch_model.safetensors")
-    unet.load_state_dict({**kept, **fresh} if renew == "deep-levels" else kept)
+    new_weights = {name: weight for name, weight in unet.state_dict().items() if name.startswith(DEEP)}
+    shipped_weights = load_file(shipped / "unet" / "diffusion_pytorch_model.safetensors")
+    unet.load_state_dict({**shipped_weights, **new_weights} if renew == "deep-levels" else shipped_weights)
     renew_cross_attention(unet)
     return Base(unet)
 
@@ -114,7 +114,7 @@ def unet_of(weights: Mapping[str, Tensor]) -> UNet:
 
 
 def renew_cross_attention(unet: UNet, seed: int = 5) -> None:
-    """Begin every cross-attention anew: queries, keys and values as torch begins a linear layer, answers at zero."""
+    """Reinitialise every cross-attention: queries, keys and values by torch's default, the output at zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for site in unet.config.sites:
@@ -129,7 +129,7 @@ def renew_cross_attention(unet: UNet, seed: int = 5) -> None:
 
 
 class Pause:
-    """Holds a loss back while a file is there, so that other work on the machine can be measured."""
+    """Blocks training while a file exists, so that other work on the machine can be measured."""
 
     def __init__(self, file: Path, seconds: float = 5.0) -> None:
         self.file, self.seconds = file, seconds
@@ -140,23 +140,23 @@ class Pause:
             time.sleep(self.seconds)
 
 
-def without_middle_skips(state: UNetState, heard: Float[Tensor, " rows"]) -> UNetState:
-    """The state before `up.0.0` with the middle level's three skips at zero in rows where `heard` is 0.
+def mask_middle_skips(state: UNetState, skip_mask: Float[Tensor, " rows"]) -> UNetState:
+    """The state before `up.0.0` with the middle level's three skips at zero in rows where `skip_mask` is 0.
 
-    What these rows are to show can come from the lowest level alone, which learns to speak so.
+    In these rows the lowest level alone can determine the image, so it is trained to.
     """
-    levels = range(3, 6)  # behind them the lowest level's skips are left, before them the highest's
-    skips = (s * heard[:, None, None, None] if i in levels else s for i, s in enumerate(state.skips))
+    levels = range(3, 6)  # later ones are the lowest level's, earlier ones the highest's
+    skips = (s * skip_mask[:, None, None, None] if i in levels else s for i, s in enumerate(state.skips))
     return replace(state, skips=tuple(skips))
 
 
-def without_words(
-    text: CrossAttentionKV, empty: Mapping[Site, tuple[Tensor, Tensor]], silent: Mapping[str, Bool[Tensor, " rows"]]
+def with_empty_caption(
+    text: CrossAttentionKV, empty: Mapping[Site, tuple[Tensor, Tensor]], masked: Mapping[str, Bool[Tensor, " rows"]]
 ) -> CrossAttentionKV:
-    """Keys and values by site, with those of the empty caption (one row) where the site's module is silent."""
+    """Keys and values by site, with those of the empty caption (one row) where `masked` of the site's module is set."""
 
     def mixed(site: Site) -> tuple[Tensor, Tensor]:
-        where = silent[site.module]
+        where = masked[site.module]
         (k, v), (k0, v0) = text[site], empty[site]
         return (
             torch.where(where.view(-1, *[1] * (k.ndim - 1)), k0, k),
@@ -178,42 +178,49 @@ def train_base(
 ) -> dict[str, Tensor]:
     """Train the base (resumable, as stage `base`); returns its averaged weights by name (`unet_of`).
 
-    Times of the noise are u^.8: more of them are early ones, where the thing is settled, for textures are there from
-    the start (they live in the convolutions).  v's error is weighted as `diffusion_loss` says, with gamma 11.
-    `dropped_skips` is a share of rows, see `without_middle_skips`.  In a share `dropped_pooled` of them the pooled
-    embedding is the empty caption's, so that words must come in by cross-attention: the text encoder's pooled
-    embedding says nearly all that a short caption says, and a UNet that reads it leaves the rest unheard.  Each module
-    reads the empty caption in a share `dropped_modules` of the rows, drawn for each module by itself, so that none of
-    them can leave the words to another.
+    Timesteps are 1000 u^0.8: more of them are noisy, where the content is determined; textures come with the initial
+    convolutions.  The error of v is weighted as in `diffusion_loss`, with gamma 11.
+    `dropped_skips` is a share of rows, see `mask_middle_skips`.  In a share `dropped_pooled` of them the pooled
+    embedding is the empty caption's, so that the caption must come in by cross-attention: the pooled embedding
+    holds nearly all of a short caption, and a UNet that has it ignores the tokens.  Each cross-attention module reads
+    the empty caption in a share `dropped_modules` of the rows, drawn independently, so that none can rely on another.
     """
     net = begin(renew=renew)
     unet = net.unet
-    first, rest = unet.split_at("up.0.0")
+    head, tail = unet.split_at("up.0.0")
     pause = Pause(folder / "PAUSE")
 
-    def loss(number: int) -> Tensor:
+    def loss(batch_seed: int) -> Tensor:
         pause.wait()
-        rng = np.random.default_rng([41, number])
-        phase, side = phase_of(number // processes), side_of(number // processes)
-        rows = rng.integers(len(data.bank.concept), size=BATCH[side])
-        context, pooled = data.captions.draw(rows, phase.shares, rng)
+        rng = np.random.default_rng([41, batch_seed])
+        phase, side = phase_of(batch_seed // processes), side_of(batch_seed // processes)
+        indices = rng.integers(len(data.bank.concept), size=BATCH[side])
+        prompt_embeds, pooled_prompt_embeds = data.captions.draw(indices, phase.shares, rng)
 
-        unpooled = torch.from_numpy(rng.random(len(rows)) < dropped_pooled).to(device())
-        pooled = torch.where(unpooled[:, None], data.captions.words.pooled[0].to(pooled), pooled)
-        drawn = rng.random((len(unet.config.modules), len(rows))) < dropped_modules
-        silent = dict(zip(unet.config.modules, torch.from_numpy(drawn).to(device()), strict=True))
-        heard = torch.from_numpy((rng.random(len(rows)) >= dropped_skips).astype(np.float32)).to(device())
+        pooled_dropped = torch.from_numpy(rng.random(len(indices)) < dropped_pooled).to(device())
+        pooled_prompt_embeds = torch.where(
+            pooled_dropped[:, None],
+            data.captions.embeds.pooled_prompt_embeds[0].to(pooled_prompt_embeds),
+            pooled_prompt_embeds,
+        )
+        dropped = rng.random((len(unet.config.modules), len(indices))) < dropped_modules
+        masked = dict(zip(unet.config.modules, torch.from_numpy(dropped).to(device()), strict=True))
+        skip_mask = torch.from_numpy((rng.random(len(indices)) >= dropped_skips).astype(np.float32)).to(device())
 
-        def predict(noised: Tensor, at: Tensor) -> Tensor:
-            text = unet.precompute_kv(context)
+        def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+            text = unet.precompute_kv(prompt_embeds)
             if dropped_modules:
-                text = without_words(text, unet.precompute_kv(data.captions.words.context[:1].to(context)), silent)
-            state = first(noised, at.float(), text, pooled, square_time_ids(len(rows), side))
+                text = with_empty_caption(
+                    text, unet.precompute_kv(data.captions.embeds.prompt_embeds[:1].to(prompt_embeds)), masked
+                )
+            state = head(
+                noisy_latents, timesteps.float(), text, pooled_prompt_embeds, square_time_ids(len(indices), side)
+            )
             if dropped_skips:
-                state = without_middle_skips(state, heard)
-            return rest(state, text)
+                state = mask_middle_skips(state, skip_mask)
+            return tail(state, text)
 
-        latents = data.latents[side][torch.from_numpy(rows)]
+        latents = data.latents[side][torch.from_numpy(indices)]
         return diffusion_loss(predict, latents, rng, timestep_power=EARLY, snr_cap=10.0)
 
     return train_stage(

@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""Captions that leave things unsaid: the thing, its kind, or nothing, each with or without words for the look.
+"""Captions of varied detail: the concept, its kind, or neither, each with or without a description of the style.
 
-A text-to-image model whose captions say everything leaves nothing for an image prompt to say.  Real captions do not,
-so here about a third name the thing, a third its kind, and a third are empty (the shares: `SHARES`).
+If every caption described its image completely, an image prompt would have nothing to add.  Here about a third name
+the concept, a third its kind, and a third neither (the shares: `SHARES`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,15 +47,15 @@ _KINDS: Mapping[str, Sequence[str]] = {
     "musical": ("musical instrument",),
     "light": ("device",),
 }
-"""Words for emojibase's groups and subgroups; a subgroup that is not listed is `an object`."""
+"""Nouns for emojibase's groups and subgroups; for one that is not listed it is `object`."""
 
 
 class Column(IntEnum):
-    """What a caption says, as the columns of `CaptionTable.numbers`."""
+    """The content of a caption, as the columns of `CaptionTable.caption_indices`."""
 
     THING = 0
     THING_AGAIN = 1
-    """The thing in other words, drawn independently."""
+    """The concept in another phrase, drawn independently."""
     THING_AND_LOOK = 2
     KIND = 3
     KIND_AND_LOOK = 4
@@ -72,7 +72,7 @@ SHARES: Mapping[Column, float] = {
     Column.LOOK: 0.06,
     Column.NOTHING: 0.28,
 }
-"""Shares of captions for the base: .38 name the thing, .28 its kind, .34 neither; .33 have words for the look."""
+"""Shares of captions for the base: 0.38 name the concept, 0.28 its kind, 0.34 neither; 0.33 describe the style."""
 
 FIRST_SHARES: Mapping[Column, float] = {
     Column.THING: 0.22,
@@ -83,7 +83,7 @@ FIRST_SHARES: Mapping[Column, float] = {
     Column.LOOK: 0.04,
     Column.NOTHING: 0.16,
 }
-"""Shares while the words for things are learned anew: .68 name the thing."""
+"""Shares in the first phase, for newly initialised cross-attention: 0.68 name the concept."""
 
 ADAPTER_SHARES: Mapping[Column, float] = {
     Column.THING: 0.10,
@@ -93,62 +93,62 @@ ADAPTER_SHARES: Mapping[Column, float] = {
     Column.KIND_AND_LOOK: 0.03,
     Column.NOTHING: 0.50,
 }
-"""Shares of captions for an adapter: half are empty, so that the reference has the thing to tell."""
+"""Shares of captions for an adapter: half are empty, so that the reference determines the content."""
 
 
 def kinds(subgroup: str) -> tuple[str, ...]:
-    """What things of an emojibase subgroup are called, the broad word first: `animal-bird` is (`animal`, `bird`)."""
+    """Nouns for an emojibase subgroup, the broader first: for `animal-bird` (`animal`, `bird`)."""
     broad = subgroup.split("-")[0]
-    found = [*_KINDS.get(broad, ()), *(_KINDS.get(subgroup, ()) if subgroup != broad else ())]
-    return tuple(found) or ("object",)
+    phrases = [*_KINDS.get(broad, ()), *(_KINDS.get(subgroup, ()) if subgroup != broad else ())]
+    return tuple(phrases) or ("object",)
 
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Every caption a run may meet, read ahead, and which of them are each row's."""
+    """Precomputed embeddings of every caption of a run, and the captions of each image."""
 
-    words: CaptionEmbeddings
-    """Text embeddings; the first text is the empty one."""
-    numbers: Int[np.ndarray, "rows columns"]
-    """By row and `Column`, the number of a text in `words`."""
+    embeds: CaptionEmbeddings
+    """Prompt embeddings; the first text is empty."""
+    caption_indices: Int[np.ndarray, "rows columns"]
+    """By image and `Column`, an index into `embeds`."""
 
-    def draw(self, rows: npt.NDArray[np.int64], shares: Mapping[Column, float], rng: np.random.Generator) -> Text:
-        """One caption for each row, columns drawn by their shares: context [n, tokens, dim] and pooled [n, dim]."""
-        p = np.array(list(shares.values()))
-        columns = rng.choice([int(c) for c in shares], size=len(rows), p=p / p.sum())
-        return self.of(rows, columns)
+    def draw(self, indices: npt.NDArray[np.int64], shares: Mapping[Column, float], rng: np.random.Generator) -> Text:
+        """One caption for each image, by the shares of columns: embeddings [n, tokens, dim] and pooled [n, dim]."""
+        weights = np.array(list(shares.values()))
+        columns = rng.choice([int(c) for c in shares], size=len(indices), p=weights / weights.sum())
+        return self.lookup(indices, columns)
 
-    def of(self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Text:
-        """The captions of these rows and columns, float32 on the training device."""
-        number = torch.from_numpy(self.numbers[rows, columns].astype(np.int64))
-        context: Float[Tensor, "n tokens dim"] = self.words.context[number].to(device()).float()
-        return context, self.words.pooled[number].to(device()).float()
+    def lookup(self, indices: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> Text:
+        """Embeddings of the captions at these indices and columns, float32 on the training device."""
+        selected = torch.from_numpy(self.caption_indices[indices, columns].astype(np.int64))
+        prompt_embeds: Float[Tensor, "n tokens dim"] = self.embeds.prompt_embeds[selected].to(device()).float()
+        return prompt_embeds, self.embeds.pooled_prompt_embeds[selected].to(device()).float()
 
 
 def draw_captions(bank: ImageBank, seed: int) -> tuple[list[str], Int[np.ndarray, "rows columns"]]:
-    """All captions of a bank: the texts without repetition, the empty one first, and their numbers by row and column.
+    """All captions of a bank: the unique texts, the empty one first, and their indices by row and column.
 
-    Words for looks are drawn once a style, all else once a row.
+    Style descriptions are drawn once a style, all else once a row.
     """
     rng = np.random.default_rng(seed)
     subgroup = {c.label: c.subgroup for c in concepts()}
-    looks = [describe_style(t, s, rng) for t, s in zip(bank.treatments, bank.sets, strict=True)]
-    number, texts = {"": 0}, [""]
+    style_texts = [describe_style(t, s, rng) for t, s in zip(bank.treatments, bank.sets, strict=True)]
+    index_of, texts = {"": 0}, [""]
 
-    def numbered(text: str) -> int:
-        if text not in number:
-            number[text] = len(texts)
+    def intern(text: str) -> int:
+        if text not in index_of:
+            index_of[text] = len(texts)
             texts.append(text)
-        return number[text]
+        return index_of[text]
 
-    numbers = np.zeros((len(bank.concept), len(Column)), np.int32)
-    for row, (concept, style) in enumerate(zip(bank.concept.tolist(), bank.style.tolist(), strict=True)):
-        label, styled = bank.labels[concept], looks[style]
-        said = content_phrase(label, rng)
+    caption_indices = np.zeros((len(bank.concept), len(Column)), np.int32)
+    for index, (concept, style) in enumerate(zip(bank.concept.tolist(), bank.style.tolist(), strict=True)):
+        label, styled = bank.labels[concept], style_texts[style]
+        content = content_phrase(label, rng)
         kind = _with_article(str(rng.choice(kinds(subgroup[label]))))
-        columns = (said, content_phrase(label, rng), f"{said}, {styled}", kind, f"{kind}, {styled}", styled, "")
-        numbers[row] = [numbered(text) for text in columns]
-    return texts, numbers
+        columns = (content, content_phrase(label, rng), f"{content}, {styled}", kind, f"{kind}, {styled}", styled, "")
+        caption_indices[index] = [intern(text) for text in columns]
+    return texts, caption_indices
 
 
 def _with_article(kind: str) -> str:

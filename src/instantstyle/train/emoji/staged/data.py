@@ -1,7 +1,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false
 
-"""What the stages learn from: the same drawings at 64 and at 128 pixels, as latents, with captions read ahead."""
+"""Training data of the stages: latents of the same images at 64 and at 128 pixels, and caption embeddings."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from instantstyle.train.emoji.vae import encode_many, to_tensor
 from instantstyle.utils.atomic_files import atomic_write, write_atomic
 
 LARGE = 128
-"""Side in pixels of what the model draws in the end."""
+"""Side of the final model's images in pixels."""
 CAPTION_SEED = 29
 SHIPPED = Path(instantstyle.__file__).parent / "assets" / "emoji"
 """The folder of the shipped model."""
@@ -36,7 +36,7 @@ SHIPPED = Path(instantstyle.__file__).parent / "assets" / "emoji"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows of the core bank in all the forms that the stages read; every array is memory-mapped."""
+    """The core bank with its latents, captions and embeddings, row by row; every array is memory-mapped."""
 
     bank: ImageBank
     """At 128 px: pictures [n, 128, 128, 3]."""
@@ -44,11 +44,11 @@ class TrainingData:
     """By side in pixels, float16: [n, 32, 8, 8] at 64 and [n, 32, 16, 16] at 128."""
     captions: CaptionTable
     embeds: Float[Tensor, "n embed"] | None = None
-    """Image embeddings, made for the adapters."""
+    """Image embeddings, for the adapters."""
 
 
 def prepare(folder: Path, styles: int = 1800, *, embeds: bool = False) -> TrainingData:
-    """Draw, encode and caption what is missing in a folder, and open all of it.
+    """Render, encode and caption what a folder lacks, and open it.
 
     The encoders are the shipped model's: its VAE encoder is linear (an 8 x 8 patch to 32 numbers), whatever the side.
     """
@@ -62,11 +62,11 @@ def prepare(folder: Path, styles: int = 1800, *, embeds: bool = False) -> Traini
     data = TrainingData(bank, latents, _captions(folder, bank))
     if not embeds:
         return data
-    return replace(data, embeds=_tensor(folder / "embeds.pt", lambda: look_at(shipped(), small)))
+    return replace(data, embeds=_tensor(folder / "embeds.pt", lambda: embed_images(shipped(), small)))
 
 
 def shipped() -> Model:
-    """The shipped model, whose text and image encoders are kept."""
+    """The shipped model, whose text and image encoders are reused."""
     return instantstyle.load("emoji")
 
 
@@ -77,47 +77,47 @@ def vae_of(model: Path) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def look_at(model: Model, pictures: npt.NDArray[np.uint8], batch: int = 256) -> Float[Tensor, "n embed"]:
-    """Image embeddings, as drawing with the model makes them, of pictures [n, 64, 64, 3]."""
-    eyes = model.image_encoder
-    assert eyes is not None, "the shipped model has an image encoder"
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (eyes.mean, eyes.std))
+def embed_images(model: Model, pictures: npt.NDArray[np.uint8], batch: int = 256) -> Float[Tensor, "n embed"]:
+    """Image embeddings, as at inference, of images [n, 64, 64, 3] uint8; float32."""
+    image_encoder = model.image_encoder
+    assert image_encoder is not None, "the shipped model has an image encoder"
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (image_encoder.mean, image_encoder.std))
     parts = [
-        eyes.encode(((to_tensor(pictures[i : i + batch]) + 1) / 2 - mean) / std, hidden=False)
+        image_encoder.encode(((to_tensor(pictures[i : i + batch]) + 1) / 2 - mean) / std, hidden=False)
         for i in range(0, len(pictures), batch)
     ]
     return torch.cat(parts).float()
 
 
 def _captions(folder: Path, bank: ImageBank) -> CaptionTable:
-    listed = folder / "captions.json"
-    if not listed.exists():
-        texts, numbers = draw_captions(bank, CAPTION_SEED)
+    texts_file = folder / "captions.json"
+    if not texts_file.exists():
+        texts, caption_indices = draw_captions(bank, CAPTION_SEED)
         with atomic_write(folder / "captions.npy") as unfinished, unfinished.open("wb") as out:
-            np.save(out, numbers)
-        write_atomic(listed, json.dumps(texts, ensure_ascii=False).encode())
-    texts = cast("list[str]", json.loads(listed.read_text("utf-8")))
-    context = _tensor(folder / "captions-context.pt", lambda: _read(folder, texts))
-    pooled = torch.load(folder / "captions-pooled.pt", weights_only=True, mmap=True)
-    numbers = np.load(folder / "captions.npy", mmap_mode="r")
-    return CaptionTable(CaptionEmbeddings(tuple(texts), context, pooled), numbers)
+            np.save(out, caption_indices)
+        write_atomic(texts_file, json.dumps(texts, ensure_ascii=False).encode())
+    texts = cast("list[str]", json.loads(texts_file.read_text("utf-8")))
+    prompt_embeds = _tensor(folder / "captions-context.pt", lambda: _encode_captions(folder, texts))
+    pooled_prompt_embeds = torch.load(folder / "captions-pooled.pt", weights_only=True, mmap=True)
+    caption_indices = np.load(folder / "captions.npy", mmap_mode="r")
+    return CaptionTable(CaptionEmbeddings(tuple(texts), prompt_embeds, pooled_prompt_embeds), caption_indices)
 
 
 @torch.no_grad()
-def _read(folder: Path, texts: list[str], batch: int = 512) -> Float[Tensor, "texts tokens dim"]:
-    model, contexts, pools = shipped(), list[Tensor](), list[Tensor]()
+def _encode_captions(folder: Path, texts: list[str], batch: int = 512) -> Float[Tensor, "texts tokens dim"]:
+    model, prompt_embeds, pooled_prompt_embeds = shipped(), list[Tensor](), list[Tensor]()
     for i in range(0, len(texts), batch):
-        read = model.encode_prompt(texts[i : i + batch])
-        assert read.pooled_prompt_embeds is not None
-        contexts.append(read.prompt_embeds.half())
-        pools.append(read.pooled_prompt_embeds.half())
+        encoded = model.encode_prompt(texts[i : i + batch])
+        assert encoded.pooled_prompt_embeds is not None
+        prompt_embeds.append(encoded.prompt_embeds.half())
+        pooled_prompt_embeds.append(encoded.pooled_prompt_embeds.half())
     with atomic_write(folder / "captions-pooled.pt") as unfinished:
-        torch.save(torch.cat(pools), unfinished)
-    return torch.cat(contexts)
+        torch.save(torch.cat(pooled_prompt_embeds), unfinished)
+    return torch.cat(prompt_embeds)
 
 
 def _pictures(file: Path, bank: ImageBank) -> npt.NDArray[np.uint8]:
-    """The bank's pictures at 64 px, by area averaging, as a bank of that side holds them."""
+    """The bank's images at 64 px, by area averaging, equal to a bank of that side."""
     if not file.exists():
         with atomic_write(file) as unfinished:
             small = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(bank.concept), SIDE, SIDE, 3))

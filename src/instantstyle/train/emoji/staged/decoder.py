@@ -1,11 +1,11 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false
 
-"""The decoder at 128 px: trained to draw crisply what a sampler leaves.
+"""The VAE decoder at 128 px, trained for sharp images from sampled latents.
 
-Its input is the true latent with a little noise in half of the steps, and in the others what the base takes the
-picture to be, seen through noise, in one prediction: smoother than the truth, as sampled latents are.  Beside the error
-stands an adversarial term (hinge, a patch discriminator, weighted as in VQGAN, arXiv 2012.09841, equation 7).
+Its input is the encoded latent with a little noise in half of the steps, and in the others the base's x0 prediction
+from a noisy latent, which is smoother, as sampled latents are.  The loss is a reconstruction error and an adversarial
+term (hinge, a patch discriminator, weighted as in VQGAN, arXiv 2012.09841, equation 7).
 """
 
 from collections.abc import Callable
@@ -25,25 +25,25 @@ from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
-from instantstyle.train.emoji.staged.sampling import joined, split
+from instantstyle.train.emoji.staged.sampling import add_noise, predict_x0_noise
 from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import square_time_ids
 from instantstyle.train.emoji.vae import to_tensor
 
 STAGE = "decoder"
 RATE, BATCH = 6e-4, 16
-LATEST = 450
-"""Times below this are those from which the base's one prediction is decoded."""
+MAX_TIMESTEP = 450
+"""Timesteps of the decoded x0 predictions are below this."""
 ADVERSARIAL = 0.4
-"""Length of the adversarial gradient at the last layer, to 1 of the error's."""
+"""Norm of the adversarial gradient at the last layer, relative to the reconstruction error's."""
 BEGIN_ADVERSARIAL = 150
-"""Steps before the adversarial term is heard: the discriminator learns first."""
+"""Steps in which only the discriminator is trained adversarially, before the decoder is."""
 _NOISE = 0.3
-"""The most noise in a true latent."""
+"""Most noise (std) added to an encoded latent."""
 
 
 class Discriminator(nn.Module):
-    """Real or drawn, patch by patch: logits for overlapping patches of 30 pixels."""
+    """A patch discriminator: logits, positive for real, of overlapping patches of 30 pixels."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -59,56 +59,66 @@ class Discriminator(nn.Module):
 
 
 class Adversaries(nn.Module):
-    """Decoder and discriminator, as one network to train with one loss."""
+    """Decoder and discriminator as one module with one loss."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.decoder = vae.decoder
         self.discriminator = Discriminator()
 
-    def judged(self, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 a b"]:
-        """The discriminator's logits, learning nothing itself."""
+    def frozen_logits(self, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 a b"]:
+        """The discriminator's logits with its weights detached: gradients reach `pictures` alone."""
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         return functional_call(self.discriminator, frozen, (pictures,))
 
     def loss(
-        self, drawn: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h w"], adversarial: float = ADVERSARIAL
+        self, decoded: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h w"], adversarial: float = ADVERSARIAL
     ) -> Tensor:
-        """Both networks' losses in one: each sends its gradient to its own weights alone."""
-        error = reconstruction(drawn, real)
-        told_real, told_drawn = self.discriminator(real), self.discriminator(drawn.detach())
-        hinge = F.relu(1 - told_real).mean() + F.relu(1 + told_drawn).mean()
+        """The sum of both networks' losses; each has gradients for its own network's weights alone."""
+        error = reconstruction(decoded, real)
+        real_logits, decoded_logits = self.discriminator(real), self.discriminator(decoded.detach())
+        discriminator_loss = F.relu(1 - real_logits).mean() + F.relu(1 + decoded_logits).mean()
         if not adversarial:
-            return error + hinge
-        fooled = -self.judged(drawn).mean()
-        last = self.decoder.conv_out.weight
-        lengths = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (error, fooled)]
-        weight = adversarial * (lengths[0] / (lengths[1] + 1e-6)).clamp(max=10).detach()
-        return error + weight * fooled + hinge
+            return error + discriminator_loss
+        generator_loss = -self.frozen_logits(decoded).mean()
+        last_weight = self.decoder.conv_out.weight
+        gradient_norms = [
+            torch.autograd.grad(term, last_weight, retain_graph=True)[0].norm() for term in (error, generator_loss)
+        ]
+        weight = adversarial * (gradient_norms[0] / (gradient_norms[1] + 1e-6)).clamp(max=10).detach()
+        return error + weight * generator_loss + discriminator_loss
 
 
-def reconstruction(drawn: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h w"]) -> Tensor:
-    """Absolute and squared error, and the absolute error of differences between neighbours."""
-    error = drawn - real
-    across, down = error.diff(dim=-1), error.diff(dim=-2)
-    return error.abs().mean() + error.square().mean() + 0.5 * (across.abs().mean() + down.abs().mean())
+def reconstruction(decoded: Float[Tensor, "n 3 h w"], real: Float[Tensor, "n 3 h w"]) -> Tensor:
+    """Absolute and squared error, and the absolute error of horizontal and vertical image gradients."""
+    error = decoded - real
+    dx, dy = error.diff(dim=-1), error.diff(dim=-2)
+    return error.abs().mean() + error.square().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
 
 
-def one_prediction(unet: UNet, data: TrainingData) -> Callable[[np.ndarray, np.random.Generator], Tensor]:
-    """What the base takes pictures to be, seen through noise of random times below `LATEST`: latents by rows."""
+def x0_predictor(unet: UNet, data: TrainingData) -> Callable[[np.ndarray, np.random.Generator], Tensor]:
+    """A function from image indices to the base's x0 predictions, at random timesteps below `MAX_TIMESTEP`."""
 
     @torch.no_grad()
-    def predicted(rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        latents = data.latents[LARGE][torch.from_numpy(rows)].to(device()).float()
-        context, pooled = data.captions.of(rows, np.full(len(rows), int(Column.THING_AND_LOOK)))
-        time = torch.from_numpy(rng.integers(LATEST, size=len(rows))).to(device())
+    def predict_x0(indices: np.ndarray, rng: np.random.Generator) -> Tensor:
+        latents = data.latents[LARGE][torch.from_numpy(indices)].to(device()).float()
+        prompt_embeds, pooled_prompt_embeds = data.captions.lookup(
+            indices, np.full(len(indices), int(Column.THING_AND_LOOK))
+        )
+        timesteps = torch.from_numpy(rng.integers(MAX_TIMESTEP, size=len(indices))).to(device())
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
-        noisy = joined(latents, noise, time)
+        noisy_latents = add_noise(latents, noise, timesteps)
         with autocast_bf16(device()):
-            v = unet(noisy, time.float(), unet.precompute_kv(context), pooled, square_time_ids(len(rows), LARGE))
-        return split(noisy, v.float(), time)[0]
+            v = unet(
+                noisy_latents,
+                timesteps.float(),
+                unet.precompute_kv(prompt_embeds),
+                pooled_prompt_embeds,
+                square_time_ids(len(indices), LARGE),
+            )
+        return predict_x0_noise(noisy_latents, v.float(), timesteps)[0]
 
-    return predicted
+    return predict_x0
 
 
 def train_decoder(
@@ -118,23 +128,23 @@ def train_decoder(
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     net, pause = Adversaries(vae), Pause(folder / "PAUSE")
-    predicted = one_prediction(unet.requires_grad_(False).eval().to(device()), data)
+    predict_x0 = x0_predictor(unet.requires_grad_(False).eval().to(device()), data)
 
-    def loss(number: int) -> Tensor:
+    def loss(batch_seed: int) -> Tensor:
         pause.wait()
-        rng, step = np.random.default_rng([47, number]), number // processes
-        rows = np.sort(rng.integers(len(data.bank.concept), size=BATCH))
-        real = to_tensor(data.bank.pictures[rows]).to(device())
+        rng, step = np.random.default_rng([47, batch_seed]), batch_seed // processes
+        indices = np.sort(rng.integers(len(data.bank.concept), size=BATCH))
+        real = to_tensor(data.bank.pictures[indices]).to(device())
         if step % 2:
-            latents = predicted(rows, rng)
+            latents = predict_x0(indices, rng)
         else:
-            latents = data.latents[LARGE][torch.from_numpy(rows)].to(device()).float()
+            latents = data.latents[LARGE][torch.from_numpy(indices)].to(device()).float()
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
-            spread = torch.from_numpy(_NOISE * rng.random((BATCH, 1, 1, 1), dtype=np.float32) ** 2).to(device())
-            latents = latents + spread * noise
+            noise_level = torch.from_numpy(_NOISE * rng.random((BATCH, 1, 1, 1), dtype=np.float32) ** 2).to(device())
+            latents = latents + noise_level * noise
         with autocast_bf16(device()):
-            drawn = net.decoder(latents)
-            return net.loss(drawn.float(), real, ADVERSARIAL if step >= BEGIN_ADVERSARIAL else 0.0)
+            decoded = net.decoder(latents)
+            return net.loss(decoded.float(), real, ADVERSARIAL if step >= BEGIN_ADVERSARIAL else 0.0)
 
     weights = train_stage(STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH, ema_decay=0.995)
     net.load_state_dict({**net.state_dict(), **weights})

@@ -1,11 +1,11 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-"""Few steps: a student of the base that draws in four evaluations, guidance folded in.
+"""Distillation of the base for four sampling steps without guidance.
 
-A phased consistency model (Wang et al., arXiv 2405.18407): the times are cut into four phases, those of a DDIM run of
-four steps with trailing spacing.  From any time in a phase the student is to land at the phase's end where the guided
-teacher's trajectory lands: its jump from x_t is drawn to the average student's jump from one teacher step further.
-Sampling it is plain DDIM of four steps without guidance.
+A phased consistency model (Wang et al., arXiv 2405.18407): the timesteps are split into four phases, those of a DDIM
+run of four steps with trailing spacing.  From any timestep of a phase the student predicts the latents at the phase's
+end on the guided teacher's trajectory: the target is the EMA student's prediction after one teacher step.  It is
+sampled by DDIM in four steps without guidance.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,17 +24,17 @@ from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
-from instantstyle.train.emoji.staged.sampling import Predict, guided, joined, split, trailing
+from instantstyle.train.emoji.staged.sampling import Predict, add_noise, guided, predict_x0_noise, trailing
 from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import square_time_ids
 
 STAGE = "distillation"
 EVALUATIONS = 4
 TEACHER_STEP = 25
-"""Times that one step of the teacher covers."""
+"""Timesteps that one step of the teacher covers."""
 RATE, BATCH = 2e-4, 24
 HUBER = 0.01
-"""Where the error turns from squared to absolute: sqrt(d^2 + c^2) - c."""
+"""c of the pseudo-Huber loss sqrt(d^2 + c^2) - c."""
 SHARES: Mapping[Column, float] = {
     Column.THING: 0.3,
     Column.THING_AGAIN: 0.2,
@@ -42,25 +42,27 @@ SHARES: Mapping[Column, float] = {
     Column.KIND: 0.1,
     Column.KIND_AND_LOOK: 0.05,
 }
-"""Captions that people ask by: none is empty, for guidance has nothing to follow there."""
+"""Shares of captions as at inference: none is empty, where guidance has no effect."""
 REFERENCED = 0.5
 """Share of steps with a reference, where an adapter is given."""
 
 
-def phase_end(time: Tensor) -> Tensor:
-    """The end of the phase that a time lies in, -1 for the last; a time on an edge belongs to the phase below it."""
-    ends = torch.tensor(trailing(EVALUATIONS)[1:], device=time.device)
-    return ends[(ends[None] >= time[:, None]).sum(1)]
+def phase_end(timesteps: Tensor) -> Tensor:
+    """The last timestep of each timestep's phase, -1 for the final one; a boundary belongs to the phase below it."""
+    ends = torch.tensor(trailing(EVALUATIONS)[1:], device=timesteps.device)
+    return ends[(ends[None] >= timesteps[:, None]).sum(1)]
 
 
-def step_along(noisy: Float[Tensor, "n c h w"], v: Tensor, time: Tensor, to: Tensor) -> Float[Tensor, "n c h w"]:
-    """DDIM from times to earlier ones by predictions of v."""
-    x0, noise = split(noisy, v, time)
-    return joined(x0, noise, to)
+def step_along(
+    noisy_latents: Float[Tensor, "n c h w"], v: Tensor, timesteps: Tensor, next_timesteps: Tensor
+) -> Float[Tensor, "n c h w"]:
+    """A DDIM step from `timesteps` to `next_timesteps` by predictions of v."""
+    x0, noise = predict_x0_noise(noisy_latents, v, timesteps)
+    return add_noise(x0, noise, next_timesteps)
 
 
 class Student(nn.Module):
-    """The network that learns; its slow average, of which it learns, is no parameter and begins as a copy."""
+    """The trained UNet, and `slow`, its EMA, which gives the targets and is not trained."""
 
     def __init__(self, unet: UNet, decay: float = 0.98) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the average towards the network."""
+        """Update the EMA."""
         for mean, p in zip(self.slow.parameters(), self.unet.parameters(), strict=True):
             mean.lerp_(p, 1 - self.decay)
 
@@ -79,20 +81,22 @@ class Student(nn.Module):
 def consistency_loss(
     student: Predict, slow: Predict, teacher: Predict, latents: Float[Tensor, "n c h w"], rng: np.random.Generator
 ) -> Tensor:
-    """The distance of where the student lands from where its average lands, one teacher step further on."""
+    """Pseudo-Huber distance of the student's phase end from the EMA student's after one teacher step."""
     n = len(latents)
     edges = trailing(EVALUATIONS)
     starts = np.concatenate([np.arange(a, max(b, 0), -TEACHER_STEP) for a, b in pairwise(edges)])
-    time = torch.from_numpy(rng.choice(starts, size=n)).to(device())
+    timesteps = torch.from_numpy(rng.choice(starts, size=n)).to(device())
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
-    noisy, end = joined(latents, noise, time), phase_end(time)
+    noisy_latents, end = add_noise(latents, noise, timesteps), phase_end(timesteps)
     with torch.no_grad():
-        nearer = torch.maximum(time - TEACHER_STEP, end)
-        x = step_along(noisy, teacher(noisy, time), time, nearer)
-        landed = step_along(x, slow(x, nearer.clamp_min(0)).float(), nearer.clamp_min(0), end)
-        target = torch.where((nearer == end)[:, None, None, None], x, landed)
-    drawn = step_along(noisy, student(noisy, time).float(), time, end)
-    return ((drawn - target).square() + HUBER**2).sqrt().mean() - HUBER
+        next_timesteps = torch.maximum(timesteps - TEACHER_STEP, end)
+        latents_next = step_along(noisy_latents, teacher(noisy_latents, timesteps), timesteps, next_timesteps)
+        endpoint = step_along(
+            latents_next, slow(latents_next, next_timesteps.clamp_min(0)).float(), next_timesteps.clamp_min(0), end
+        )
+        target = torch.where((next_timesteps == end)[:, None, None, None], latents_next, endpoint)
+    prediction = step_along(noisy_latents, student(noisy_latents, timesteps).float(), timesteps, end)
+    return ((prediction - target).square() + HUBER**2).sqrt().mean() - HUBER
 
 
 def train_student(
@@ -106,7 +110,7 @@ def train_student(
 ) -> dict[str, Tensor]:
     """Distil the base (resumable, as stage `distillation`); returns the student's averaged weights by name.
 
-    With an adapter half of the steps have a reference, the target itself, so that references are heard in few steps.
+    With an adapter half of the steps have the target as reference, so that the student works with references.
     """
     unet = UNet(teacher.config)
     unet.load_state_dict(teacher.state_dict())
@@ -115,45 +119,51 @@ def train_student(
     if adapter is not None:
         adapter.requires_grad_(False).to(device())
 
-    def loss(number: int) -> Tensor:
+    def loss(batch_seed: int) -> Tensor:
         pause.wait()
         net.follow()
-        rng, step = np.random.default_rng([53, number]), number // processes
-        rows = rng.integers(len(data.bank.concept), size=BATCH)
-        text, empty = data.captions.draw(rows, SHARES, rng), data.captions.of(rows, np.full(BATCH, int(Column.NOTHING)))
-        heard: dict[str, Attend] = {}
+        rng, step = np.random.default_rng([53, batch_seed]), batch_seed // processes
+        indices = rng.integers(len(data.bank.concept), size=BATCH)
+        text, empty = (
+            data.captions.draw(indices, SHARES, rng),
+            data.captions.lookup(indices, np.full(BATCH, int(Column.NOTHING))),
+        )
+        attention: dict[str, Attend] = {}
         if adapter is not None and data.embeds is not None and int((step + 1) * REFERENCED) > int(step * REFERENCED):
-            seen = data.embeds[torch.from_numpy(rows)].to(device())
-            heard = {"attend": adapter.attend(seen), "empty_attend": adapter.attend(torch.zeros_like(seen))}
+            image_embeds = data.embeds[torch.from_numpy(indices)].to(device())
+            attention = {
+                "attend": adapter.attend(image_embeds),
+                "empty_attend": adapter.attend(torch.zeros_like(image_embeds)),
+            }
 
-        def alone(network: UNet) -> Callable[[Tensor, Tensor], Tensor]:
-            read, size = network.precompute_kv(text[0]), square_time_ids(BATCH, LARGE)
-            attend = heard.get("attend", plain)
+        def unguided(network: UNet) -> Callable[[Tensor, Tensor], Tensor]:
+            text_kv, time_ids = network.precompute_kv(text[0]), square_time_ids(BATCH, LARGE)
+            attend = attention.get("attend", plain)
 
-            def predict(noisy: Tensor, at: Tensor) -> Tensor:
+            def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
                 with autocast_bf16(device()):
-                    return network(noisy, at.float(), read, text[1], size, attend=attend)
+                    return network(noisy_latents, timesteps.float(), text_kv, text[1], time_ids, attend=attend)
 
             return predict
 
-        latents = data.latents[LARGE][torch.from_numpy(rows)].to(device()).float()
-        told = guided(
+        latents = data.latents[LARGE][torch.from_numpy(indices)].to(device()).float()
+        guided_teacher = guided(
             teacher,
             text,
             empty,
             LARGE,
             guidance,
-            attend=heard.get("attend", plain),
-            empty_attend=heard.get("empty_attend"),
+            attend=attention.get("attend", plain),
+            empty_attend=attention.get("empty_attend"),
         )
-        return consistency_loss(alone(net.unet), alone(net.slow), told, latents, rng)
+        return consistency_loss(unguided(net.unet), unguided(net.slow), guided_teacher, latents, rng)
 
     weights = train_stage(STAGE, net, loss, folder=folder, steps=steps, lr=RATE, batch=BATCH, ema_decay=0.995)
     return {name.removeprefix("unet."): weight for name, weight in weights.items()}
 
 
 def as_lora(base: Mapping[str, Tensor], student: Mapping[str, Tensor], rank: int = 32) -> dict[str, Tensor]:
-    """The student as a LoRA on the base, in diffusers' names: each weight's change cut to its first `rank` directions.
+    """The student as a LoRA on the base, in diffusers' names: each weight's change truncated to rank `rank` by SVD.
 
     Matrices and convolutions only; biases and norms stay the base's.
     """
@@ -162,10 +172,10 @@ def as_lora(base: Mapping[str, Tensor], student: Mapping[str, Tensor], rank: int
         change = weight.float() - base[name].float()
         if change.ndim < 2 or not name.endswith(".weight") or min(change.shape[0], change[0].numel()) <= rank:
             continue
-        left, spread, right = torch.linalg.svd(change.flatten(1), full_matrices=False)
-        root, module = spread[:rank].sqrt(), f"unet.{name.removesuffix('.weight')}"
+        u, singular_values, vh = torch.linalg.svd(change.flatten(1), full_matrices=False)
+        scale, module = singular_values[:rank].sqrt(), f"unet.{name.removesuffix('.weight')}"
         shape = (rank, *change.shape[1:])
-        factors[f"{module}.lora_A.weight"] = (root[:, None] * right[:rank]).reshape(shape).contiguous()
-        up = left[:, :rank] * root
+        factors[f"{module}.lora_A.weight"] = (scale[:, None] * vh[:rank]).reshape(shape).contiguous()
+        up = u[:, :rank] * scale
         factors[f"{module}.lora_B.weight"] = (up if change.ndim == 2 else up[:, :, None, None]).contiguous()
     return factors

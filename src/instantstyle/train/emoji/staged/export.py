@@ -1,7 +1,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false
 
-"""What is trained so far as a model's folder, which `load` reads: to probe it, to judge it, to look at it."""
+"""Export of the checkpoints so far as a model folder that `load` reads, for probes and evaluation."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ from instantstyle.train.emoji.export import diffusers_unet
 from instantstyle.train.emoji.staged.data import LARGE, SHIPPED
 from instantstyle.weights.adapter import Adapter, save_adapter
 
-_KEPT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor")
+_SHIPPED_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor")
 
 
 def assemble(
@@ -27,12 +27,12 @@ def assemble(
 ) -> Path:
     """Write a model: the shipped encoders, this UNet, this VAE or the shipped one, adapters by file name.
 
-    What a folder of that name held is replaced.
+    An existing folder is replaced.
     """
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for part in _KEPT + ("scheduler",) + (("vae",) if vae is None else ()):
+    for part in _SHIPPED_PARTS + ("scheduler",) + (("vae",) if vae is None else ()):
         shutil.copytree(SHIPPED / part, new / part)
     for name in ("model_index.json", "vocabulary.json", "names.json"):
         shutil.copyfile(SHIPPED / name, new / name)

@@ -1,7 +1,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportPrivateImportUsage=false, reportArgumentType=false
 
-"""Drawing with a network in training: DDIM on v-prediction, and sheets of samples to look at.
+"""Sampling from a network in training: DDIM on v-prediction, and grids of samples.
 
 x_0 = sqrt(a) x - sqrt(1 - a) v,      e = sqrt(a) v + sqrt(1 - a) x,      x' = sqrt(a') x_0 + sqrt(1 - a') e
 """
@@ -27,52 +27,54 @@ from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.emoji.training import device
 from instantstyle.train.emoji.unet import SCHEDULE, square_time_ids
 
-ALPHAS: Float[Tensor, " 1000"] = cast("Any", DDIMScheduler.from_config(SCHEDULE)).alphas_cumprod
-"""The schedule's signal shares by time; 0 at the last time."""
-TIMES = len(ALPHAS)
+ALPHAS_CUMPROD: Float[Tensor, " 1000"] = cast("Any", DDIMScheduler.from_config(SCHEDULE)).alphas_cumprod
+"""The schedule's cumulative alphas by timestep; 0 at the last."""
+NUM_TRAIN_TIMESTEPS = len(ALPHAS_CUMPROD)
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""v of noisy latents at times, one a row."""
+"""v of noisy latents at timesteps, one a row."""
 
 
-def split(
-    noisy: Float[Tensor, "n c h w"], v: Float[Tensor, "n c h w"], time: Tensor
+def predict_x0_noise(
+    noisy_latents: Float[Tensor, "n c h w"], v: Float[Tensor, "n c h w"], timesteps: Tensor
 ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n c h w"]]:
-    """The picture and the noise that a prediction of v takes noisy latents to be made of."""
-    kept = alphas_at(time)
-    signal, spread = kept.sqrt(), (1 - kept).sqrt()
-    return signal * noisy - spread * v, signal * v + spread * noisy
+    """x0 and noise of noisy latents, by a prediction of v."""
+    alphas_cumprod = alphas_cumprod_at(timesteps)
+    alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+    return alpha * noisy_latents - sigma * v, alpha * v + sigma * noisy_latents
 
 
-def joined(x0: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], time: Tensor) -> Float[Tensor, "n c h w"]:
-    """Noisy latents at times, -1 being before the first: the picture itself."""
-    kept = alphas_at(time)
-    return kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+def add_noise(
+    x0: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], timesteps: Tensor
+) -> Float[Tensor, "n c h w"]:
+    """Noisy latents at timesteps from -1 (x0 itself) to 999."""
+    alphas_cumprod = alphas_cumprod_at(timesteps)
+    return alphas_cumprod.sqrt() * x0 + (1 - alphas_cumprod).sqrt() * noise
 
 
-def alphas_at(time: Tensor) -> Float[Tensor, "n 1 1 1"]:
-    """Signal shares at times, 1 at -1."""
-    alphas = torch.cat([ALPHAS.clamp(0, 1), torch.ones(1)]).to(time.device)
-    return alphas[time.long()][:, None, None, None]
+def alphas_cumprod_at(timesteps: Tensor) -> Float[Tensor, "n 1 1 1"]:
+    """Cumulative alphas at timesteps, 1 at -1."""
+    alphas = torch.cat([ALPHAS_CUMPROD.clamp(0, 1), torch.ones(1)]).to(timesteps.device)
+    return alphas[timesteps.long()][:, None, None, None]
 
 
 def trailing(steps: int) -> list[int]:
-    """The times of a DDIM run with trailing spacing, and -1, where it ends."""
-    return [round(TIMES * (1 - i / steps)) - 1 for i in range(steps)] + [-1]
+    """The timesteps of a DDIM run with trailing spacing, and a final -1."""
+    return [round(NUM_TRAIN_TIMESTEPS * (1 - i / steps)) - 1 for i in range(steps)] + [-1]
 
 
 @torch.no_grad()
 def sample(
-    predict: Predict, shape: Sequence[int], seed: int, steps: int = 20, start: Tensor | None = None
+    predict: Predict, shape: Sequence[int], seed: int, steps: int = 20, initial: Tensor | None = None
 ) -> Float[Tensor, "n c h w"]:
-    """Latents by DDIM without added noise, from noise of this seed or from `start`."""
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) if start is None else start
-    x, times = x.to(device()), trailing(steps)
-    for now, after in pairwise(times):
-        at = torch.full((len(x),), now, device=x.device)
-        x0, noise = split(x, predict(x, at).float(), at)
-        x = joined(x0, noise, at - now + after)
-    return x
+    """Latents by DDIM without added noise, from noise of this seed or from `initial`."""
+    latents = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) if initial is None else initial
+    latents, schedule = latents.to(device()), trailing(steps)
+    for timestep, next_timestep in pairwise(schedule):
+        timesteps = torch.full((len(latents),), timestep, device=latents.device)
+        x0, noise = predict_x0_noise(latents, predict(latents, timesteps).float(), timesteps)
+        latents = add_noise(x0, noise, timesteps - timestep + next_timestep)
+    return latents
 
 
 def guided(
@@ -81,40 +83,44 @@ def guided(
     empty: Text,
     side: int,
     guidance: float = 3.0,
-    share: float = 0.7,
+    guidance_rescale: float = 0.7,
     attend: Attend = plain,
     empty_attend: Attend | None = None,
 ) -> Predict:
-    """Predictions pushed away from those of the empty text, rescaled by `share`; both in half precision.
+    """Classifier-free guidance in bfloat16, rescaled by `guidance_rescale` (`rescale_noise_cfg`).
 
-    `attend` hears the reference's tokens, if there is one, and `empty_attend` a reference of zeros.
+    `attend` reads the reference's image tokens, if there is one, and `empty_attend` those of a zero embedding.
     """
-    read, nothing = unet.precompute_kv(text[0]), unet.precompute_kv(empty[0])
+    text_kv, empty_kv = unet.precompute_kv(text[0]), unet.precompute_kv(empty[0])
 
-    def predict(noisy: Tensor, time: Tensor) -> Tensor:
-        size = square_time_ids(len(noisy), side)
-        with autocast_bf16(noisy.device):
-            told = unet(noisy, time.float(), read, text[1], size, attend=attend).float()
+    def predict(noisy_latents: Tensor, timesteps: Tensor) -> Tensor:
+        time_ids = square_time_ids(len(noisy_latents), side)
+        with autocast_bf16(noisy_latents.device):
+            conditional = unet(noisy_latents, timesteps.float(), text_kv, text[1], time_ids, attend=attend).float()
             if guidance == 1:
-                return told
-            bare = unet(noisy, time.float(), nothing, empty[1], size, attend=empty_attend or attend).float()
-        return rescale_noise_cfg(bare + guidance * (told - bare), told, share)
+                return conditional
+            unconditional = unet(
+                noisy_latents, timesteps.float(), empty_kv, empty[1], time_ids, attend=empty_attend or attend
+            ).float()
+        return rescale_noise_cfg(
+            unconditional + guidance * (conditional - unconditional), conditional, guidance_rescale
+        )
 
     return predict
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Float[Tensor, "n c h w"]) -> npt.NDArray[np.uint8]:
-    """Pictures [n, height, width, 3] of latents of a VAE whose scaling factor is 1."""
-    drawn = cast("Any", vae.decode(latents.to(vae.device).float())).sample.clamp(-1, 1).cpu()
-    return ((drawn + 1) * 127.5).round().byte().movedim(1, -1).numpy()
+    """Images [n, height, width, 3] uint8 of latents, for a VAE with scaling factor 1."""
+    decoded = cast("Any", vae.decode(latents.to(vae.device).float())).sample.clamp(-1, 1).cpu()
+    return ((decoded + 1) * 127.5).round().byte().movedim(1, -1).numpy()
 
 
 def sheet(pictures: npt.NDArray[np.uint8], columns: int, path: Path, zoom: int = 1) -> None:
-    """Write pictures [n, side, side, 3] as one picture, row by row, on white."""
+    """Write images [n, side, side, 3] as one grid with `columns` columns on white, enlarged `zoom` times."""
     side, gap = pictures.shape[1], 4
-    rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * (side + gap) + gap, columns * (side + gap) + gap, 3), 255, np.uint8)
+    grid_rows = -(-len(pictures) // columns)
+    canvas = np.full((grid_rows * (side + gap) + gap, columns * (side + gap) + gap, 3), 255, np.uint8)
     for number, picture in enumerate(pictures):
         top, left = (gap + (side + gap) * i for i in divmod(number, columns))
         canvas[top : top + side, left : left + side] = picture

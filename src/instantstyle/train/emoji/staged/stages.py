@@ -53,23 +53,23 @@ class Stages:
         styles: int = 1800,
         begin: Path | None = None,
         plan: BlockPlan | None = None,
-        into: Path | None = None,
+        package_folder: Path | None = None,
         renew: base.Renew = "cross-attention",
         dropped_skips: float = 0.0,
         dropped_pooled: float = 0.0,
         dropped_modules: float = 0.0,
     ) -> None:
-        """`steps` replaces a stage's own number; `begin` is a restart package; `plan` is the style adapters'.
+        """`steps` replaces a stage's default; `begin` is a restart package; `plan` is that of the style adapters.
 
-        `into` is where `pack` writes the package; `renew` and what is dropped are the base's.
+        `package_folder` is where `pack` writes the package; `renew` and the dropped shares are those of `train_base`.
         """
-        self.folder, self.steps, self.styles, self.begin, self.plan, self.into = (
+        self.folder, self.steps, self.styles, self.begin, self.plan, self.package_folder = (
             folder,
             steps,
             styles,
             begin,
             plan,
-            into,
+            package_folder,
         )
         self.renew: base.Renew = renew
         self.dropped = (dropped_skips, dropped_pooled, dropped_modules)
@@ -78,12 +78,12 @@ class Stages:
 
     @cached_property
     def data(self) -> TrainingData:
-        """What the base and the decoder learn from."""
+        """Training data of the base and the decoder."""
         return prepare(self.folder, self.styles)
 
     @cached_property
-    def seen(self) -> TrainingData:
-        """The same with image embeddings."""
+    def data_with_embeds(self) -> TrainingData:
+        """`data` with image embeddings."""
         return prepare(self.folder, self.styles, embeds=True)
 
     @cached_property
@@ -95,8 +95,11 @@ class Stages:
         return base.unet_of(averaged(self.folder / "base.pt"))
 
     def prepare(self) -> None:
-        """Draw the bank, encode it, read the captions."""
-        print(f"{len(self.seen.bank.concept)} pictures, {len(self.seen.captions.words.texts)} captions")
+        """Render the bank and encode its images and captions."""
+        print(
+            f"{len(self.data_with_embeds.bank.concept)} pictures, "
+            f"{len(self.data_with_embeds.captions.embeds.texts)} captions"
+        )
 
     def base(self) -> None:
         """Train the UNet on text alone."""
@@ -105,13 +108,15 @@ class Stages:
         base.train_base(self.folder, self.data, steps, self.processes, self.renew, *self.dropped)
 
     def reach(self) -> None:
-        """Say what captions are worth and which of the base's attention modules have a say, at both sizes."""
+        """Print `caption_worth` and `text_reach` of the base at both sizes."""
         for side in self.data.latents:
             worth, error = reach.caption_worth(self.unet, self.data, side)
             print(f"{side} worth of a caption {worth:.4f}, error with its own {error:.4f}", flush=True)
-            for time in (900, 500):
-                said = reach.text_reach(self.unet, self.data, side, time)
-                print(side, time, ", ".join(f"{module} {share:.3f}" for module, share in said.items()), flush=True)
+            for timestep in (900, 500):
+                changes = reach.text_reach(self.unet, self.data, side, timestep)
+                print(
+                    side, timestep, ", ".join(f"{module} {share:.3f}" for module, share in changes.items()), flush=True
+                )
 
     def decoder(self) -> None:
         """Train the decoder at 128 px."""
@@ -131,7 +136,7 @@ class Stages:
         self._adapter(adapters.style_stage(self._style_plan()))
 
     def adapter_paired(self) -> None:
-        """Train the adapter at the plan's blocks alone, the reference being another thing in the target's style."""
+        """Train the adapter at the plan's blocks alone, the reference being another concept in the target's style."""
         self._adapter(adapters.paired_stage(self._style_plan()))
 
     def distillation(self) -> None:
@@ -142,18 +147,18 @@ class Stages:
             adapter.load_state_dict(averaged(self.folder / f"{adapters.PUBLISHED.name}.pt"))
         self._restore("distillation", distillation.Student(self.unet), distillation.RATE, None)
         distillation.train_student(
-            self.folder, self.unet, self.seen, self._steps("distillation"), self.processes, adapter
+            self.folder, self.unet, self.data_with_embeds, self._steps("distillation"), self.processes, adapter
         )
 
     def export(self) -> None:
-        """Write what there is as a model's folder."""
+        """Write the checkpoints so far as a model folder."""
         vae, file = vae_of(SHIPPED), self.folder / "decoder.pt"
         if file.exists():
             weights = {
                 key.removeprefix("decoder."): w for key, w in averaged(file).items() if key.startswith("decoder.")
             }
             vae.decoder.load_state_dict(weights)
-        spoken: dict[str, Adapter] = {}
+        exported: dict[str, Adapter] = {}
         for name, stage in (
             ("ip_adapter.safetensors", adapters.PUBLISHED),
             ("ip_adapter_style.safetensors", adapters.style_stage(self.plan) if self.plan else None),
@@ -161,28 +166,28 @@ class Stages:
             if stage and (self.folder / f"{stage.name}.pt").exists():
                 net = TrainableAdapter(self.unet, stage.plan)
                 net.load_state_dict(averaged(self.folder / f"{stage.name}.pt"))
-                spoken[name] = net.requires_grad_(False).adapter
-        print(assemble(self.folder / "emoji", self.unet.state_dict(), vae, spoken))
+                exported[name] = net.requires_grad_(False).adapter
+        print(assemble(self.folder / "emoji", self.unet.state_dict(), vae, exported))
 
     def pack(self) -> None:
-        """Write the restart package of every stage that was begun."""
-        there = [name for name in STEPS if (self.folder / f"{name}.pt").exists()]
-        about: dict[str, dict[str, Any]] = {name: {"steps planned": self._steps(name)} for name in there}
-        if "base" in about:
+        """Write the restart package of every stage that has a checkpoint."""
+        trained = [name for name in STEPS if (self.folder / f"{name}.pt").exists()]
+        metadata: dict[str, dict[str, Any]] = {name: {"steps planned": self._steps(name)} for name in trained}
+        if "base" in metadata:
             step = package.checkpoint(self.folder / "base.pt")["step"]
-            about["base"] |= {
+            metadata["base"] |= {
                 "samples": {str(side): count for side, count in base.samples(int(step)).items()},
                 "phases": [[phase.until, phase.large] for phase in base.PHASES],
                 "learning rates": [base.RATE, base.MUON_RATE],
                 "caption shares": {column.name: share for column, share in SHARES.items()},
             }
         data = {"bank seed": 1, "styles": self.styles, "caption seed": CAPTION_SEED, "processes": 2}
-        package.pack(self.folder, self.into or self.folder / "package", about, data)
+        package.pack(self.folder, self.package_folder or self.folder / "package", metadata, data)
 
     def _adapter(self, stage: adapters.AdapterStage) -> None:
         self._restore(stage.name, TrainableAdapter(self.unet, stage.plan), ADAPTER_RATE, 3 * ADAPTER_RATE)
         adapters.train_adapter_stage(
-            self.folder, self.unet, self.seen, stage, self._steps(stage.name), self.processes, ADAPTER_RATE
+            self.folder, self.unet, self.data_with_embeds, stage, self._steps(stage.name), self.processes, ADAPTER_RATE
         )
 
     def _style_plan(self) -> BlockPlan:
@@ -231,15 +236,15 @@ def main() -> None:
     parser.add_argument("--dropped-skips", type=float, default=0.0, help="share of rows without the middle level's")
     parser.add_argument("--dropped-pooled", type=float, default=0.0, help="share of rows without pooled words")
     parser.add_argument("--dropped-modules", type=float, default=0.0, help="share of rows unread, by module")
-    given = parser.parse_args()
+    args = parser.parse_args()
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        plan = parse_block_plan(given.plan, EMOJI.unet, {}) if given.plan else None
-        more = (given.renew, given.dropped_skips, given.dropped_pooled, given.dropped_modules)
-        stages = Stages(given.folder, given.steps, given.styles, given.begin, plan, given.package, *more)
-        for name in given.stages:
+        plan = parse_block_plan(args.plan, EMOJI.unet, {}) if args.plan else None
+        more = (args.renew, args.dropped_skips, args.dropped_pooled, args.dropped_modules)
+        stages = Stages(args.folder, args.steps, args.styles, args.begin, plan, args.package, *more)
+        for name in args.stages:
             STAGES[name](stages)
     except KeyboardInterrupt as stopped:
         print(stopped)

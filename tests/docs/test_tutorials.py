@@ -13,8 +13,11 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 RUN_ELSEWHERE = {
     "api": "tests/serve/test_api_page.py",
-    "own-models": "tests/test_own_models.py",
+    "batch": "tests/docs/test_guides.py",
+    "generating": "tests/docs/test_guides.py",
+    "own-models": "tests/docs/test_own_models.py",
     "training": "tests/train/test_docs.py",
+    "transformers": "tests/docs/test_guides.py",
 }
 """Pages whose commands need files that a test makes for them."""
 STEPS = 4

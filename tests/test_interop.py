@@ -13,7 +13,7 @@ from instantstyle.blocks import parse_block_plan
 from instantstyle.errors import InputError
 from instantstyle.interop import diffusers_style, widen_adapter
 from instantstyle.model import Model
-from instantstyle.networks.transformer_denoisers import unpack
+from instantstyle.networks.transformer_denoisers import unpack_latents
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine
 from instantstyle.weights.adapter import extract_blocks
@@ -53,7 +53,7 @@ def theirs(kind: str, folder: Path, adapter: Path, model: Model, request: Reques
     guidance = 3.5 if kind == "FluxPipeline" else 5.0
     steps = request.steps
     out = pipe(prompt=request.prompt, num_inference_steps=steps, guidance_scale=guidance, **arguments).images
-    return unpack(out, 6) if kind == "FluxPipeline" else out
+    return unpack_latents(out, 6) if kind == "FluxPipeline" else out
 
 
 def request(**fields: Any) -> Request:

@@ -25,10 +25,11 @@ from instantstyle.networks.denoiser import Denoiser, UNetDenoiser
 from instantstyle.networks.transformer_denoisers import DENOISERS
 from instantstyle.networks.unet import UNet
 from instantstyle.utils.images import ResizeMode
-from instantstyle.weights.adapter import ENCODERS, Adapter, LazyWeights
+from instantstyle.weights.adapter import ENCODERS, Adapter
 from instantstyle.weights.control import ControlNet
 from instantstyle.weights.depth import DepthEstimator
 from instantstyle.weights.fingerprint import sampled, weights_hash
+from instantstyle.weights.lazy_weights import LazyWeights
 from instantstyle.weights.resolve import ResolvedModel
 
 OffloadMode = Literal["none", "reload", "sequential"]

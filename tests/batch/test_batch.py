@@ -4,6 +4,8 @@ import csv
 import importlib
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from PIL import Image
 
 from cli_runner import Command, command_runner
 from instantstyle.batch.journal import FOLDER, Journal, file_name, open_journal
-from instantstyle.batch.manifest import write_manifest, write_shards
+from instantstyle.batch.manifest import write_batch_manifest, write_shards
 from instantstyle.batch.runner import BatchRunner
-from instantstyle.batch.table import RequestBuilder, list_styles, parse_seeds, product, read_prompts, read_table
+from instantstyle.batch.table import RequestBuilder, list_style_files, parse_seeds, product, read_prompts, read_table
 from instantstyle.errors import InputError
 from instantstyle.pipeline import generate
 from instantstyle.request import Request, StyleReference, read_metadata
@@ -79,7 +81,7 @@ def test_rows_are_the_same_in_every_format(folder: Path) -> None:
 
 def test_prompts_in_styles_with_seeds(folder: Path) -> None:
     (folder / "prompts.txt").write_text("a cat\n\n  a dog \n")
-    rows = list(product(read_prompts(folder / "prompts.txt"), list_styles(folder), parse_seeds("0-1,7")))
+    rows = list(product(read_prompts(folder / "prompts.txt"), list_style_files(folder), parse_seeds("0-1,7")))
     assert len(rows) == 2 * 1 * 3
     assert rows[4] == {"prompt": "a dog", "style": str(folder / "ref.png"), "seed": 1}
     assert list(product(["a cat"], [], [])) == [{"prompt": "a cat"}]
@@ -118,7 +120,9 @@ def test_mistakes_are_listed_with_their_rows_and_stop_nothing(folder: Path) -> N
             assert said in reasons[row], (row, reasons[row])
 
 
-@pytest.mark.parametrize("name", ["../{row}.png", "/tmp/{row}.png", "{row}.jpg", "{nothing}.png", ".{row}.png", "{row"])
+@pytest.mark.parametrize(
+    "name", ["../{row}.png", "/elsewhere/{row}.png", "{row}.jpg", "{nothing}.png", ".{row}.png", "{row"]
+)
 def test_names_that_lead_elsewhere(folder: Path, name: str) -> None:
     with open_journal(folder / "out") as journal, pytest.raises(InputError):
         list(journal.record(iter([{"prompt": "a"}]), RequestBuilder(folder), name))
@@ -237,7 +241,7 @@ def test_manifest_and_shards(folder: Path) -> None:
     with open_journal(folder / "out") as journal:
         builder = _record(journal, folder, [*ROWS, {"prompt": 1, "x": 2}])
         _draw(journal, builder, meter=True)
-        table: Any = importlib.import_module("pyarrow.parquet").read_table(write_manifest(journal))
+        table: Any = importlib.import_module("pyarrow.parquet").read_table(write_batch_manifest(journal))
         rows = table.to_pylist()
         shards = write_shards(journal, 3)
         stamps = [file.stat().st_mtime_ns for file in shards]
@@ -286,3 +290,20 @@ def test_what_is_refused(
     told = command("batch", *arguments, "--out", folder / "out")
     assert told.code == 2
     assert said in told.err
+
+
+def test_rows_are_checked_before_anything_heavy_is_imported(folder: Path) -> None:
+    table = _jsonl(folder, [ROWS[0], {"prompt": "a", "stepz": 1}])
+    code = f"""
+import sys
+from instantstyle import cli
+sys.argv = ["instantstyle", "batch", {str(table)!r}, "--out", {str(folder / "out")!r}, "--check"]
+try:
+    cli.main()
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "row 2: there is no column 'stepz'" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"

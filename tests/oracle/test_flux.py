@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny_models
-from instantstyle.networks.transformer_denoisers import pack, unpack
+from instantstyle.networks.transformer_denoisers import pack_latents, unpack_latents
 from instantstyle.request import Init, Request
 from oracle.flow_pipelines import assert_equal_runs, run_ours, run_theirs
 
@@ -33,7 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def unpacked(theirs: tuple[torch.Tensor, Any], height: int) -> tuple[torch.Tensor, Any]:
-    return unpack(theirs[0], height // 8), theirs[1]
+    return unpack_latents(theirs[0], height // 8), theirs[1]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,5 +63,5 @@ def test_packing_is_diffusers_own_and_can_be_undone() -> None:
     import diffusers
 
     kind: Any = diffusers
-    assert torch.equal(pack(latents), kind.FluxPipeline._pack_latents(latents, 2, 3, 8, 6))
-    assert torch.equal(unpack(pack(latents), 8), latents)
+    assert torch.equal(pack_latents(latents), kind.FluxPipeline._pack_latents(latents, 2, 3, 8, 6))
+    assert torch.equal(unpack_latents(pack_latents(latents), 8), latents)

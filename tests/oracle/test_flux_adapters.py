@@ -15,7 +15,7 @@ import tiny_models
 from instantstyle.blocks import parse_block_plan
 from instantstyle.errors import InputError, WeightsError
 from instantstyle.loading import load
-from instantstyle.networks.transformer_denoisers import unpack
+from instantstyle.networks.transformer_denoisers import unpack_latents
 from instantstyle.request import Request, StyleReference
 from instantstyle.sampling import Engine
 from instantstyle.weights.adapter import adapter_modules, extract_blocks, family_of_adapter, load_adapter
@@ -45,7 +45,7 @@ def theirs(pipe: Any, **arguments: Any) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(7)
     more = {"prompt": "a cat", "num_inference_steps": STEPS, "width": SIZE[0], "height": SIZE[1], "guidance_scale": 3.5}
-    return unpack(pipe(**more, output_type="latent", generator=generator, **arguments).images, SIZE[1] // 8)
+    return unpack_latents(pipe(**more, output_type="latent", generator=generator, **arguments).images, SIZE[1] // 8)
 
 
 def clip_embeds(picture: Image.Image, content: str | None = None) -> Tensor:

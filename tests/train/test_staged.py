@@ -35,7 +35,7 @@ from instantstyle.train.emoji.staged.data import SHIPPED, TrainingData, vae_of
 from instantstyle.train.emoji.staged.export import assemble
 from instantstyle.train.emoji.staged.measures import edge_sharpness
 from instantstyle.train.emoji.staged.reach import caption_worth, text_reach
-from instantstyle.train.emoji.staged.sampling import add_noise, predict_x0_noise, sample, trailing
+from instantstyle.train.emoji.staged.sampling import mix_noise, predict_x0_noise, sample, trailing
 from instantstyle.train.emoji.unet import make_unet, square_time_ids
 
 _LOOK = StyleTransform("plain", (250, 250, 250), (10, 10, 10), (200, 20, 20), 0.5, 1)
@@ -148,19 +148,19 @@ def test_sides_follow_the_phases() -> None:
 def test_a_prediction_of_v_is_taken_apart_and_put_together() -> None:
     x0, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     time = torch.tensor([0, 500, 999])
-    noisy = add_noise(x0, noise, time)
-    x, e = predict_x0_noise(noisy, add_noise(noise, -x0, time), time)
+    noisy = mix_noise(x0, noise, time)
+    x, e = predict_x0_noise(noisy, mix_noise(noise, -x0, time), time)
     assert torch.allclose(x, x0, atol=1e-4)
     assert torch.allclose(e, noise, atol=1e-4)
-    assert torch.equal(add_noise(x0, noise, torch.full((3,), -1)), x0)
+    assert torch.equal(mix_noise(x0, noise, torch.full((3,), -1)), x0)
 
 
 def test_a_sampler_that_is_told_the_truth_draws_it() -> None:
     truth = torch.randn(2, 3, 4, 4)
 
     def predict(noisy: Tensor, time: Tensor) -> Tensor:
-        signal = add_noise(torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), time)
-        spread = add_noise(torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1), time)
+        signal = mix_noise(torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1), time)
+        spread = mix_noise(torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1), time)
         return signal * (noisy - signal * truth) / spread - spread * truth
 
     assert torch.allclose(sample(predict, truth.shape, seed=1, steps=4), truth, atol=1e-3)

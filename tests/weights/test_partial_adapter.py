@@ -9,7 +9,8 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from instantstyle.blocks import BlockPlan
 from instantstyle.errors import WeightsError
 from instantstyle.families import SDXL
-from instantstyle.weights.adapter import LazyWeights, adapter_input_dim, extract_blocks, load_adapter, save_adapter
+from instantstyle.weights.adapter import adapter_input_dim, extract_blocks, load_adapter, save_adapter
+from instantstyle.weights.lazy_weights import LazyWeights
 from oracle.adapters import EMBED_DIM, random_adapter, random_plus
 from oracle.paired_unets import TINY_SDXL
 

@@ -60,6 +60,17 @@ class Counts:
         return self.pending + self.done + self.failed + self.bad
 
 
+def ensure_folder(folder: Path) -> None:
+    """Make the pictures' folder.  Raises InputError when it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as refused:
+        raise InputError(f"cannot write into {str(folder)!r}: {(refused.strerror or str(refused)).lower()}") from None
+
+
 @contextmanager
 def open_journal(folder: Path) -> "Generator[Journal]":
     """The journal of a folder, for this process alone.  Raises InputError when another run has it."""
@@ -127,13 +138,13 @@ class Journal:
             name = file_name(template, n, request, row)
         except InputError as wrong:
             return self._insert(n, "", None, row, "", "bad", str(wrong))
-        print_of = hashlib.sha256(f"{name}\n{request.to_json()}".encode()).hexdigest()
+        fingerprint = hashlib.sha256(f"{name}\n{request.to_json()}".encode()).hexdigest()
         old = self._database.execute(
             "select state, seconds, outcome from before where n = ? and fingerprint = ? and state = 'done'",
-            (n, print_of),
+            (n, fingerprint),
         ).fetchone()
         try:
-            self._insert(n, print_of, name, row, grouping(request), *(("done", None) if old else ("pending", None)))
+            self._insert(n, fingerprint, name, row, grouping(request), *(("done", None) if old else ("pending", None)))
         except sqlite3.IntegrityError:
             (other,) = self._database.execute("select n from rows where name = ?", (name,)).fetchone()
             reason = f"its file {name!r} is row {other}'s: put {{row}} into --name"

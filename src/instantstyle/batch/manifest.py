@@ -33,7 +33,7 @@ COLUMNS: dict[str, str] = {
 """Names and pyarrow's types.  `warnings` and `request` are JSON; pictures in it are the hashes of their files."""
 
 
-def write_manifest(journal: Journal) -> Path:
+def write_batch_manifest(journal: Journal) -> Path:
     """manifest.parquet, or manifest.csv where pyarrow is not installed: a row a picture, and one for each bad row."""
     try:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")

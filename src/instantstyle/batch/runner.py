@@ -10,7 +10,7 @@ from typing import Any
 
 from instantstyle.batch.journal import Journal, PendingRow
 from instantstyle.batch.table import RequestBuilder, without_pictures
-from instantstyle.errors import InputError, InstantStyleError, PictureError
+from instantstyle.errors import InstantStyleError, PictureError
 from instantstyle.meter import can_measure, measure, without_reference
 from instantstyle.model import Model
 from instantstyle.request import Request, Result, output_paths, read_metadata
@@ -54,39 +54,39 @@ class BatchRunner:
 
     def run(self, on_row: OnRow | None = None) -> None:
         """Draw every pending row.  A row that fails is written down, and the others go on."""
-        told: OnRow = on_row or _ignore
+        on_done: OnRow = on_row or _ignore
         waiting = self._journal.pending()
-        flying: list[_Row] = []
+        in_flight: list[_Row] = []
         try:
             while True:
-                while len(flying) < self._concurrency and (begun := self._begin_next(waiting, told)) is not None:
-                    flying.append(begun)
-                if not flying:
+                while len(in_flight) < self._concurrency and (begun := self._begin_next(waiting, on_done)) is not None:
+                    in_flight.append(begun)
+                if not in_flight:
                     return
                 self._engine.step()
-                for each in [each for each in flying if each.over]:
-                    flying.remove(each)
+                for each in [each for each in in_flight if each.over]:
+                    in_flight.remove(each)
                     self._end(each)
-                    told(each.row.number)
+                    on_done(each.row.number)
         finally:
-            for each in flying:
+            for each in in_flight:
                 each.cancel()
 
-    def _begin_next(self, waiting: Iterator[PendingRow], told: OnRow) -> _Row | None:
+    def _begin_next(self, waiting: Iterator[PendingRow], on_done: OnRow) -> _Row | None:
         """The next row that is to be drawn, submitted; rows that are drawn already or cannot be are written down."""
         for row in waiting:
             try:
                 request = self._builder.build(row.fields)
                 request = request if request.seed is not None else request.model_copy(update={"seed": self._seed(row)})
                 if self._adopt(row, request):
-                    told(row.number)
+                    on_done(row.number)
                     continue
                 run = self._engine.submit(request)
                 metered = self._meter and can_measure(self._model, run.request)
                 return _Row(row, run, self._engine.submit(without_reference(run.request)) if metered else None)
             except InstantStyleError as refused:
                 self._journal.failed(row.number, str(refused))
-                told(row.number)
+                on_done(row.number)
         return None
 
     def _seed(self, row: PendingRow) -> int:
@@ -164,14 +164,3 @@ class Pace:
     def seconds_left(self) -> float:
         """At the rate so far."""
         return self.seconds / max(self.rows, 1) * (self._left - self.rows)
-
-
-def ensure_folder(folder: Path) -> None:
-    """Make the pictures' folder.  Raises InputError when it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as refused:
-        raise InputError(f"cannot write into {str(folder)!r}: {(refused.strerror or str(refused)).lower()}") from None

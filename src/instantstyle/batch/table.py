@@ -119,7 +119,7 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def list_styles(folder: Path) -> list[str]:
+def list_style_files(folder: Path) -> list[str]:
     """The pictures and style cards of a folder, by name.  Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"--styles is a folder of pictures and style cards, and {str(folder)!r} is none")

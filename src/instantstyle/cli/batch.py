@@ -62,8 +62,7 @@ def batch(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts and the files as JSON.")] = False,
 ) -> None:
     """Draw a table of requests into a folder; the same command goes on after any stop."""
-    from instantstyle.batch.journal import check_template, open_journal
-    from instantstyle.batch.runner import ensure_folder
+    from instantstyle.batch.journal import check_template, ensure_folder, open_journal
     from instantstyle.batch.table import RequestBuilder
     from instantstyle.cli.output import print_done, print_note, to_json
 
@@ -102,7 +101,7 @@ def _rows(
     table: Path | None, prompts: Path | None, styles: Path | None, seeds: str | None
 ) -> "tuple[Iterable[Any], Path, str]":
     """The rows, the folder that their paths start from, and what tells them from other rows."""
-    from instantstyle.batch.table import list_styles, parse_seeds, product, read_prompts, read_table
+    from instantstyle.batch.table import list_style_files, parse_seeds, product, read_prompts, read_table
 
     if (table is None) == (prompts is None):
         raise InputError("give a table of requests, or --prompts with --styles and --seeds")
@@ -113,7 +112,7 @@ def _rows(
         with table.open("rb") as file:
             return rows, table.resolve().parent, hashlib.file_digest(file, "sha256").hexdigest()
     assert prompts is not None
-    parts = (read_prompts(prompts), list_styles(styles) if styles else [], parse_seeds(seeds) if seeds else [])
+    parts = (read_prompts(prompts), list_style_files(styles) if styles else [], parse_seeds(seeds) if seeds else [])
     return product(*parts), Path.cwd(), repr(parts)
 
 
@@ -164,7 +163,7 @@ def _draw(
 
 
 def _write(journal: "Journal", shards: int | None) -> dict[str, Any]:
-    from instantstyle.batch.manifest import write_manifest, write_shards
+    from instantstyle.batch.manifest import write_batch_manifest, write_shards
 
-    written: dict[str, Any] = {"manifest": str(write_manifest(journal))}
+    written: dict[str, Any] = {"manifest": str(write_batch_manifest(journal))}
     return written if shards is None else {**written, "shards": [str(file) for file in write_shards(journal, shards)]}

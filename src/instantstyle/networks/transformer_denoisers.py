@@ -40,7 +40,7 @@ class FluxDenoiser:
         assert residuals is None
         text = conditioning.prompt_embeds
         velocity: Tensor = self.transformer(
-            hidden_states=pack(latents),
+            hidden_states=pack_latents(latents),
             encoder_hidden_states=text,
             pooled_projections=conditioning.pooled_prompt_embeds,
             # In the latents' dtype, as diffusers' pipeline: the network multiplies it by 1000 again.
@@ -51,7 +51,7 @@ class FluxDenoiser:
             joint_attention_kwargs={"attend": attend, "text_seq_len": text.shape[1]},
             return_dict=False,
         )[0]
-        return unpack(velocity, latents.shape[2])
+        return unpack_latents(velocity, latents.shape[2])
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,16 @@ DENOISERS: Mapping[str, Callable[[Any], Denoiser]] = {
 """The denoiser of each of diffusers' classes that is supported."""
 
 
-def pack(latents: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows tokens packed"]:
+def pack_latents(latents: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows tokens packed"]:
     """Each 2 x 2 latents as one token, of four times the channels; heights and widths are even."""
     rows, channels, height, width = latents.shape
     patches = latents.reshape(rows, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(rows, height * width // 4, channels * 4)
 
 
-def unpack(tokens: Float[Tensor, "rows tokens packed"], height: int) -> Float[Tensor, "rows channels height width"]:
+def unpack_latents(
+    tokens: Float[Tensor, "rows tokens packed"], height: int
+) -> Float[Tensor, "rows channels height width"]:
     """The latents of packed tokens, so high."""
     rows, count, packed = tokens.shape
     width = 4 * count // height

@@ -7,7 +7,7 @@ smaller): that is an error only once a plan asks for the others.
 """
 
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from instantstyle.networks.attention import KeyValue, split_heads
 from instantstyle.networks.image_projection import MLPProjection, Resampler
 from instantstyle.utils.atomic_files import atomic_write, check_writable
 from instantstyle.weights.adapter_projection import PROJECTION, read_projection
-from instantstyle.weights.tensor_files import RenamedTensors, TensorFile, first_row, open_tensors
+from instantstyle.weights.lazy_weights import LazyWeights
+from instantstyle.weights.tensor_files import RenamedTensors, TensorFile, open_tensors
 from instantstyle.weights.transformer_adapter import (
     KEY_NORM_EPS,
     TIMED_NORMS,
@@ -203,39 +204,6 @@ def open_adapter(path: str | Path) -> Generator[TensorFile, None, None]:
         new_names = {"image_proj_model": "image_proj", "adapter_modules": "ip_adapter"}
         matches = [match for name in file.shapes if (match := _TRAINED.match(name))]
         yield RenamedTensors(file, {new_names[m["part"]] + m.string[m.end("part") :]: m.string for m in matches})
-
-
-class LazyWeights(Mapping[Site, Tensor]):
-    """Weights that are read from an open file when they are first asked for, and then held."""
-
-    def __init__(
-        self,
-        file: TensorFile,
-        names: Mapping[Site, str],
-        dtype: torch.dtype,
-        device: str | torch.device,
-        kept: ExitStack,
-    ) -> None:
-        self.held: dict[Site, Tensor] = {}
-        self._file, self._names, self._to, self._kept = file, names, (device, dtype), kept
-
-    def __getitem__(self, site: Site) -> Tensor:
-        if site not in self.held:
-            self.held[site] = self._file.read(self._names[site]).to(*self._to)
-        return self.held[site]
-
-    def __contains__(self, site: object) -> bool:
-        return site in self._names
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def first_row(self, site: Site) -> Tensor:
-        """The first row of a site's weights, read and not held: enough to tell one adapter from another."""
-        return first_row(self._file, self._names[site])
 
 
 def adapter_input_dim(path: str | Path) -> tuple[bool, int]:

@@ -62,7 +62,7 @@ def prepare(folder: Path, styles: int = 1800, *, embeds: bool = False) -> Traini
     data = TrainingData(bank, latents, _captions(folder, bank))
     if not embeds:
         return data
-    return replace(data, embeds=_tensor(folder / "embeds.pt", lambda: embed_images(shipped(), small)))
+    return replace(data, embeds=_tensor(folder / "embeds.pt", lambda: image_embeds_of(shipped(), small)))
 
 
 def shipped() -> Model:
@@ -77,7 +77,7 @@ def vae_of(model: Path) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def embed_images(model: Model, pictures: npt.NDArray[np.uint8], batch: int = 256) -> Float[Tensor, "n embed"]:
+def image_embeds_of(model: Model, pictures: npt.NDArray[np.uint8], batch: int = 256) -> Float[Tensor, "n embed"]:
     """Image embeddings, as at inference, of images [n, 64, 64, 3] uint8; float32."""
     image_encoder = model.image_encoder
     assert image_encoder is not None, "the shipped model has an image encoder"

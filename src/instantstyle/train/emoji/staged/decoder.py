@@ -25,7 +25,7 @@ from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
-from instantstyle.train.emoji.staged.sampling import add_noise, predict_x0_noise
+from instantstyle.train.emoji.staged.sampling import mix_noise, predict_x0_noise
 from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import square_time_ids
 from instantstyle.train.emoji.vae import to_tensor
@@ -107,7 +107,7 @@ def x0_predictor(unet: UNet, data: TrainingData) -> Callable[[np.ndarray, np.ran
         )
         timesteps = torch.from_numpy(rng.integers(MAX_TIMESTEP, size=len(indices))).to(device())
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
-        noisy_latents = add_noise(latents, noise, timesteps)
+        noisy_latents = mix_noise(latents, noise, timesteps)
         with autocast_bf16(device()):
             v = unet(
                 noisy_latents,

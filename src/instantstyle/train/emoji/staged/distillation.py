@@ -24,7 +24,7 @@ from instantstyle.train.emoji.mixed_precision import autocast_bf16
 from instantstyle.train.emoji.staged.base import Pause
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import LARGE, TrainingData
-from instantstyle.train.emoji.staged.sampling import Predict, add_noise, guided, predict_x0_noise, trailing
+from instantstyle.train.emoji.staged.sampling import Predict, guided, mix_noise, predict_x0_noise, trailing
 from instantstyle.train.emoji.training import device, train_stage
 from instantstyle.train.emoji.unet import square_time_ids
 
@@ -58,7 +58,7 @@ def step_along(
 ) -> Float[Tensor, "n c h w"]:
     """A DDIM step from `timesteps` to `next_timesteps` by predictions of v."""
     x0, noise = predict_x0_noise(noisy_latents, v, timesteps)
-    return add_noise(x0, noise, next_timesteps)
+    return mix_noise(x0, noise, next_timesteps)
 
 
 class Student(nn.Module):
@@ -87,7 +87,7 @@ def consistency_loss(
     starts = np.concatenate([np.arange(a, max(b, 0), -TEACHER_STEP) for a, b in pairwise(edges)])
     timesteps = torch.from_numpy(rng.choice(starts, size=n)).to(device())
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device())
-    noisy_latents, end = add_noise(latents, noise, timesteps), phase_end(timesteps)
+    noisy_latents, end = mix_noise(latents, noise, timesteps), phase_end(timesteps)
     with torch.no_grad():
         next_timesteps = torch.maximum(timesteps - TEACHER_STEP, end)
         latents_next = step_along(noisy_latents, teacher(noisy_latents, timesteps), timesteps, next_timesteps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from instantstyle.networks.unet import UNet
 from instantstyle.train.emoji.staged.captions import Column
 from instantstyle.train.emoji.staged.data import TrainingData
-from instantstyle.train.emoji.staged.sampling import add_noise, alphas_cumprod_at
+from instantstyle.train.emoji.staged.sampling import alphas_cumprod_at, mix_noise
 from instantstyle.train.emoji.unet import square_time_ids
 
 
@@ -30,7 +30,7 @@ def text_reach(
     latents = data.latents[side][torch.from_numpy(indices)].float()
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
     timesteps = torch.full((count,), timestep)
-    noisy_latents, time_ids = add_noise(latents, noise, timesteps), square_time_ids(count, side)
+    noisy_latents, time_ids = mix_noise(latents, noise, timesteps), square_time_ids(count, side)
     prompt_embeds, pooled_prompt_embeds = data.captions.lookup(indices, np.full(count, int(Column.THING)))
     own_kv, other_kv = unet.precompute_kv(prompt_embeds), unet.precompute_kv(prompt_embeds.roll(1, 0))
 
@@ -79,7 +79,7 @@ def caption_worth(
 
     def error(prompt_embeds: Tensor, pooled_prompt_embeds: Tensor) -> float:
         v = unet(
-            add_noise(latents, noise, timesteps),
+            mix_noise(latents, noise, timesteps),
             timesteps.float(),
             unet.precompute_kv(prompt_embeds),
             pooled_prompt_embeds,

@@ -44,7 +44,7 @@ def predict_x0_noise(
     return alpha * noisy_latents - sigma * v, alpha * v + sigma * noisy_latents
 
 
-def add_noise(
+def mix_noise(
     x0: Float[Tensor, "n c h w"], noise: Float[Tensor, "n c h w"], timesteps: Tensor
 ) -> Float[Tensor, "n c h w"]:
     """Noisy latents at timesteps from -1 (x0 itself) to 999."""
@@ -73,7 +73,7 @@ def sample(
     for timestep, next_timestep in pairwise(schedule):
         timesteps = torch.full((len(latents),), timestep, device=latents.device)
         x0, noise = predict_x0_noise(latents, predict(latents, timesteps).float(), timesteps)
-        latents = add_noise(x0, noise, timesteps - timestep + next_timestep)
+        latents = mix_noise(x0, noise, timesteps - timestep + next_timestep)
     return latents
 
 
